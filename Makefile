@@ -1,0 +1,66 @@
+# One command each, on a machine with Python 3.11 and make: everything lives in .venv, which is made when it is missing or out of date.
+# Another interpreter: make PYTHON=python3.12 ...   More arguments: make test ARGS="-k tracker", make demo ARGS="--on local"
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ASV := $(BIN)/python -m asv
+
+# The environment is ready for this folder; if the checkout was moved, or its interpreter is gone, it is made anew.
+HOME_OF_VENV := $(shell $(BIN)/python -c '' 2>/dev/null && cat $(READY) 2>/dev/null)
+ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
+.PHONY: $(READY)
+endif
+
+.PHONY: help venv demo test lint kernels bench bench-full clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## count real and generated text on Ray, plain and voted, with faults injected
+	@$(BIN)/quoreduce demo $(ARGS)
+
+test: $(READY) kernels  ## run all tests, those on Ray last
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## style, types, and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/peers kernels  ## run every benchmark once and print the figures (nothing is stored)
+	@$(ASV) machine --yes >/dev/null
+	@$(ASV) run --quick --show-stderr --environment existing $(ARGS)
+
+bench-full: $(VENV)/peers kernels  ## benchmark the last commit in an environment of its own; results and pages go to .asv
+	@$(ASV) machine --yes >/dev/null
+	PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" $(ASV) run --show-stderr $(ARGS) 'HEAD^!'
+	$(ASV) publish
+
+venv: $(READY)  ## make .venv only
+
+clean:  ## delete .venv and everything else that the targets made here
+	rm -rf $(VENV) .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	find engine kernels gridmix bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+kernels: $(READY)
+	@$(BIN)/python -c "from quoreduce.runtime.compile import ensure_kernels; ensure_kernels(print)"
+
+$(READY): pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "quoreduce needs Python 3.11 or later as $(PYTHON); or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing python3-venv ..."; apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null; \
+	else echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; fi
+	@echo "installing quoreduce and its tools into $(VENV) (once; 1 to 2 minutes) ..."
+	@[ "$(HOME_OF_VENV)" = "$(CURDIR)" ] || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev]'
+	@pwd -P > $@
+
+$(VENV)/peers: $(READY)
+	@echo "installing the engines to compare with ..."
+	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,peers]'
+	@touch $@

@@ -1,0 +1,25 @@
+"""quoreduce: map/reduce whose every task runs f+1 times and is voted on by digest.
+
+>>> from quoreduce import Job, run
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quoreduce.job import Job
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.session import Options, Result, Session, run
+
+__version__ = "0.1.0"
+__all__ = ["Job", "Options", "Result", "Session", "__version__", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engine when it is first used: ``import quoreduce`` alone stays fast."""
+    if name in ("Options", "Result", "Session", "run"):
+        from quoreduce.runtime import session
+
+        return getattr(session, name)
+    raise AttributeError(f"module 'quoreduce' has no attribute {name!r}")

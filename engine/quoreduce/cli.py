@@ -1,0 +1,217 @@
+"""The command line. Results go to stdout, everything else to stderr; an error is one line, never a traceback.
+
+Heavy modules are imported by the command that needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from quoreduce import __version__
+from quoreduce.errors import FaultsMasked, QuoreduceError, UsageError
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.options import Options, Place, Result
+
+EXIT_CODES = """exit codes:
+  0  ok
+  2  usage or bad input
+  3  faults were masked, and --strict was given (the output is right and published)
+  4  no quorum, too few failure domains, or the machine failed
+  5  the job is not deterministic
+  130  interrupted"""
+FAULT_HELP = (
+    "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
+    "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
+    "(may be repeated)"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="quoreduce", description="Map/reduce whose every task runs f+1 times and is voted on by digest.",
+        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"quoreduce {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _run_parser(commands)
+    verify = commands.add_parser("verify", help="recompute every digest of an output against its manifest")
+    verify.add_argument("output", metavar="OUTPUT")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    validate = commands.add_parser("validate", help="check that an output is what the job promises (sort: order, count, checksum)")
+    validate.add_argument("job", metavar="JOB", choices=["sort"])
+    validate.add_argument("output", metavar="OUTPUT", help="output of the job, or a file of records")
+    validate.add_argument("--input", nargs="*", metavar="INPUT", help="compare with these (default: those of the manifest, if they exist)")
+    validate.add_argument("--json", action="store_true", help="print one JSON object")
+    generate = commands.add_parser("generate", help="make data: a text with Zipf-like words, or 100-byte sort records")
+    generate.add_argument("kind", choices=["text", "binary", "ascii", "teragen"], help="text; or records as gensort, gensort -a or TeraGen make")
+    generate.add_argument("amount", metavar="AMOUNT", help="bytes of text (1 GB = 1000M, suffixes K M G), or number of records")
+    generate.add_argument("file", metavar="FILE")
+    generate.add_argument("--seed", type=int, default=0, help="of the text (default 0)")
+    generate.add_argument("--first", type=int, default=0, help="number of the first record (default 0)")
+    generate.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    demo = commands.add_parser("demo", help="count a text and a generated one on Ray, plain and voted, with faults, and compare")
+    demo.add_argument("--text", metavar="FILE", default=None, help="a text of your own (default: tests/data/kjv.txt if it is here)")
+    demo.add_argument("--generated-mb", type=int, default=256, metavar="MB", help="size of the generated text (default 256)")
+    demo.add_argument("--on", choices=["local", "ray"], default="ray", help="executor (default ray)")
+    doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
+    doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def _run_parser(commands: Any) -> None:
+    run = commands.add_parser(
+        "run", help="run a job", epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a job over inputs and write part-r-00000... and a manifest, _SUCCESS, to a new directory.",
+    )  # fmt: skip
+    run.add_argument("job", metavar="JOB", help="wordcount, sort, FILE.py:NAME or MODULE:NAME")
+    run.add_argument("paths", metavar="INPUT... OUTPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs; last: output")
+    vote = run.add_argument_group("voting")
+    vote.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
+    vote.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="original: run once; basic: 2f+1 times; bft (default)")
+    vote.add_argument("--digest", choices=["blake3", "fast", "checksum"], help="fast: for accidental faults only; checksum: --mode original only")
+    vote.add_argument("--strict", action="store_true", help="exit 3 if faults were masked")
+    for name, text in (
+        ("deferred", "deferred execution: f+1 replicas first, not 2f+1"),
+        ("tentative", "tentative reduce: start on the first copies of the map outputs"),
+        ("digest-outputs", "digest outputs: store and ship one copy only"),
+        ("tight-storage", "tight storage replication: write the output once, not three times"),
+    ):
+        vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+    vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
+    vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
+    place = run.add_argument_group("where")
+    place.add_argument("--on", choices=["inline", "local", "ray"], help="executor (default: ray with an address, else local)")
+    place.add_argument("--inline", action="store_true", help="the same as --on inline: in this process, for debugging")
+    place.add_argument("--workers", type=int, metavar="N", help="default: one for each core")
+    place.add_argument("--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default: core; node on a cluster)")
+    place.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
+    place.add_argument("--store", metavar="DIR", help="folder for map outputs (default: shared memory)")
+    data = run.add_argument_group("data")
+    data.add_argument("--reducers", type=int, metavar="N", help="number of output parts (default: from the input's size)")
+    data.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="split size in MB, may be a fraction (default 64)")
+    data.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is an earlier output")
+    data.add_argument("--seed", type=int, default=0, help="seed of the job's own randomness (default 0)")
+    data.add_argument("--json", action="store_true", help="print one JSON object")
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+    fault = run.add_argument_group("faults on demand")
+    fault.add_argument("--fault", action="append", default=[], metavar="SPEC", help=FAULT_HELP)
+    fault.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which executions and bits are struck (default 0)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(_COMMANDS[arguments.command](arguments))
+    except QuoreduceError as error:
+        print(f"quoreduce: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("quoreduce: interrupted, nothing was published", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(a: argparse.Namespace) -> int:
+    from quoreduce.jobs.find import find_job
+    from quoreduce.report.progress import progress_bar
+    from quoreduce.runtime.session import Session
+
+    if len(a.paths) < 2:
+        raise UsageError("name at least one INPUT, and the OUTPUT last")
+    place, options = _place(a), _options(a)
+    job = find_job(a.job)
+    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, Session(place, bar.say) as session:
+        result = session.run(job, a.paths[:-1], a.paths[-1], options, bar.update)
+    _print_result(result, a.json)
+    if a.strict and result.faults.masked:
+        raise FaultsMasked(f"{result.faults.masked} faults were masked; the output is right, and published")
+    return 0
+
+
+def _place(a: argparse.Namespace) -> Place:
+    from quoreduce.runtime.options import Place
+
+    if a.inline and a.on not in (None, "inline"):
+        raise UsageError(f"--inline and --on {a.on} contradict each other")
+    return Place("inline" if a.inline else a.on, a.workers, a.domain, a.address, a.store)
+
+
+def _options(a: argparse.Namespace) -> Options:
+    from quoreduce.runtime.options import Options
+
+    return Options(
+        f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite,
+        strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
+        digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, deadline_s=a.deadline, attempts_max=a.attempts_max,
+    )  # fmt: skip
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    executions = " ".join(f"{kind} {n}" for kind, n in result.executions.items())
+    print(f"{result.output}: {result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes, digest {result.digest[:16]}")
+    print(
+        f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; executions: {executions} "
+        f"({result.reexecutions} more than planned)"
+    )
+    count = result.faults
+    if count.injected or count.detected:
+        print(f"faults: {count.injected} injected, {count.detected} detected, {count.masked} masked")
+
+
+def _verify(a: argparse.Namespace) -> int:
+    from quoreduce.runtime.session import verify
+
+    report = verify(a.output)
+    if a.json:
+        state = {"output": a.output, "ok": report.ok, "parts": len(report.manifest.parts), "problems": list(report.problems)}
+        print(json.dumps(state))
+    else:
+        for problem in report.problems:
+            print(f"{a.output}/{problem}")
+        state_text = "ok" if report.ok else f"{len(report.problems)} problems"
+        print(f"{a.output}: {len(report.manifest.parts)} parts, {report.manifest.digest_algorithm}: {state_text}")
+    return 0 if report.ok else 2
+
+
+def _validate(a: argparse.Namespace) -> int:
+    from quoreduce.report.validate import validate_sort
+
+    return validate_sort(a.output, a.input, a.json)
+
+
+def _generate(a: argparse.Namespace) -> int:
+    from quoreduce.report.generate import generate
+
+    return generate(a.kind, a.amount, a.file, a.seed, a.first, a.overwrite)
+
+
+def _demo(a: argparse.Namespace) -> int:
+    from quoreduce.report.demo import demo
+
+    return demo(a.text, a.generated_mb, a.on)
+
+
+def _doctor(a: argparse.Namespace) -> int:
+    from quoreduce.report.doctor import doctor
+
+    return doctor(a.address, a.json)
+
+
+_COMMANDS = {"run": _run, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "doctor": _doctor}
+
+if __name__ == "__main__":
+    sys.exit(main())

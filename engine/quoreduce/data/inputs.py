@@ -1,0 +1,544 @@
+"""Inputs: from what the user names to splits, and from a split to the bytes of its records.
+
+An input is a file, a directory (its files, not its subdirectories; names that begin with ``_`` or ``.`` are skipped,
+as Hadoop does), a glob, or a URI that pyarrow.fs knows (s3, gs, hdfs; ``file:`` URIs are plain paths). Members that end
+in ``.gz`` or ``.zst`` are one split each.
+
+Local files are mapped, not read: the array that :func:`open_split` yields is a read-only view of the page cache. The
+size is checked against the plan before anything is mapped, since touching a page past the end of a shrunk file kills
+the process (SIGBUS); a file that is truncated *while* a kernel runs over it still does.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import gzip
+import mmap
+import os
+import re
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+
+from quoreduce.data.formats import RecordFormat, record_range
+from quoreduce.errors import HostError, InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    U8 = NDArray[np.uint8]
+
+SPLITS_MAX = 1 << 20
+MEMBER_BYTES_MAX = 16 << 30
+_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
+_CHUNK = 1 << 20
+_ZST_CHUNK = 1 << 12  # a 4-byte zstd block can stand for 128 KiB: small bites bound what one of them turns into
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_KINDS = {
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+class Split(msgspec.Struct, frozen=True):
+    """A range of an input whose records one map task reads; it is sent to workers.
+
+    ``path`` is an absolute path, or a URI if ``uri``; ``start`` and ``length`` are in bytes of the file as stored;
+    ``size`` is the file's size in bytes when the job was planned; ``index`` counts the splits of the job.
+    """
+
+    path: str
+    start: int
+    length: int
+    size: int
+    compression: Literal["none", "gz", "zst"]
+    uri: bool
+    index: int
+
+
+class _Member(NamedTuple):
+    path: str
+    size: int
+    uri: bool
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def plan_splits(inputs: Sequence[str], fmt: RecordFormat, split_bytes: int) -> tuple[Split, ...]:
+    """Find the files of ``inputs`` and cut them into splits.
+
+    Args:
+        inputs: files, directories, globs, URIs. Order: as given; by path within each. A file named twice is read twice.
+        fmt: for ``fixed`` the cuts are at multiples of the width, and each file's size must be such a multiple.
+        split_bytes: length of a split in bytes, >= 1; the last of a file may be shorter.
+
+    Returns:
+        The splits, ``index`` running from 0. Empty files give none.
+
+    Raises:
+        InputError: something is missing, unreadable, not a regular file or of the wrong size; over SPLITS_MAX splits.
+        UsageError: no inputs, or ``split_bytes`` below 1.
+    """
+    if split_bytes < 1:
+        raise UsageError(f"a split has at least 1 byte, not {split_bytes}")
+    if not inputs:
+        raise UsageError("no input given: name at least one file, directory, glob or URI")
+    splits: list[Split] = []
+    for source in inputs:
+        for member in _members(source):
+            splits.extend(_splits_of(member, fmt, split_bytes, len(splits)))
+    return tuple(splits)
+
+
+def local_path(text: str) -> str | None:
+    """Return the path that ``text`` names, also as a ``file:`` URI; None for any other URI.
+
+    Raises:
+        InputError: a ``file:`` URI with a host.
+    """
+    if not is_uri(text):
+        return text
+    parts = urlsplit(text)
+    if parts.scheme.lower() != "file":
+        return None
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{text} names the host {parts.netloc!r}: a file URI is file:///path")
+    return unquote(parts.path)
+
+
+def is_uri(text: str) -> bool:
+    """Tell whether ``text`` begins like a URI (``scheme://``)."""
+    return _URI.match(text) is not None
+
+
+def is_utf8(path: str) -> bool:
+    """Tell whether ``path`` can be sent to a worker: a file name may be any bytes, a message holds UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def public_name(path: str) -> str:
+    """Return ``path`` as it may be shown or stored: a URI without user, password and query."""
+    if not is_uri(path):
+        return path
+    scheme, _, rest = path.partition("?")[0].partition("://")
+    host = rest.partition("/")[0]
+    port = host.partition(":")[2]
+    if "@" in host or not (port.isdigit() or port == ""):  # not a port: a password with an unquoted slash
+        rest = rest.partition("@")[2] if "@" in host else rest.rpartition("@")[2]
+    return f"{scheme}://{rest}"
+
+
+def expand_local(text: str) -> list[str]:
+    """Return the paths that a path or glob stands for, sorted, or []; a file whose name looks like a glob wins."""
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        found = glob.glob(text) if glob.has_magic(text) else []
+        return sorted(path for path in found if not _hidden(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {text!r}: {_reason(error)}") from error
+    return [text]
+
+
+def _members(source: str) -> Iterator[_Member]:
+    """Yield the files of one input in the order of their paths."""
+    path = local_path(source)
+    if path is None:
+        yield from _uri_members(source)
+        return
+    found = expand_local(path)
+    if not found:
+        what = "no file matches" if glob.has_magic(path) else "no such file or directory:"
+        raise InputError(f"{what} {path!r}; check the name of the input")
+    for one in found:
+        full = os.path.abspath(one)
+        if os.path.isdir(full):
+            yield from _directory_members(full)
+        else:
+            yield _file_member(full)
+
+
+def _directory_members(directory: str) -> list[_Member]:
+    try:
+        names = sorted(name for name in os.listdir(directory) if not _hidden(name))
+    except OSError as error:
+        raise InputError(f"cannot read the directory {directory}: {_reason(error)}") from error
+    paths = [os.path.join(directory, name) for name in names]
+    members = [_file_member(path) for path in paths if not os.path.isdir(path)]
+    if not members:
+        raise InputError(f"the directory {directory} has no input files (subdirectories, _* and .* are not read)")
+    return members
+
+
+def _file_member(path: str) -> _Member:
+    """Check that ``path`` is a regular file that opens."""
+    if not is_utf8(path):
+        raise InputError(f"the name {path!r} is not UTF-8; rename the file")
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+            raise InputError(f"{path} is {kind}; copy what it gives into a file first")
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        link = "a broken symbolic link: " if os.path.islink(path) else ""
+        raise InputError(f"cannot read {path}: {link}{_reason(error)}") from error
+    try:
+        return _Member(path, os.fstat(fd).st_size, False)
+    finally:
+        os.close(fd)
+
+
+def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int) -> Iterator[Split]:
+    """Yield the splits of one file, numbered from ``index``."""
+    path, size, uri = member
+    if size == 0:
+        return
+    compression: Literal["none", "gz", "zst"] = "none"
+    suffix = os.path.splitext(public_name(path))[1].lower()
+    if suffix in (".gz", ".zst"):
+        compression = "gz" if suffix == ".gz" else "zst"
+    step = size if compression != "none" else split_bytes
+    if fmt.kind == "fixed" and compression == "none":
+        _check_width(public_name(path), size, fmt)
+        step = max(1, split_bytes // fmt.width) * fmt.width
+    if index + -(-size // step) > SPLITS_MAX:
+        raise InputError(f"{public_name(path)} takes the job over {SPLITS_MAX} splits; use a larger --split-mb")
+    for start in range(0, size, step):
+        yield Split(path, start, min(step, size - start), size, compression, uri, index)
+        index += 1
+
+
+def _check_width(name: str, size: int, fmt: RecordFormat) -> None:
+    if fmt.kind == "fixed" and size % fmt.width:
+        raise InputError(f"{name} has {size} bytes, not a multiple of {fmt.width}, the width of the job's records")
+
+
+def _hidden(path: str) -> bool:
+    return os.path.basename(path).startswith(("_", "."))
+
+
+def _reason(error: BaseException) -> str:
+    """Say why in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
+
+
+# --- URIs -------------------------------------------------------------------------------------------------------------
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """Return (pyarrow filesystem, path in it) for ``uri``.
+
+    Raises:
+        InputError: an unknown scheme or a URI that the filesystem rejects.
+    """
+    with uri_errors(uri):
+        from pyarrow import fs
+
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        return filesystem, path
+
+
+@contextmanager
+def uri_errors(uri: str) -> Iterator[None]:
+    """Turn what pyarrow raises into one line that names ``uri`` without its credentials."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        name = public_name(uri)
+        raise InputError(f"cannot read {name}: {' '.join(str(error).replace(uri, name).split())}") from None
+
+
+def _uri_members(uri: str) -> list[_Member]:
+    filesystem, path = open_filesystem(uri)
+    with uri_errors(uri):
+        from pyarrow import fs
+
+        head, _, pattern = path.rpartition("/")
+        if "*" in pattern:
+            return _uri_directory(_with_path(uri, urlsplit(uri).path.rpartition("/")[0]), filesystem, head, pattern)
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.Directory:
+            return _uri_directory(uri, filesystem, path, "*")
+        if info.type != fs.FileType.File:
+            raise InputError(f"no such file or directory: {public_name(uri)}; check the name of the input")
+        return [_Member(uri, int(info.size), True)]
+
+
+def _uri_directory(uri: str, filesystem: Any, path: str, pattern: str) -> list[_Member]:
+    """List the files directly in the directory ``path``, which is at ``uri``, whose names match ``pattern``."""
+    from pyarrow import fs
+
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=False))
+    files = sorted(
+        (info.path.rpartition("/")[2], int(info.size))
+        for info in found
+        if info.type == fs.FileType.File and not _hidden(info.path) and fnmatchcase(info.base_name, pattern)
+    )
+    if not files:
+        raise InputError(f"{public_name(uri)} has no input files that match {pattern!r} (_* and .* are not read)")
+    base = urlsplit(uri).path.rstrip("/")
+    return [_Member(_with_path(uri, f"{base}/{quote(name)}"), size, True) for name, size in files]
+
+
+def _with_path(uri: str, path: str) -> str:
+    """Return ``uri`` with another (already quoted) path; user, host and query stay."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{parts.query}" if parts.query else "")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_split(
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], max_member_bytes: int = MEMBER_BYTES_MAX
+) -> Iterator[U8]:
+    """Yield u8[n], read-only: the bytes of exactly the records that start in the split.
+
+    For ``words``, separators may stand at either end. The last record is complete, however far past the split it ends.
+
+    Args:
+        split: as planned.
+        fmt: as planned.
+        scratch_dir: directory for the decompressed bytes of a gz or zst member (a file without a name).
+        max_member_bytes: bound on the bytes of a decompressed member, and on what is read of a URI into memory.
+
+    Raises:
+        InputError: the file is gone, has changed its size, cannot be read, is corrupt, or exceeds the bound.
+        HostError: no space for decompressed bytes.
+    """
+    array, mapping = _open(split, fmt, scratch_dir, max_member_bytes)
+    try:
+        yield array
+    finally:
+        del array
+        if mapping is not None:
+            with suppress(BufferError):  # a view lives on; the mapping goes with the last of them
+                mapping.close()
+
+
+def _open(
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int
+) -> tuple[U8, mmap.mmap | None]:
+    if split.compression != "none":
+        with _inflate(split, scratch_dir, bytes_max) as spilled:
+            size = os.fstat(spilled.fileno()).st_size
+            _check_width(f"{public_name(split.path)} decompressed", size, fmt)
+            return _map(spilled.fileno(), split.path, 0, size, size)
+    if split.uri:
+        return _read_uri(split, fmt, bytes_max), None
+    with _open_file(split) as file:
+        fd = file.fileno()
+
+        def read_at(offset: int, n: int) -> bytes:
+            return _some(os.pread(fd, n, offset), split)
+
+        try:
+            begin, stop = record_range(read_at, fmt, split.start, split.start + split.length, split.size)
+        except OSError as error:
+            raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
+        return _map(fd, split.path, begin, stop, split.length)
+
+
+def _open_file(split: Split) -> IO[bytes]:
+    """Open the split's local file and check that it is still the one that was planned."""
+    try:
+        file = os.fdopen(os.open(split.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
+    info = os.fstat(file.fileno())
+    if not stat.S_ISREG(info.st_mode) or info.st_size != split.size:
+        file.close()
+        raise _changed(split, info.st_size)
+    return file
+
+
+def _changed(split: Split, size: int) -> InputError:
+    name = public_name(split.path)
+    return InputError(f"{name} changed while the job ran: {split.size} bytes at first, now {size}; run the job again")
+
+
+def _some(chunk: bytes, split: Split) -> bytes:
+    if not chunk:
+        raise InputError(f"{public_name(split.path)} became shorter while the job ran; run the job again")
+    return chunk
+
+
+def _map(fd: int, name: str, begin: int, stop: int, touch: int) -> tuple[U8, mmap.mmap | None]:
+    """Map [begin, stop) of ``fd``; the first ``touch`` bytes are brought in at once, not fault by fault."""
+    import numpy as np
+
+    if begin == stop:
+        return np.frombuffer(b"", np.uint8), None
+    skip = begin % mmap.ALLOCATIONGRANULARITY
+    try:
+        mapping = mmap.mmap(fd, stop - begin + skip, access=mmap.ACCESS_READ, offset=begin - skip)
+    except (OSError, ValueError) as error:  # ValueError: the file ends before stop
+        raise InputError(f"cannot map {public_name(name)}: {_reason(error)}") from error
+    try:
+        mapping.madvise(_MADV_POPULATE_READ, 0, min(stop - begin, touch) + skip)
+    except OSError as error:
+        if error.errno == errno.EFAULT:  # what would have been a SIGBUS: truncated just now, or a bad disk
+            mapping.close()
+            raise InputError(f"cannot read {public_name(name)}: truncated just now, or an I/O error") from error
+    return np.frombuffer(mapping, np.uint8, stop - begin, skip), mapping
+
+
+# --- compressed members -----------------------------------------------------------------------------------------------
+
+
+def _inflate(split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int) -> IO[bytes]:
+    """Decompress the whole member into a file without a name in ``scratch_dir``."""
+    name, total = public_name(split.path), 0
+    with _open_raw(split) as raw:
+        try:
+            spilled = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115 (the caller closes it)
+        except OSError as error:
+            raise HostError(f"cannot decompress {name} into {os.fspath(scratch_dir)}: {_reason(error)}") from error
+        try:
+            for chunk in _chunks(split, raw):
+                total += len(chunk)
+                if total > bytes_max:
+                    raise InputError(f"{name} decompresses to more than {bytes_max} bytes; store it uncompressed")
+                spilled.write(chunk)
+            spilled.flush()
+        except OSError as error:
+            _discard(spilled)
+            raise HostError(f"cannot decompress {name} into {os.fspath(scratch_dir)}: {_reason(error)}") from error
+        except BaseException:
+            _discard(spilled)
+            raise
+    return spilled
+
+
+def _discard(spilled: IO[bytes]) -> None:
+    with suppress(OSError):  # close() flushes, which fails once more on a full disk
+        spilled.close()
+
+
+def _open_raw(split: Split) -> Any:
+    """Open the stored bytes of a split, local or not, as a binary file."""
+    if not split.uri:
+        return _open_file(split)
+    filesystem, path = open_filesystem(split.path)
+    with uri_errors(split.path):
+        file = filesystem.open_input_file(path)
+        size = int(file.size())
+    if size != split.size:
+        file.close()
+        raise _changed(split, size)
+    return file
+
+
+def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
+    """Yield the decompressed bytes of ``raw``; whatever is wrong with them is an InputError that names the file."""
+    name = public_name(split.path)
+    unzip = _gz_chunks if split.compression == "gz" else _zst_chunks
+    chunks = iter(unzip(raw))
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except (EOFError, gzip.BadGzipFile, zlib.error, _Corrupt) as error:
+            what = "gzip" if split.compression == "gz" else "zstd"
+            raise InputError(f"{name} is corrupt or truncated ({what}: {_reason(error)}); fetch it again") from error
+        except OSError as error:
+            raise InputError(f"cannot read {name}: {_reason(error)}") from error
+        if chunk is None:
+            return
+        yield chunk
+
+
+class _Corrupt(Exception):  # noqa: N818 (never seen outside this module)
+    """A zstd stream that is no whole number of frames."""
+
+
+def _gz_chunks(raw: IO[bytes]) -> Iterable[bytes]:
+    with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def _zst_chunks(raw: IO[bytes]) -> Iterable[bytes]:
+    """Decompress frame by frame: the library's own stream reader takes a truncated frame for the end."""
+    import zstandard
+
+    decompressor, frame = zstandard.ZstdDecompressor(), None
+    while block := raw.read(_CHUNK):
+        data = memoryview(block)
+        while data:
+            bite, data = data[:_ZST_CHUNK], data[_ZST_CHUNK:]
+            while bite:
+                frame = decompressor.decompressobj() if frame is None or frame.eof else frame
+                try:
+                    yield frame.decompress(bite)
+                except zstandard.ZstdError as error:
+                    raise _Corrupt(str(error)) from error
+                bite = memoryview(frame.unused_data)
+    if frame is not None and not frame.eof:
+        raise _Corrupt("the last frame has no end")
+
+
+# --- reading URIs -----------------------------------------------------------------------------------------------------
+
+
+class _Range:
+    """Bytes of a remote file from ``low`` on, in memory, which grow as the last record asks for more."""
+
+    def __init__(self, file: Any, split: Split, bytes_max: int) -> None:
+        self.file, self.split, self.bytes_max = file, split, bytes_max
+        self.low = max(0, split.start - 1)
+        self.data = bytearray()
+        self.grow(split.start + split.length - self.low + (1 << 16))
+
+    def grow(self, n: int) -> None:
+        """Read ``n`` more bytes, or up to the planned end of the file."""
+        at = self.low + len(self.data)
+        n = min(n, self.split.size - at)
+        if len(self.data) + n > self.bytes_max:
+            name = public_name(self.split.path)
+            raise InputError(f"a split of {name} needs over {self.bytes_max} bytes; use a smaller --split-mb")
+        with uri_errors(self.split.path):
+            chunk = self.file.read_at(n, at)
+        if len(chunk) != n:
+            raise _changed(self.split, at + len(chunk))
+        self.data += chunk
+
+    def read_at(self, offset: int, n: int) -> bytearray:
+        """Serve :func:`record_range`, which asks for at most one window beyond what is here."""
+        if offset - self.low >= len(self.data):
+            self.grow(max(n, _CHUNK))
+        return self.data[offset - self.low : offset - self.low + n]
+
+
+def _read_uri(split: Split, fmt: RecordFormat, bytes_max: int) -> U8:
+    """Read the split's records into memory: one request for the range, more only for a long last record."""
+    import numpy as np
+
+    with _open_raw(split) as file:
+        window = _Range(file, split, bytes_max)
+        begin, stop = record_range(window.read_at, fmt, split.start, split.start + split.length, split.size)
+        while window.low + len(window.data) < stop:
+            window.grow(_CHUNK)
+    array = np.frombuffer(window.data, np.uint8)[begin - window.low : stop - window.low]
+    array.flags.writeable = False
+    return array

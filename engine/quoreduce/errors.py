@@ -1,0 +1,73 @@
+"""Typed errors, split by whose fault it is: the caller's, the job's, a replica's, the host's.
+
+Every error that reaches a user is one clear line that says what to do; ``exit_code`` is what the command
+line ends with (README, "Exit codes").
+"""
+
+from __future__ import annotations
+
+
+class QuoreduceError(Exception):
+    """Base of all errors that quoreduce raises on purpose; ``exit_code`` is the command line's."""
+
+    exit_code = 1
+
+
+class UsageError(QuoreduceError):
+    """The caller asked for something that cannot be: an unknown job, a bad flag, a bad combination."""
+
+    exit_code = 2
+
+
+class InputError(QuoreduceError):
+    """An input is missing, unreadable, corrupt or not of the job's format."""
+
+    exit_code = 2
+
+
+class OutputError(QuoreduceError):
+    """The output exists, lies inside the input, cannot be written or is not what its manifest says."""
+
+    exit_code = 2
+
+
+class JobError(QuoreduceError):
+    """The job's own code failed in the same way on f+1 failure domains: the agreed outcome is this error."""
+
+    exit_code = 2
+
+
+class FaultsMasked(QuoreduceError):
+    """With ``--strict``: the output is right and published, but faults were masked on the way."""
+
+    exit_code = 3
+
+
+class NoQuorum(QuoreduceError):
+    """No output of a task was produced by f+1 distinct failure domains within the bound on attempts (R3)."""
+
+    exit_code = 4
+
+
+class TooFewDomains(QuoreduceError):
+    """Fewer failure domains than f+1: no vote could ever be won (R1)."""
+
+    exit_code = 4
+
+
+class NotDeterministic(QuoreduceError):
+    """The job disagrees with itself on the same node (R11): the job's fault, not the node's."""
+
+    exit_code = 5
+
+
+class BlockError(QuoreduceError):
+    """Bytes that are not a well-formed block: truncated, oversized, overlapping, unknown schema."""
+
+    exit_code = 4
+
+
+class HostError(QuoreduceError):
+    """The machine or the cluster failed us: no space, no Ray, workers that cannot start."""
+
+    exit_code = 4

@@ -1,0 +1,100 @@
+"""What a user declares: a job is a map, a reduce and what lies between them.
+
+A job is written in one of two styles, and the same engine runs, replicates and votes on both:
+
+*Python style* (``Job(...)``): functions over records, which yield ``key, value`` pairs. Keys are ``bytes``, ``str`` or ``int``
+(64 bits, signed); values are anything that msgpack can hold (None, bool, int, float, str, bytes, lists, tuples, dicts).
+
+*Block style* (``Job.of_blocks(...)``): kernels over whole blocks, typically numba functions over numpy arrays.
+
+Both must be deterministic: honest replicas must agree to the bit (no clock, no unseeded randomness, no order of sets). The
+total order of values in a reduce is (key, map number, record number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quoreduce.errors import UsageError
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A map/reduce job in Python style.
+
+    Args:
+        name: what the job is called in messages and in the manifest; letters, digits, ``-``, ``_`` and ``.``.
+        map: ``map(record: bytes)`` yields ``(key, value)``; a record is a line without its end, or ``fixed:N`` bytes.
+        reduce: ``reduce(key, values)`` yields ``(key, value)``; ``values`` is a list in the total order.
+        combine: like ``reduce``, run on each map's output before it is voted on; must not change the result.
+        partition: ``partition(key, reducers) -> int`` in ``range(reducers)``; default: CRC-32 of the encoded key.
+        sample: block style only, see :meth:`of_blocks`.
+        input: ``lines``, ``words`` (cut where a word begins) or ``fixed:N`` (records of N bytes).
+        output: ``text`` (``key<TAB>value`` lines) or ``fixed:N`` (records of N bytes).
+        style: ``python`` or ``blocks``; set by the constructor used.
+    """
+
+    name: str
+    map: Function
+    reduce: Function
+    combine: Function | None = None
+    partition: Function | None = None
+    sample: Function | None = None
+    input: str = "lines"
+    output: str = "text"
+    style: Literal["python", "blocks"] = "python"
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise UsageError(f"a job's name has letters, digits, '-', '_' and '.', not {self.name!r}")
+        for role in ("map", "reduce"):
+            if not callable(getattr(self, role)):
+                raise UsageError(f"job {self.name}: {role} is not callable")
+        for role in ("combine", "partition", "sample"):
+            if getattr(self, role) is not None and not callable(getattr(self, role)):
+                raise UsageError(f"job {self.name}: {role} is not callable")
+        if self.style == "python" and self.sample is not None:
+            raise UsageError(f"job {self.name}: sample goes with Job.of_blocks")
+        if self.output != "text" and record_width(self.output) == 0:
+            raise UsageError(f"job {self.name}: output is 'text' or 'fixed:N', not {self.output!r}")
+
+    @classmethod
+    def of_blocks(
+        cls,
+        name: str,
+        *,
+        map: Function,  # noqa: A002 - the field's standard term
+        reduce: Function,
+        combine: Function | None = None,
+        partition: Function | None = None,
+        sample: Function | None = None,
+        input: str = "lines",  # noqa: A002 - the field's standard term
+        output: str = "text",
+    ) -> Job:
+        """Make a job in block style.
+
+        Args:
+            name: as for :class:`Job`.
+            map: ``map(data, ctx)`` gets the split's records as one u8 array and returns one :class:`Block`, or a list with
+                one for each partition; make them with ``ctx.new_blocks``, which puts them where they will be read.
+            reduce: ``reduce(blocks, ctx)`` gets the blocks of one partition in map order and calls
+                ``ctx.write(bytes_or_u8_array, records)`` as often as it likes.
+            combine: ``combine(block, ctx) -> Block``, when map returns one block.
+            partition: ``partition(block, ctx) -> array of i64[n]`` in ``range(ctx.reducers)``, when map returns one block;
+                default: by hash of the first column.
+            sample: ``sample(splits, ctx) -> bytes``, at most 1 MiB, agreed on before any map starts; maps and
+                reduces find it in ``ctx.side``. ``splits`` is a list of callables that each open one split as a u8 array.
+            input: as for :class:`Job`.
+            output: as for :class:`Job`.
+        """
+        return cls(name, map, reduce, combine, partition, sample, input, output, "blocks")
+
+
+def record_width(kind: str) -> int:
+    """Return N of ``fixed:N``, or 0 for formats without a fixed width."""
+    name, _, width = kind.partition(":")
+    return int(width) if name == "fixed" and width.isdigit() else 0

@@ -1,0 +1,83 @@
+"""``quoreduce doctor``: what this machine has, and whether Ray can be reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from typing import Any
+
+from quoreduce import __version__
+from quoreduce.errors import HostError
+from quoreduce.runtime.options import Place
+from quoreduce.runtime.port import cores, kernel_cache
+
+PACKAGES = ("ray", "numba", "numpy", "blake3", "pyarrow", "msgspec")
+SHARED_LEAST_BYTES = 1 << 30
+
+
+def doctor(address: str | None, as_json: bool) -> int:
+    """Print what was found and what to do about it; return 0, or 4 if jobs cannot run here."""
+    state, advice = _look(address)
+    if as_json:
+        print(json.dumps({**state, "advice": advice}))
+    else:
+        for name, value in state.items():
+            print(f"{name:<14} {value}")
+        for line in advice:
+            print(f"! {line}")
+    return 4 if any(line.startswith("cannot") for line in advice) else 0
+
+
+def _look(address: str | None) -> tuple[dict[str, Any], list[str]]:
+    state: dict[str, Any] = {
+        "quoreduce": __version__,
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        **{name: _version(name) for name in PACKAGES},
+        "cores": len(cores()),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
+    }
+    advice = [f"cannot find {name}: pip install quoreduce" for name in PACKAGES if state[name] == "missing"]
+    if len(cores()) < 2:
+        advice.append("one core is one failure domain: voting needs f+1 of them, or --domain worker --workers 2")
+    shared = "/dev/shm"
+    if os.path.isdir(shared):
+        free = shutil.disk_usage(shared).free
+        state["/dev/shm"] = f"{free / 1e9:.1f} GB free"
+        if free < SHARED_LEAST_BYTES:
+            advice.append(f"little shared memory is free: map outputs will go to {tempfile.gettempdir()}, or use --store DIR")
+    else:
+        state["/dev/shm"] = "none"
+    cache = kernel_cache()
+    state["kernels"] = f"{cache} ({'compiled' if any(cache.glob('ready-*')) else 'will be compiled on first use'})"
+    state["ray reachable"] = _ray(address, advice)
+    return state, advice
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _ray(address: str | None, advice: list[str]) -> str:
+    """Start or reach Ray as a job would, and say what is there."""
+    from quoreduce.runtime.ray import RayExecutor
+
+    executor = RayExecutor(Place(on="ray", address=address, workers=1))
+    try:
+        (worker,) = executor.start()
+        nodes = executor.node_count()
+    except HostError as error:
+        advice.append(f"cannot use Ray: {error}")
+        return "no"
+    finally:
+        executor.close()
+    where = address or os.environ.get("RAY_ADDRESS") or "started here"
+    return f"yes ({where}, {nodes} node{'s' * (nodes > 1)}, actor pid {worker.pid})"

@@ -1,0 +1,72 @@
+"""``quoreduce generate``: reproducible data, written in chunks; the same bytes whatever the size of a chunk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quoreduce.data.commit import output_errors
+from quoreduce.errors import OutputError, UsageError
+
+RECORDS_PER_CHUNK = 100_000
+_SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def generate(kind: str, amount: str, file: str, seed: int, first: int, overwrite: bool) -> int:
+    """Write ``amount`` bytes of text or records of ``kind`` to ``file``; print what was written; return 0."""
+    count = parse_amount(amount)
+    path = Path(file)
+    if path.exists() and not overwrite:
+        raise OutputError(f"{file} exists: use --overwrite to replace it")
+    chunks = text_chunks(count, seed) if kind == "text" else record_chunks(kind, first, count)
+    nbytes = write_file(path, chunks)
+    print(f"{file}: {nbytes:,} bytes" + ("" if kind == "text" else f", {count:,} records"))
+    return 0
+
+
+def parse_amount(text: str) -> int:
+    """Parse ``1000``, ``256M``, ``1G`` (powers of ten); raise UsageError."""
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", text)
+    if match is None:
+        raise UsageError(f"{text!r} is no amount: use a whole number, with K, M, G or T for powers of 1000")
+    return int(match[1]) * _SUFFIX[match[2]]
+
+
+def write_file(path: Path, chunks: Iterator[NDArray[np.uint8]]) -> int:
+    """Write chunks to a new file beside ``path`` and rename it when it is whole; return its size in bytes."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    nbytes = 0
+    try:
+        with output_errors(path):
+            with open(part, "wb", buffering=0) as target:
+                for chunk in chunks:
+                    view = memoryview(chunk).cast("B")
+                    while view:
+                        view = view[target.write(view) :]
+                    nbytes += chunk.nbytes
+            part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return nbytes
+
+
+def record_chunks(kind: str, first: int, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield records ``first`` to ``first + count`` as u8[n, 100]."""
+    from quoreduce_kernels.gensort import generate_records
+
+    for start in range(first, first + count, RECORDS_PER_CHUNK):
+        yield generate_records(start, min(RECORDS_PER_CHUNK, first + count - start), kind)
+
+
+def text_chunks(nbytes: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield ``nbytes`` of text: Zipf-distributed words, lines of about 90 characters."""
+    from quoreduce_kernels.textgen import CHUNK_BYTES, generate_text
+
+    for index in range(-(-nbytes // CHUNK_BYTES)):
+        chunk = generate_text(index, CHUNK_BYTES, seed)
+        yield chunk[: nbytes - index * CHUNK_BYTES]

@@ -1,0 +1,409 @@
+"""The driver of one job: the tracker's commands become requests to workers, their replies become its events.
+
+It decides nothing that the tracker could decide. What it adds is what the tracker may not know: clocks (deadlines), files (the
+commit), faults to inject, and the figures of the result.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from quoreduce import errors
+from quoreduce.data.commit import Output as OutputPlace
+from quoreduce.data.digest import Digester
+from quoreduce.data.inputs import Split
+from quoreduce.job import Job, record_width
+from quoreduce.runtime import wire
+from quoreduce.runtime.faults import FaultPlan
+from quoreduce.runtime.options import Options, Result
+from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.runtime.worker import vote_digest
+from quoreduce.tracker import messages as m
+from quoreduce.tracker.tracker import JobTracker, Plan
+
+DEADLINE_FIRST_S = 600.0
+DEADLINE_LEAST_S = 10.0
+DEADLINE_FACTOR = 20.0
+HOST_ERRORS_MAX = 3
+RESTARTS_WITHOUT_WORK_MAX = 3
+STORAGE_COPIES = 3
+PUNCH_SHARE = 0.25
+TICK_S = 0.2
+_REASONS: dict[str, type[errors.QuoreduceError]] = {
+    "no_quorum": errors.NoQuorum,
+    "not_deterministic": errors.NotDeterministic,
+    "job_error": errors.JobError,
+    "too_few_domains": errors.TooFewDomains,
+}
+
+
+@dataclass(slots=True)
+class Running:
+    """An execution that is under way. ``deadline`` in seconds of the monotonic clock."""
+
+    launch: m.Launch
+    deadline: float
+    started: float
+    fault: wire.Fault | None
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a progress bar shows; times in seconds."""
+
+    tasks: int
+    agreed: int = 0
+    executions: int = 0
+    votes: int = 0
+    faults: int = 0
+
+
+@dataclass(slots=True)
+class Kept:
+    """What is remembered of an execution that finished."""
+
+    reply: wire.Reply
+    worker: WorkerInfo
+
+
+@dataclass(slots=True)
+class Driver:
+    """Runs one job on the workers of a session."""
+
+    job: Job
+    options: Options
+    splits: Sequence[Split]
+    reducers: int
+    output: OutputPlace
+    executor: Executor
+    workers: dict[str, WorkerInfo]
+    setup: wire.Setup
+    result: Result
+    report: Callable[[Progress], None] = lambda progress: None
+    tracker: JobTracker = field(init=False)
+    faults: FaultPlan = field(init=False)
+    progress: Progress = field(init=False)
+    _running: dict[int, Running] = field(default_factory=dict)
+    _cancelled: dict[int, Running] = field(default_factory=dict)
+    _kept: dict[int, Kept] = field(default_factory=dict)
+    _events: list[m.Event] = field(default_factory=list)
+    _replays: list[wire.Reply] = field(default_factory=list)
+    _checks: dict[int, m.Agreed] = field(default_factory=dict)
+    _checkers: dict[int, str] = field(default_factory=dict)
+    _agreed: dict[m.Task, m.Agreed] = field(default_factory=dict)
+    _slowest: dict[str, float] = field(default_factory=dict)
+    _setup_pending: set[str] = field(default_factory=set)
+    _idle_deaths: int = 0
+    _host_errors: int = 0
+    _detected: int = 0
+    _side: bytes = b""
+    _done: bool = False
+
+    def __post_init__(self) -> None:
+        o = self.options
+        self.tracker = JobTracker(
+            Plan(
+                maps=len(self.splits), reduces=self.reducers, f=o.f, mode=o.mode, sample=self.job.sample is not None,
+                deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs,
+                tight_storage=o.tight_storage, max_attempts=o.attempts_max, confirm=True,
+            )
+        )  # fmt: skip
+        self.faults = FaultPlan(o.faults, o.fault_seed)
+        self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
+        self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Run the job to its end: all parts are published to ``output``, which the caller then finishes; or raise."""
+        for name in self.workers:
+            self._begin(name)
+        for info in self.workers.values():
+            self.tracker.handle(m.WorkerJoined(info.name, info.domain))
+        self._execute(self.tracker.start())
+        while not self._done:
+            self._step()
+        self._account()
+
+    def _step(self) -> None:
+        for arrival in self.executor.wait(self._timeout()):
+            self._arrive(arrival)
+        for reply in self._replays:
+            self._late(reply)
+        self._replays.clear()
+        self._expire()
+        if not self._events and not self._running and not self._checks and not self._cancelled and not self._done:
+            self._events.append(m.Stalled())
+        while self._events and not self._done:
+            self._execute(self.tracker.handle(self._events.pop(0)))
+        self.progress.executions = self.tracker.ledger.executions
+        self.progress.votes = self.tracker.ledger.votes
+        self.progress.faults = self._count_detected()
+        self.report(self.progress)
+
+    def _timeout(self) -> float:
+        if self._replays:
+            return 0.0
+        now = time.monotonic()
+        first = min((r.deadline for group in (self._running, self._cancelled) for r in group.values()), default=now + TICK_S)
+        return max(0.0, min(TICK_S, first - now))
+
+    def _begin(self, worker: str) -> None:
+        self._setup_pending.add(worker)
+        self.executor.submit(worker, wire.encode(self.setup))
+
+    # ---- replies
+
+    def _arrive(self, arrival: Arrival) -> None:
+        if arrival.raw is None:
+            self._bury(arrival)
+            return
+        try:
+            reply = wire.decode_reply(arrival.raw)
+        except errors.HostError:
+            self.executor.kill(arrival.worker)
+            return
+        if reply.status == "ready" or reply.attempt < 0:
+            self._setup_pending.discard(arrival.worker)
+            if reply.status != "ready":
+                raise errors.JobError(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
+            return
+        if reply.attempt in self._checks and reply.attempt not in self._running:
+            self._checked(reply)
+            return
+        self._result(arrival.worker, reply)
+
+    def _result(self, worker: str, reply: wire.Reply) -> None:
+        self.result.cpu_s += reply.cpu_s
+        running = self._running.pop(reply.attempt, None)
+        if running is None or running.launch.worker != worker:
+            self._cancelled.pop(reply.attempt, None)
+            self._events.append(self._event(reply))
+            return
+        self._idle_deaths = 0
+        kind = running.launch.task.kind
+        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - running.started)
+        if reply.status == "host":
+            self._host_error(reply)
+        if reply.status == "ok":
+            self._kept[reply.attempt] = Kept(reply, self.workers[worker])
+            self.result.bytes_shipped += reply.bytes_shipped
+            self._detected += reply.refetched
+            self._events += [m.BlockLost(attempt) for attempt in reply.bad]
+        self._events.append(self._event(reply))
+        if running.fault and running.fault.kind == "late":
+            self._replays.append(reply)
+
+    def _event(self, reply: wire.Reply) -> m.Event:
+        if reply.status == "ok":
+            parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
+            return m.Finished(reply.attempt, m.Output(self._vote(reply), parts))
+        if reply.status == "failed":
+            return m.Failed(reply.attempt, reply.error, reply.digest)
+        return m.Refused(reply.attempt, reply.bad)
+
+    def _vote(self, reply: wire.Reply) -> bytes:
+        """The digest voted on; that of a sample covers the data that came with the reply, which is not taken on trust."""
+        if reply.data and Digester("blake3").of(reply.data) != reply.parts[0].digest:
+            return b"altered" + reply.parts[0].digest
+        return vote_digest(reply.parts)
+
+    def _late(self, reply: wire.Reply) -> None:
+        """A duplicate of a reply: the tracker ignores it (R10)."""
+        self._detected += 1
+        self._events.append(self._event(reply))
+
+    def _host_error(self, reply: wire.Reply) -> None:
+        self._host_errors += 1
+        if self._host_errors >= HOST_ERRORS_MAX:
+            raise errors.HostError(reply.error)
+
+    def _bury(self, arrival: Arrival) -> None:
+        """A worker is gone (R9): report it, and put another in its place if it has one."""
+        info = self.workers.pop(arrival.worker)
+        for group in (self._running, self._cancelled):
+            for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
+                del group[attempt]
+        self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
+        self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
+        self._restart_checks(arrival.worker)
+        if arrival.worker in self._setup_pending:
+            self._idle_deaths += 1
+            if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
+                raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
+        replacement = self.executor.replace(arrival.worker)
+        if replacement is not None:
+            self.workers[replacement.name] = replacement
+            self._begin(replacement.name)
+            self._events.append(m.WorkerJoined(replacement.name, replacement.domain))
+
+    def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
+        """Attempts whose blocks went with a node on which no worker of ours is left to read them out."""
+        if arrival.blocks_lost or any(w.node == info.node for w in self.workers.values()):
+            return []
+        return [a for a, kept in self._kept.items() if kept.worker.node == info.node and kept.reply.path]
+
+    def _expire(self) -> None:
+        """Kill workers that are past a deadline; their death arrives like any other."""
+        now = time.monotonic()
+        for group in (self._running, self._cancelled):
+            for running in group.values():
+                if running.deadline <= now:
+                    running.deadline = now + DEADLINE_FIRST_S
+                    self.executor.kill(running.launch.worker)
+
+    # ---- commands
+
+    def _execute(self, commands: Sequence[m.Command]) -> None:
+        for command in commands:
+            match command:
+                case m.Launch():
+                    self._launch(command)
+                case m.Cancel(attempt):
+                    if attempt in self._running:
+                        self._cancelled[attempt] = self._running.pop(attempt)
+                case m.Discard(attempt):
+                    self._discard(attempt)
+                case m.Agreed():
+                    self._agree(command)
+                case m.JobDone():
+                    self._done = True
+                case m.JobFailed(reason, task, message):
+                    where = f"{task}: " if task is not None else ""
+                    raise _REASONS[reason](f"{where}{message}")
+
+    def _launch(self, launch: m.Launch) -> None:
+        info = self.workers[launch.worker]
+        names = (info.domain, info.name, f"{sorted({w.domain for w in self.workers.values()}).index(info.domain)}")
+        fault = self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
+        now = time.monotonic()
+        self._running[launch.attempt] = Running(launch, now + self._deadline(launch), now, fault)
+        self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
+
+    def _deadline(self, launch: m.Launch) -> float:
+        """A fixed deadline, or one far above the slowest task so far, doubled at every retry."""
+        if self.options.deadline_s is not None:
+            return self.options.deadline_s
+        slowest = self._slowest.get(launch.task.kind)
+        if slowest is None:
+            return DEADLINE_FIRST_S
+        return float(max(DEADLINE_LEAST_S, DEADLINE_FACTOR * slowest) * 2 ** min(max(0, launch.replica - self.options.f), 10))
+
+    def _request(self, launch: m.Launch, fault: wire.Fault | None) -> wire.Request:
+        task = launch.task
+        if task.kind == "sample":
+            return wire.SampleTask(launch.attempt, fault)
+        if task.kind == "map":
+            return wire.MapTask(launch.attempt, task.index, self.splits[task.index], self._side, launch.store, fault)
+        sources = tuple(tuple(self._stored(s, task.index) for s in copies) for copies in launch.sources)
+        paths = tuple(self._paths(task.index, launch.attempt)) if launch.store else ()
+        return wire.ReduceTask(launch.attempt, task.index, self._side, sources, paths, fault)
+
+    def _paths(self, part: int, attempt: int) -> list[str]:
+        """Where an attempt writes: one file, or without tight storage (R7) as many as a replicating file system would."""
+        path = str(self.output.attempt_path(part, attempt))
+        copies = 1 if self.options.tight_storage and self.options.mode != "basic" else STORAGE_COPIES
+        return [path] + [f"{path}.copy{i}" for i in range(1, copies)]
+
+    def _stored(self, source: m.Source, part: int) -> wire.Stored:
+        kept = self._kept[source.attempt]
+        p = kept.reply.parts[part]
+        return wire.Stored(
+            source.attempt, kept.worker.name, kept.worker.node, kept.reply.path, p.offset, p.nbytes, p.digest
+        )
+
+    def _discard(self, attempt: int) -> None:
+        kept = self._kept.get(attempt)
+        if kept is not None:
+            self.executor.submit(kept.worker.name, wire.encode(wire.Discard((attempt,))))
+
+    # ---- agreement and publication
+
+    def _agree(self, agreed: m.Agreed) -> None:
+        self.progress.agreed += agreed.task not in self._agreed
+        self._agreed[agreed.task] = agreed
+        if agreed.task.kind == "sample":
+            self._side = self._kept[agreed.attempt].reply.data
+        elif agreed.task.kind == "reduce":
+            if self.options.mode == "original":
+                self._publish(agreed)
+            else:
+                self._check(agreed)
+            self._release(agreed.task.index)
+
+    def _check(self, agreed: m.Agreed) -> None:
+        """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
+        writer = self._kept[agreed.attempt].worker
+        busy = {r.launch.worker for r in self._running.values()}
+        others = sorted(self.workers.values(), key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
+        self._checks[agreed.attempt] = agreed
+        if not others:
+            self._fail_check(agreed)
+            return
+        path = self._kept[agreed.attempt].reply.path
+        stride = record_width(self.job.output) or 128
+        request = wire.CheckTask(agreed.attempt, path, stride)
+        self._checkers[agreed.attempt] = others[0].name
+        self.executor.submit(others[0].name, wire.encode(request))
+
+    def _checked(self, reply: wire.Reply) -> None:
+        self.result.cpu_s += reply.cpu_s
+        agreed = self._checks[reply.attempt]
+        if reply.status == "checked" and hmac.compare_digest(reply.digest, agreed.output.parts[0].digest):
+            del self._checks[reply.attempt]
+            self._publish(agreed)
+        else:
+            self._fail_check(agreed)
+
+    def _fail_check(self, agreed: m.Agreed) -> None:
+        self._checks.pop(agreed.attempt, None)
+        self._events.append(m.BlockLost(agreed.attempt))
+
+    def _restart_checks(self, worker: str) -> None:
+        for attempt, checker in list(self._checkers.items()):
+            if checker == worker and attempt in self._checks:
+                self._check(self._checks[attempt])
+
+    def _publish(self, agreed: m.Agreed) -> None:
+        self.output.publish(agreed.task.index, agreed.attempt)
+        self._events.append(m.Published(agreed.attempt))
+
+    def _release(self, part: int) -> None:
+        """Give back the memory of partition ``part`` of all maps, if there is much of it: its reduce is agreed on."""
+        if self.tracker.ledger.stored_nbytes < PUNCH_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            return
+        ranges: dict[str, list[tuple[str, int, int]]] = {}
+        for kept in self._kept.values():
+            if kept.reply.path and len(kept.reply.parts) == self.reducers and kept.reply.parts[part].offset >= 0:
+                p = kept.reply.parts[part]
+                ranges.setdefault(kept.worker.name, []).append((kept.reply.path, p.offset, p.nbytes))
+        for worker, items in ranges.items():
+            self.executor.submit(worker, wire.encode(wire.Discard((), tuple(items))))
+
+    # ---- figures
+
+    def _count_detected(self) -> int:
+        ledger = self.tracker.ledger
+        return self._detected + ledger.lost_votes + ledger.lost_blocks + ledger.crashed
+
+    def _account(self) -> None:
+        ledger = self.tracker.ledger
+        r = self.result
+        r.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
+        r.reexecutions = ledger.re_executions
+        r.faults.injected = self.faults.injected
+        r.faults.detected = r.faults.masked = self._count_detected()
+        r.bytes_stored = ledger.stored_nbytes
+        r.suspects = dict(ledger.suspicion)
+        r.domains = sorted({info.domain for info in self.workers.values()})
+        winners = [self._kept.get(agreed.attempt) for task, agreed in self._agreed.items() if task.kind == "map"]
+        r.records_in = sum(kept.reply.records_in for kept in winners if kept)
+        r.bytes_in = sum(kept.reply.bytes_in for kept in winners if kept)
+
+    def parts(self) -> list[m.Part]:
+        """The agreed output, part by part."""
+        return [self._agreed[m.Task("reduce", i)].output.parts[0] for i in range(self.reducers)]

@@ -1,0 +1,181 @@
+"""Faults on demand, seeded: which execution is struck (the driver decides), and how (the worker does it).
+
+========= =============================================================================================================
+flip      one bit of the output, before its digest is taken: a corrupted computation
+wrong     a wrong but well-formed output, before its digest is taken
+lie       the digest is altered, the data is right
+swap      the digest is right, the stored data is altered afterwards
+crash     the worker process dies before it answers
+hang      the worker never answers
+lose      the stored output is lost after success
+late      the reply arrives twice, the second time late
+wire      one bit flips while a reduce fetches a block
+stuck     every execution in one domain gives the same wrong output: a core that is broken for good
+========= =============================================================================================================
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quoreduce.data.block import Block
+from quoreduce.errors import UsageError
+from quoreduce.runtime.wire import Fault
+
+KINDS = ("flip", "wrong", "lie", "swap", "crash", "hang", "lose", "late", "wire")
+TARGETS = ("map", "reduce", "all")
+STORED_ONLY = ("swap", "lose")
+_SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>\d+%|\d+|all)(?:@(?P<replica>first|last|any|\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSpec:
+    """``KIND:TARGET:AMOUNT[@REPLICA]``: amount is a count, a share of the tasks (``25%``) or ``all``.
+
+    ``REPLICA`` says which of a task's first executions is struck: ``first`` (the carrier), ``last`` (the default: number f), ``any``
+    (drawn) or a number. ``swap`` and ``lose`` strike what is stored, so they always take the carrier.
+    """
+
+    kind: str
+    target: str
+    amount: str
+    replica: str
+
+
+def parse_fault(text: str) -> FaultSpec | str:
+    """Parse ``--fault``; ``stuck:DOMAIN`` gives the domain's name or number as a string; raise UsageError."""
+    kind, _, rest = text.partition(":")
+    if kind == "stuck" and rest:
+        return rest
+    match = _SPEC.fullmatch(text)
+    if not match or match["kind"] not in KINDS or match["target"] not in TARGETS:
+        raise UsageError(
+            f"--fault {text!r}: use KIND:TARGET:COUNT[@REPLICA] with KIND one of {', '.join(KINDS)}; TARGET map, reduce or all; "
+            "COUNT a number, a share like 25% or all; REPLICA first, last, any or a number; or stuck:DOMAIN"
+        )
+    if match["kind"] == "wire" and match["target"] == "map":
+        raise UsageError("--fault wire strikes what a reduce fetches: use wire:reduce:COUNT")
+    return FaultSpec(match["kind"], match["target"], match["amount"], match["replica"] or "last")
+
+
+@dataclass(slots=True)
+class FaultPlan:
+    """Decides, from a seed, which executions are struck. A struck execution is struck once."""
+
+    specs: Sequence[str]
+    seed: int = 0
+    _victims: dict[tuple[str, int, int], list[str]] = field(default_factory=dict)
+    _stored: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    _stuck: list[str] = field(default_factory=list)
+    injected: int = 0
+
+    def arm(self, maps: int, reduces: int, f: int) -> None:
+        """Draw the victims for a job of ``maps`` and ``reduces`` tasks; raise UsageError if there are too few tasks."""
+        rng = random.Random(f"quoreduce faults {self.seed}")
+        for text in self.specs:
+            spec = parse_fault(text)
+            if isinstance(spec, str):
+                self._stuck.append(spec)
+                continue
+            tasks = [("map", i) for i in range(maps) if spec.target in ("map", "all") and spec.kind != "wire"]
+            tasks += [("reduce", i) for i in range(reduces) if spec.target in ("reduce", "all")]
+            for kind, index in rng.sample(tasks, _amount(spec, text, len(tasks))):
+                self._add(spec, kind, index, f, rng)
+
+    def _add(self, spec: FaultSpec, kind: str, index: int, f: int, rng: random.Random) -> None:
+        if spec.kind in STORED_ONLY:
+            self._stored.setdefault((kind, index), []).append(spec.kind)
+            return
+        replica = {"first": 0, "last": f, "any": rng.randint(0, f)}.get(spec.replica)
+        victim = (kind, index, int(spec.replica) if replica is None else replica)
+        self._victims.setdefault(victim, []).append(spec.kind)
+
+    def strike(self, kind: str, index: int, replica: int, store: bool, domains: Sequence[str]) -> Fault | None:
+        """Return the fault for this execution, if it is a victim. ``domains``: the worker's domain by all its names."""
+        if any(name in self._stuck for name in domains):
+            self.injected += 1
+            return Fault("stuck", _seed("stuck", kind, index, 0, self.seed))
+        fault = None
+        if waiting := self._victims.get((kind, index, replica)):
+            fault = waiting.pop()
+        elif store and (waiting := self._stored.get((kind, index))):
+            fault = waiting.pop()
+        if fault is None:
+            return None
+        self.injected += 1
+        return Fault(fault, _seed(fault, kind, index, replica, self.seed))
+
+
+def _amount(spec: FaultSpec, text: str, tasks: int) -> int:
+    if spec.amount == "all":
+        return tasks
+    if spec.amount.endswith("%"):
+        share = int(spec.amount[:-1])
+        if share > 100:
+            raise UsageError(f"--fault {text!r}: a share is at most 100%")
+        return round(tasks * share / 100)
+    if int(spec.amount) > tasks:
+        raise UsageError(f"--fault {text!r}: the job has only {tasks} such tasks")
+    return int(spec.amount)
+
+
+def _seed(*parts: object) -> int:
+    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def spoil_blocks(fault: Fault, blocks: Sequence[Block]) -> None:
+    """Strike the blocks of a map output in place: one bit (``flip``, ``stuck``, ``swap``) or one value (``wrong``)."""
+    rng = random.Random(fault.seed)
+    filled = [block for block in blocks if block.records] or list(blocks)
+    block = filled[rng.randrange(len(filled))]
+    if fault.kind == "wrong" and block.records:
+        _change_value(block, rng)
+    else:
+        _flip_bit(block.buffer, rng)
+
+
+def _change_value(block: Block, rng: random.Random) -> None:
+    """Alter one value of the last column that has bytes: the block stays well formed."""
+    for column in reversed(range(len(block.schema))):
+        kind = block.schema[column]
+        if kind in ("u64", "i64"):
+            block.numbers(column)[rng.randrange(block.records)] += 1
+            return
+        data = block.binary(column)[1] if kind == "binary" else block.fixed(column) if kind != "f64" else None
+        if data is not None and data.size:
+            flat = data.reshape(-1)
+            flat[rng.randrange(flat.size)] ^= 1
+            return
+    _flip_bit(block.buffer, rng)
+
+
+def _flip_bit(buffer: np.ndarray, rng: random.Random) -> None:
+    buffer[rng.randrange(buffer.size)] ^= 1 << rng.randrange(8)
+
+
+def spoil_bytes(fault: Fault, data: bytearray, width: int = 0) -> bytearray:
+    """Strike a chunk of a reduce's output: one bit, or for ``wrong`` the chunk without its first record."""
+    rng = random.Random(fault.seed)
+    if fault.kind == "wrong":
+        cut = width or data.find(b"\n") + 1
+        if 0 < cut <= len(data):
+            return data[cut:]
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return data
+
+
+def spoil_file(fault: Fault, path: str) -> None:
+    """Flip one bit of a file, or append a byte to an empty one: stored data that changed after its digest was taken."""
+    rng = random.Random(fault.seed)
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        position = rng.randrange(size) if size else 0
+        file.seek(position)
+        byte = file.read(1) or b"\0"
+        file.seek(position)
+        file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))

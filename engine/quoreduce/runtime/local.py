@@ -1,0 +1,210 @@
+"""Executor of pinned processes over sockets: one machine, starts at once. Also the main program of such a worker.
+
+A message is its length (u64, little-endian) and its bytes. A worker dies with its driver: a thread of it waits for the end of a pipe
+that only the driver holds open, and then deletes what the session stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
+from quoreduce.runtime.store import create_session_folder
+
+_LENGTH = struct.Struct("<Q")
+MESSAGE_BYTES_MAX = 1 << 30
+CRASH_STATUS = 13
+
+
+class _Process:
+    """The driver's end of one worker process; sends without blocking."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], link: socket.socket, info: WorkerInfo) -> None:
+        self.name = name
+        self.process = process
+        self.link = link
+        self.info = info
+        self.outgoing = bytearray()
+        self.incoming = bytearray()
+
+    def send(self, raw: bytes) -> None:
+        self.outgoing += _LENGTH.pack(len(raw)) + raw
+        self.flush()
+
+    def flush(self) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self.outgoing:
+                del self.outgoing[: self.link.send(self.outgoing)]
+
+    def receive(self) -> tuple[list[bytes], bool]:
+        """Return the messages that are complete, and whether the worker is still there."""
+        alive = True
+        try:
+            while chunk := self.link.recv(1 << 20):
+                self.incoming += chunk
+            alive = False
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            alive = False
+        messages = []
+        while len(self.incoming) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self.incoming)
+            if length > MESSAGE_BYTES_MAX:
+                return messages, False
+            end = _LENGTH.size + length
+            if len(self.incoming) < end:
+                break
+            messages.append(bytes(self.incoming[_LENGTH.size : end]))
+            del self.incoming[:end]
+        return messages, alive
+
+
+class LocalExecutor:
+    """``workers`` processes on this machine, pinned to its cores in turn."""
+
+    def __init__(self, workers: int, domain: Domain = "core", store: str | None = None) -> None:
+        self._count = workers
+        self._domain = domain
+        self._folder, self._lock = create_session_folder(store)
+        self._life_read, self._life_write = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        self._processes: dict[str, _Process] = {}
+        self._dead: dict[str, WorkerInfo] = {}
+        self._generation = 0
+
+    def start(self) -> list[WorkerInfo]:
+        usable = cores()
+        return [self._spawn(i, usable[i % len(usable)]).info for i in range(self._count)]
+
+    def _spawn(self, number: int, core: int) -> _Process:
+        name = f"w{number}.{self._generation}"
+        self._generation += 1
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "quoreduce.runtime.local", name, str(self._folder), str(core)]
+        command += [str(theirs.fileno()), str(self._life_read)]
+        # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
+        process = subprocess.Popen(
+            command, pass_fds=(theirs.fileno(), self._life_read), env=_environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        ours.setblocking(False)
+        domain = {"core": f"core{core}", "worker": f"worker{number}"}.get(self._domain, "local")
+        worker = _Process(name, process, ours, WorkerInfo(name, domain, "local", core, process.pid))
+        self._processes[name] = worker
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
+
+    def submit(self, worker: str, raw: bytes) -> None:
+        if known := self._processes.get(worker):
+            known.send(raw)
+            self._watch(known)
+
+    def _watch(self, worker: _Process) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outgoing else 0)
+        self._selector.modify(worker.link, events, worker)
+
+    def wait(self, timeout_s: float) -> list[Arrival]:
+        arrivals = []
+        for key, events in self._selector.select(timeout_s):
+            worker: _Process = key.data
+            if events & selectors.EVENT_WRITE:
+                worker.flush()
+                self._watch(worker)
+            if events & selectors.EVENT_READ:
+                messages, alive = worker.receive()
+                arrivals += [Arrival(worker.name, raw) for raw in messages]
+                if not alive:
+                    self._bury(worker)
+                    arrivals.append(Arrival(worker.name, None))
+        return arrivals
+
+    def _bury(self, worker: _Process) -> None:
+        self._selector.unregister(worker.link)
+        worker.link.close()
+        worker.process.kill()
+        worker.process.wait()
+        self._dead[worker.name] = worker.info
+        del self._processes[worker.name]
+
+    def kill(self, worker: str) -> None:
+        if known := self._processes.get(worker):
+            known.process.send_signal(signal.SIGKILL)
+
+    def replace(self, worker: str) -> WorkerInfo | None:
+        info = self._dead.pop(worker)
+        number = int(worker[1:].partition(".")[0])
+        return self._spawn(number, info.core or 0).info
+
+    def close(self) -> None:
+        for worker in list(self._processes.values()):
+            self._bury(worker)
+        os.close(self._life_write)
+        os.close(self._life_read)
+        self._selector.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**os.environ, **worker_env(), "PYTHONPATH": path}
+
+
+# ---- the worker's side
+
+
+def _receive(link: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = link.recv_into(view)
+        if count == 0:
+            os._exit(0)
+        view = view[count:]
+    return bytes(data)
+
+
+def _die_with_driver(life: int, folder: Path) -> None:
+    """Wait for the driver's end of the pipe to close; then nothing of this session must stay behind."""
+    os.read(life, 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def main(argv: list[str]) -> None:
+    """Serve requests from the socket until it closes: ``NAME FOLDER CORE SOCKET LIFE``."""
+    name, folder, core, link_fd, life = argv[0], Path(argv[1]), int(argv[2]), int(argv[3]), int(argv[4])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_driver, args=(life, folder), daemon=True).start()
+    from quoreduce.runtime.worker import Crash, Hang, Worker, pinned
+
+    pinned(core)
+    link = socket.socket(fileno=link_fd)
+    worker = Worker(name, "local", folder / name)
+    while True:
+        (size,) = _LENGTH.unpack(_receive(link, _LENGTH.size))
+        try:
+            reply = worker.handle(_receive(link, size))
+        except Crash:
+            os._exit(CRASH_STATUS)
+        except Hang:
+            signal.pause()
+            os._exit(CRASH_STATUS)
+        if reply is not None:
+            link.sendall(_LENGTH.pack(len(reply)) + reply)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

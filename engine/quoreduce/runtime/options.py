@@ -1,0 +1,151 @@
+"""How a job is to be run, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from quoreduce.data.digest import ALGORITHMS, Algorithm
+from quoreduce.errors import UsageError
+from quoreduce.runtime.faults import parse_fault
+from quoreduce.runtime.port import DOMAINS, Domain
+
+Mode = Literal["original", "basic", "bft"]
+MODES: tuple[Mode, ...] = ("original", "basic", "bft")
+F_MAX = 16
+REDUCERS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of one job; the defaults are those of the command line.
+
+    Attributes:
+        f: faulty replicas to tolerate for each task. mode: ``original`` (no replication), ``basic`` (2f+1), ``bft`` (f+1 and more).
+        digest: ``blake3``, ``fast`` or ``checksum``; None: blake3, and checksum in mode ``original``.
+        reducers: number of parts; None: from the size of the input. split_mb: split size in MB (10**6 bytes, may be a fraction).
+        overwrite: replace an output that exists. strict: masked faults are an error (the output is published all the same).
+        faults, fault_seed: faults to inject. seed: for the job's own randomness.
+        deferred, tentative, digest_outputs, tight_storage: the four modifications of ``bft``.
+        deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.
+        attempts_max: bound on executions of one task; None: 4(f+1)+8.
+    """
+
+    f: int = 1
+    mode: Mode = "bft"
+    digest: Algorithm | None = None
+    reducers: int | None = None
+    split_mb: float = 64.0
+    overwrite: bool = False
+    strict: bool = False
+    faults: tuple[str, ...] = ()
+    fault_seed: int = 0
+    seed: int = 0
+    deferred: bool = True
+    tentative: bool = True
+    digest_outputs: bool = True
+    tight_storage: bool = True
+    deadline_s: float | None = None
+    attempts_max: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"unknown mode {self.mode!r}: use one of {', '.join(MODES)}")
+        if not 0 <= self.f <= F_MAX:
+            raise UsageError(f"f is 0 to {F_MAX}, not {self.f}")
+        if self.digest is not None and self.digest not in ALGORITHMS:
+            raise UsageError(f"unknown digest {self.digest!r}: use one of {', '.join(ALGORITHMS)}")
+        if self.mode != "original" and self.digest == "checksum":
+            raise UsageError("votes need a digest: use blake3 or fast (checksum is for --mode original)")
+        if self.reducers is not None and not 1 <= self.reducers <= REDUCERS_MAX:
+            raise UsageError(f"the number of reducers is 1 to {REDUCERS_MAX}, not {self.reducers}")
+        if self.split_bytes < 1:
+            raise UsageError(f"a split has at least one byte, not {self.split_mb} MB")
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise UsageError("a deadline is more than 0 seconds")
+        if self.attempts_max is not None and self.attempts_max < 1:
+            raise UsageError("at least one attempt is needed for each task")
+        for text in self.faults:
+            parse_fault(text)
+
+    @property
+    def split_bytes(self) -> int:
+        """Split size in bytes."""
+        return round(self.split_mb * 1_000_000)
+
+    @property
+    def replicas_needed(self) -> int:
+        """Distinct failure domains that must agree."""
+        return 1 if self.mode == "original" else self.f + 1
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The digest in use."""
+        return self.digest or ("checksum" if self.mode == "original" else "blake3")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job is to be run.
+
+    Attributes:
+        on: ``local`` (processes), ``ray`` (actors), ``inline`` (this process); None: ray if there is an address, else local.
+        workers: how many; None: one a core, on a cluster one a node, inline 3.
+        domain: what fails together: ``core``, ``worker``, ``node`` or ``rack``; None: core on one machine, node on a cluster.
+        address: of a Ray cluster; None: RAY_ADDRESS. store: folder for map outputs; None: shared memory.
+    """
+
+    on: Literal["inline", "local", "ray"] | None = None
+    workers: int | None = None
+    domain: Domain | None = None
+    address: str | None = None
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.on not in (None, "inline", "local", "ray"):
+            raise UsageError(f"unknown executor {self.on!r}: use inline, local or ray")
+        if self.domain is not None and self.domain not in DOMAINS:
+            raise UsageError(f"unknown domain {self.domain!r}: use one of {', '.join(DOMAINS)}")
+        if self.workers is not None and not 1 <= self.workers <= 4096:
+            raise UsageError(f"the number of workers is 1 to 4096, not {self.workers}")
+
+
+@dataclass(slots=True)
+class FaultCount:
+    """Faults: put in on purpose, noticed, and made harmless."""
+
+    injected: int = 0
+    detected: int = 0
+    masked: int = 0
+
+
+@dataclass(slots=True)
+class Result:
+    """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex."""
+
+    job: str
+    mode: str
+    f: int
+    on: str
+    output: str
+    algorithm: str
+    digest: str = ""
+    records_in: int = 0
+    records_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    bytes_stored: int = 0
+    bytes_shipped: int = 0
+    splits: int = 0
+    parts: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    executions: dict[str, int] = field(default_factory=dict)
+    reexecutions: int = 0
+    faults: FaultCount = field(default_factory=FaultCount)
+    domains: list[str] = field(default_factory=list)
+    suspects: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)

@@ -1,0 +1,81 @@
+"""The port behind which executors live: workers that take requests and give replies, some of which die."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Domain = Literal["core", "worker", "node", "rack"]
+DOMAINS: tuple[Domain, ...] = ("core", "worker", "node", "rack")
+WORKER_ENV = {
+    "PYTHONHASHSEED": "0",
+    "TZ": "UTC",
+    "LC_ALL": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker and the failure domain that it is in; ``core`` is None if it is not pinned."""
+
+    name: str
+    domain: str
+    node: str
+    core: int | None = None
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A reply (``raw``), or, if ``raw`` is None, the news that the worker is gone; then ``blocks_lost`` tells about its blocks."""
+
+    worker: str
+    raw: bytes | None
+    blocks_lost: bool = False
+
+
+class Executor(Protocol):
+    """Workers on one machine or on many. Not thread-safe."""
+
+    def start(self) -> list[WorkerInfo]:
+        """Start all workers; raise HostError if they cannot start."""
+
+    def submit(self, worker: str, raw: bytes) -> None:
+        """Queue a request; requests of a worker are executed in order. Unknown and dead workers are ignored."""
+
+    def wait(self, timeout_s: float) -> list[Arrival]:
+        """Wait for replies and deaths, for at most ``timeout_s`` seconds."""
+
+    def kill(self, worker: str) -> None:
+        """Kill a worker at once; its death is reported by :meth:`wait`."""
+
+    def replace(self, worker: str) -> WorkerInfo | None:
+        """Start a worker in place of a dead one, in the same failure domain if it still exists; None if there is no place."""
+
+    def close(self) -> None:
+        """Stop all workers and delete all that they stored."""
+
+
+def kernel_cache() -> Path:
+    """Folder of compiled kernels: ``QUOREDUCE_CACHE``, else ``~/.cache/quoreduce``."""
+    root = os.environ.get("QUOREDUCE_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "quoreduce"
+    )
+    return Path(root)
+
+
+def worker_env() -> dict[str, str]:
+    """Environment variables that make honest replicas equal (DESIGN, determinism) and share one cache of kernels."""
+    return {**WORKER_ENV, "NUMBA_CACHE_DIR": str(kernel_cache() / "numba")}
+
+
+def cores() -> list[int]:
+    """Cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0))

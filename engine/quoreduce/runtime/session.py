@@ -1,0 +1,241 @@
+"""Sessions: workers that are started once and run jobs one after the other; and :func:`run`, which makes one for a single job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import cloudpickle
+
+import quoreduce
+from quoreduce.data.commit import open_output
+from quoreduce.data.commit import part_name
+from quoreduce.data.digest import Digester
+from quoreduce.data.formats import parse_format
+from quoreduce.data.inputs import Split, plan_splits
+from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
+from quoreduce.errors import OutputError, TooFewDomains, UsageError
+from quoreduce.job import Job, record_width
+from quoreduce.runtime import wire
+from quoreduce.runtime.compile import ensure_kernels
+from quoreduce.runtime.driver import Driver, Progress
+from quoreduce.runtime.options import Options, Place, Result
+from quoreduce.runtime.port import Executor, WorkerInfo, cores
+
+REDUCERS_USUAL = 16
+PART_BYTES_USUAL = 256_000_000
+Report = Callable[[Progress], None]
+
+
+class Session:
+    """Workers on one machine or a cluster; a context manager. Jobs run one at a time.
+
+    >>> with Session(Place(on="local")) as session:
+    ...     result = session.run(job, ["input.txt"], "output", Options(f=1))
+    """
+
+    def __init__(self, place: Place | None = None, say: Callable[[str], None] = lambda text: None) -> None:
+        self.place = place or Place()
+        self.on = self.place.on or ("ray" if self.place.address or os.environ.get("RAY_ADDRESS") else "local")
+        self._say = say
+        self._executor: Executor | None = None
+        self._workers: dict[str, WorkerInfo] = {}
+        self._generation = 0
+
+    def __enter__(self) -> Session:
+        ensure_kernels(self._say)
+        self._executor = _executor(self.on, self.place)
+        try:
+            self._workers = {info.name: info for info in self._executor.start()}
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and delete what they stored."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the failure domains."""
+        return sorted({info.domain for info in self._workers.values()})
+
+    @property
+    def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive."""
+        return list(self._workers.values())
+
+    def run(
+        self, job: Job, inputs: Sequence[str], output: str, options: Options | None = None,
+        report: Report = lambda progress: None,
+    ) -> Result:  # fmt: skip
+        """Run one job.
+
+        Args:
+            job: what to run. inputs: files, directories, globs, URIs. output: a directory or URI that does not exist yet.
+            options: how. report: called often, with the progress.
+
+        Raises:
+            InputError, OutputError, UsageError: nothing was run. JobError: the job's own code failed. NoQuorum, TooFewDomains,
+            NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
+        """
+        options = options or Options()
+        if self._executor is None:
+            raise UsageError("use a Session as a context manager: with Session(...) as session")
+        self._check_domains(options)
+        start, cpu = time.perf_counter(), time.process_time()
+        splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
+        reducers = options.reducers or usual_reducers(splits)
+        job_id = secrets.token_hex(6)
+        with contextlib.ExitStack() as stack:
+            scratch = Path(_scratch(output, job_id))
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            place = open_output(output, options.overwrite, inputs, job_id, scratch)
+            stack.callback(place.abort)
+            result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
+            key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
+            driver = Driver(
+                job, options, splits, reducers, place, self._executor, self._workers,
+                self._setup(job, options, splits, reducers, key), result, report,
+            )  # fmt: skip
+            driver.run()
+            manifest = _manifest(job, options, splits, key, driver)
+            place.finish(manifest.encode())
+        result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
+        result.bytes_in = manifest.bytes_in
+        result.splits, result.parts = len(splits), reducers
+        result.wall_s = time.perf_counter() - start
+        result.cpu_s = time.process_time() - cpu + (0.0 if self.on == "inline" else result.cpu_s)
+        return result
+
+    def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
+        self._generation += 1
+        sources = tuple(splits) if job.sample is not None else ()
+        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources)
+
+    def _check_domains(self, options: Options) -> None:
+        need = options.replicas_needed
+        have = self.domains
+        if len(have) < need:
+            raise TooFewDomains(
+                f"f={options.f} needs {need} failure domains, there {'is' if len(have) == 1 else 'are'} {len(have)} "
+                f"({', '.join(have)}): use more machines or cores, a smaller -f, or --domain worker --workers {need + 1} "
+                "(enough for transient faults only)"
+            )
+
+
+def run(
+    job: Job, inputs: Sequence[str] | str, output: str, *, on: str | None = None, workers: int | None = None,
+    domain: str | None = None, address: str | None = None, store: str | None = None, **options: Any,
+) -> Result:  # fmt: skip
+    """Run one job on workers of its own and return its :class:`Result`.
+
+    Args:
+        job: what to run. inputs: one or several files, directories, globs, URIs. output: a directory that does not exist yet.
+        on: ``local``, ``ray`` or ``inline``. workers, domain, address, store: see :class:`Place`. options: fields of :class:`Options`.
+    """
+    place = Place(on, workers, domain, address, store)  # type: ignore[arg-type]
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        raise UsageError(str(error).replace("Options.__init__()", "run()")) from error
+    with Session(place) as session:
+        return session.run(job, [inputs] if isinstance(inputs, str) else inputs, output, chosen)
+
+
+def verify(output: str) -> VerifyReport:
+    """Recompute the digest of every part of ``output`` and compare it with the manifest; raise OutputError if there is none."""
+    manifest = read_manifest(output)
+    algorithm = manifest.digest_algorithm
+    try:
+        digester = Digester(algorithm, bytes.fromhex(manifest.digest_key or ""))  # type: ignore[arg-type]
+    except UsageError as error:
+        raise OutputError(f"{output}/_SUCCESS: {error}") from error
+    stride = manifest.extras.get("stride", 128)
+    if not isinstance(stride, int) or not 1 <= stride <= 1 << 16:
+        raise OutputError(f"{output}/_SUCCESS: stride {stride!r} is not a width in bytes")
+    return verify_output(output, lambda path: digester.file(path, stride))
+
+
+def usual_reducers(splits: Sequence[Split]) -> int:
+    """Choose the number of parts from the input alone, so that output does not depend on workers."""
+    nbytes = sum(split.length for split in splits)
+    return max(1, min(len(splits), REDUCERS_USUAL), -(-nbytes // PART_BYTES_USUAL))
+
+
+def _split_bytes(job: Job, options: Options) -> int:
+    width = record_width(job.input)
+    return max(width, options.split_bytes // width * width) if width else options.split_bytes
+
+
+def _scratch(output: str, job_id: str) -> str:
+    import tempfile
+
+    return os.path.join(tempfile.gettempdir(), f"quoreduce-upload-{job_id}")
+
+
+def _executor(on: str, place: Place) -> Executor:
+    if on == "inline":
+        from quoreduce.runtime.inline import InlineExecutor
+
+        if place.domain not in (None, "worker"):
+            raise UsageError("inline has domains in name only: use --domain worker")
+        return InlineExecutor(place.workers or 3, place.store)
+    if on == "local":
+        from quoreduce.runtime.local import LocalExecutor
+
+        return LocalExecutor(place.workers or len(cores()), place.domain or "core", place.store)
+    from quoreduce.runtime.ray import RayExecutor
+
+    return RayExecutor(place)
+
+
+def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, driver: Driver) -> Manifest:
+    sizes = {split.path: split.size for split in splits}
+    parts = [Part(part_name(i), p.digest.hex(), p.nbytes, p.records) for i, p in enumerate(driver.parts())]
+    return Manifest.build(
+        quoreduce=quoreduce.__version__, job=job.name, mode=options.mode, f=options.f, digest_algorithm=options.algorithm,
+        digest_key=key.hex() or None, parts=parts, inputs=[InputFile(path, size) for path, size in sizes.items()],
+        records_in=driver.result.records_in, extras={"stride": record_width(job.output) or 128, "output": job.output},
+    )  # fmt: skip
+
+
+def _pickle(job: Job) -> bytes:
+    """Pickle a job; modules that are not installed (a script, a notebook, a file) go by value."""
+    registered: list[ModuleType] = []
+    try:
+        for function in (job.map, job.reduce, job.combine, job.partition, job.sample):
+            module = sys.modules.get(getattr(function, "__module__", None) or "")
+            if module is not None and module.__name__ != "__main__" and not _installed(module):
+                cloudpickle.register_pickle_by_value(module)
+                registered.append(module)
+        return bytes(cloudpickle.dumps(job))
+    except Exception as error:
+        raise UsageError(f"job {job.name} cannot be sent to workers: {type(error).__name__}: {error}") from error
+    finally:
+        for module in registered:
+            with contextlib.suppress(ValueError):
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _installed(module: ModuleType) -> bool:
+    if module.__name__.partition(".")[0] in ("quoreduce", "quoreduce_kernels", "quoreduce_gridmix"):
+        return True
+    path = getattr(module, "__file__", None)
+    roots = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return path is None or any(path.startswith(root) for root in roots)

@@ -1,0 +1,153 @@
+"""What the driver and its workers say to each other: msgpack bytes, decoded under a size cap (R10).
+
+Nothing that a worker returns is unpickled. The job's code goes the other way only, from the trusted driver to its workers
+(R12), as cloudpickle bytes inside :class:`Setup`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from quoreduce.data.inputs import Split
+from quoreduce.errors import HostError
+
+REPLY_BYTES_MAX = 64 << 20
+SIDE_BYTES_MAX = 1 << 20
+ERROR_CHARS_MAX = 2000
+
+
+class Setup(msgspec.Struct, frozen=True, tag="setup"):
+    """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session."""
+
+    generation: int
+    job: bytes
+    algorithm: str
+    key: bytes
+    reducers: int
+    seed: int
+    sources: tuple[Split, ...] = ()
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """An injected fault, carried by the request that it strikes. ``seed`` fixes which bit or byte is hit."""
+
+    kind: str
+    seed: int
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Where one copy of one partition lies, and the digest that was claimed for it. Sizes and offsets in bytes."""
+
+    attempt: int
+    worker: str
+    node: str
+    path: str
+    offset: int
+    nbytes: int
+    digest: bytes
+
+
+class MapTask(msgspec.Struct, frozen=True, tag="map"):
+    """Run a map over a split; keep its blocks if ``store``."""
+
+    attempt: int
+    index: int
+    split: Split
+    side: bytes
+    store: bool
+    fault: Fault | None = None
+
+
+class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
+    """Run a reduce over partition ``index``; ``sources[m]`` are the copies of map m's; write to ``paths`` if there are any."""
+
+    attempt: int
+    index: int
+    side: bytes
+    sources: tuple[tuple[Stored, ...], ...]
+    paths: tuple[str, ...]
+    fault: Fault | None = None
+    tampered_wire: bool = False
+
+
+class SampleTask(msgspec.Struct, frozen=True, tag="sample"):
+    """Run the job's sample over all splits; the data comes back in the reply."""
+
+    attempt: int
+    fault: Fault | None = None
+
+
+class CheckTask(msgspec.Struct, frozen=True, tag="check"):
+    """Recompute the digest of a part before it is published; ``attempt`` is the reduce's."""
+
+    attempt: int
+    path: str
+    stride: int
+
+
+class Discard(msgspec.Struct, frozen=True, tag="discard"):
+    """Drop stored blocks: whole attempts (lost votes), and byte ranges ``(path, offset, nbytes)`` that all readers have read."""
+
+    attempts: tuple[int, ...]
+    ranges: tuple[tuple[str, int, int], ...] = ()
+
+
+Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard
+
+
+class PartReply(msgspec.Struct, frozen=True, array_like=True):
+    """One partition: digest, records, size and offset of its block within the stored file, in bytes."""
+
+    digest: bytes
+    records: int
+    nbytes: int
+    offset: int
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came of a task.
+
+    ``ok``: ``parts`` hold the output. ``failed``: the job's code raised; ``error`` and its digest are voted on. ``refused``: the
+    copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
+    """
+
+    attempt: int
+    status: Literal["ok", "failed", "refused", "host", "ready", "checked"]
+    parts: tuple[PartReply, ...] = ()
+    path: str = ""
+    data: bytes = b""
+    records_in: int = 0
+    bytes_in: int = 0
+    bytes_shipped: int = 0
+    cpu_s: float = 0.0
+    error: str = ""
+    digest: bytes = b""
+    bad: tuple[int, ...] = ()
+    refetched: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_requests = msgspec.msgpack.Decoder(Request)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Encode a message."""
+    return _encoder.encode(message)
+
+
+def decode_request(raw: bytes) -> Request:
+    """Decode what the driver sent."""
+    return _requests.decode(raw)
+
+
+def decode_reply(raw: bytes) -> Reply:
+    """Decode what a worker returned; raise HostError if it is too large or not a reply."""
+    if len(raw) > REPLY_BYTES_MAX:
+        raise HostError(f"a worker returned {len(raw)} bytes; at most {REPLY_BYTES_MAX} are read")
+    try:
+        return _replies.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise HostError(f"a worker returned bytes that are no reply: {error}") from error

@@ -1,0 +1,339 @@
+"""What a worker does, the same on every executor: split -> map -> blocks -> digest, and blocks -> reduce -> output -> digest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from blake3 import blake3
+
+from quoreduce.data.block import Block, Buffer
+from quoreduce.data.digest import Digester, Sealed, output_digest
+from quoreduce.data.formats import parse_format
+from quoreduce.data.inputs import open_split
+from quoreduce.errors import BlockError, HostError
+from quoreduce.job import Job, record_width
+from quoreduce.jobs.python import block_style
+from quoreduce.runtime import faults, wire
+from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.runtime.store import BlockReader, BlockStore
+
+Fetch = Callable[[wire.Stored], bytes]
+FETCH_TRIES = 2
+COMPUTE_FAULTS = ("flip", "wrong", "stuck")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+
+
+class Crash(BaseException):
+    """An injected crash: the executor turns it into the death of the worker."""
+
+
+class Hang(BaseException):
+    """An injected hang: the executor never answers."""
+
+
+class _Refused(Exception):
+    """The copies of these attempts cannot be used."""
+
+    def __init__(self, bad: Sequence[int]) -> None:
+        super().__init__(bad)
+        self.bad = tuple(bad)
+
+
+class Worker:
+    """Executes requests, one at a time. ``fetch`` brings a partition from another node; None where there is only one."""
+
+    def __init__(self, name: str, node: str, folder: Path, fetch: Fetch | None = None) -> None:
+        self.name = name
+        self.node = node
+        self.store = BlockStore(folder)
+        self._reader = BlockReader()
+        self._fetch = fetch
+        self._setup: wire.Setup | None = None
+
+    def handle(self, raw: bytes) -> bytes | None:
+        """Execute one request and return the reply, both as msgpack; None for requests without a reply."""
+        request = wire.decode_request(raw)
+        if isinstance(request, wire.Discard):
+            self._discard(request)
+            return None
+        attempt = getattr(request, "attempt", -1)
+        start = time.thread_time()
+        try:
+            reply = self._run(request)
+        except _Refused as refused:
+            reply = wire.Reply(attempt, "refused", bad=refused.bad)
+        except (HostError, MemoryError) as error:
+            reply = wire.Reply(attempt, "host", error=str(error) or "out of memory")
+        except OSError as error:
+            reply = self._os_error(attempt, error)
+        except Exception as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
+            reply = _failure(attempt, error)
+        return wire.encode(_with_cpu(reply, time.thread_time() - start))
+
+    def _run(self, request: wire.Request) -> wire.Reply:
+        match request:
+            case wire.Setup():
+                return self._begin(request)
+            case wire.MapTask():
+                return self._map(request)
+            case wire.ReduceTask():
+                return self._reduce(request)
+            case wire.SampleTask():
+                return self._sample(request)
+            case wire.CheckTask():
+                digest = self._digester.file(Path(request.path), request.stride)
+                return wire.Reply(request.attempt, "checked", digest=digest)
+        raise HostError(f"unknown request {type(request).__name__}")
+
+    def _begin(self, setup: wire.Setup) -> wire.Reply:
+        self.store.recycle()
+        self._reader.forget()
+        self._setup = setup
+        self._digester = Digester(setup.algorithm, setup.key)  # type: ignore[arg-type]
+        declared: Job = cloudpickle.loads(setup.job)
+        self._job = block_style(declared)
+        self._format = parse_format(self._job.input)
+        return wire.Reply(-1, "ready")
+
+    def _seed(self, kind: str, index: int) -> int:
+        assert self._setup is not None
+        return int.from_bytes(blake3(f"{self._setup.seed} {kind} {index}".encode()).digest(8), "little")
+
+    # ---- map
+
+    def _map(self, task: wire.MapTask) -> wire.Reply:
+        assert self._setup is not None
+        allocate = (lambda n: self.store.allocate(task.attempt, n)) if task.store else self.store.scratch
+        ctx = MapContext(
+            task.index, self._setup.reducers, task.side, self._seed("map", task.index),
+            task.store or task.fault is not None, self._digester, allocate,
+        )  # fmt: skip
+        try:
+            with open_split(task.split, self._format, self.store.folder) as data:
+                outputs = self._partitions(self._job.map(data, ctx), ctx)
+                bytes_in = int(data.size)
+                del data
+            if task.fault and task.fault.kind in COMPUTE_FAULTS:
+                faults.spoil_blocks(task.fault, ctx.placed or ())
+            parts = tuple(self._part(output, i, ctx) for i, output in enumerate(outputs))
+        except BaseException:
+            self.store.discard(task.attempt)
+            raise
+        path = self.store.path(task.attempt) if task.store else ""
+        if task.fault:
+            parts = self._after(task.fault, parts, path, ctx.placed or ())
+        return wire.Reply(task.attempt, "ok", parts, path, records_in=ctx_records(ctx), bytes_in=bytes_in)
+
+    def _partitions(self, result: Any, ctx: MapContext) -> Sequence[Block | Sealed]:
+        """Bring what a map returned into R partitions that lie where they belong."""
+        from quoreduce.jobs.partition import place, spread
+
+        if isinstance(result, Block):
+            if self._job.combine is not None:
+                result = self._job.combine(result, ctx)
+            return spread(result, self._job.partition, ctx)
+        outputs = list(result)
+        if len(outputs) != ctx.reducers:
+            raise ValueError(f"map returned {len(outputs)} partitions for {ctx.reducers} reducers")
+        if all(isinstance(output, Sealed) for output in outputs):
+            if ctx.store:
+                raise ValueError("map returned digests where blocks must be stored")
+            return outputs
+        if ctx.placed is None or any(a is not b for a, b in zip(outputs, ctx.placed, strict=True)):
+            return place(outputs, ctx)
+        return outputs
+
+    def _part(self, output: Block | Sealed, index: int, ctx: MapContext) -> wire.PartReply:
+        if isinstance(output, Sealed):
+            return wire.PartReply(output.digest, output.records, output.nbytes, -1)
+        digest = self._digester.block(output)
+        return wire.PartReply(digest, output.records, output.buffer.size, ctx.offsets[index])
+
+    def _after(
+        self, fault: wire.Fault, parts: tuple[wire.PartReply, ...], path: str, blocks: Sequence[Block]
+    ) -> tuple[wire.PartReply, ...]:
+        """Strike after the digests are taken."""
+        if fault.kind == "crash":
+            raise Crash
+        if fault.kind == "hang":
+            raise Hang
+        if fault.kind == "swap" and blocks:
+            faults.spoil_blocks(fault, blocks)
+        if fault.kind == "lose" and path:
+            os.unlink(path)
+        if fault.kind == "lie":
+            return (_lying(parts[0]), *parts[1:])
+        return parts
+
+    # ---- reduce
+
+    def _reduce(self, task: wire.ReduceTask) -> wire.Reply:
+        assert self._setup is not None
+        stride = record_width(self._job.output) or 128
+        spoil = None
+        if task.fault and task.fault.kind in COMPUTE_FAULTS:
+            fault, width = task.fault, record_width(self._job.output)
+            spoil = lambda data: faults.spoil_bytes(fault, data, width)  # noqa: E731
+        inputs = _Inputs(self, tampered=bool(task.fault and task.fault.kind == "wire"))
+        blocks = [inputs.read(copies) for copies in task.sources]
+        if inputs.missing:
+            raise _Refused(inputs.bad)
+        with ExitStack() as stack:
+            files = [_create(path, stack) for path in task.paths]
+            ctx = ReduceContext(
+                task.index, self._setup.reducers, task.side, self._seed("reduce", task.index), self._digester, stride,
+                files, spoil,
+            )  # fmt: skip
+            self._job.reduce([block for block in blocks if block is not None], ctx)
+            part = wire.PartReply(ctx.finish(), ctx.records, ctx.nbytes, 0)
+        if task.fault:
+            part = self._after_reduce(task.fault, part, task.paths)
+        return wire.Reply(
+            task.attempt, "ok", (part,), task.paths[0] if task.paths else "", bad=tuple(inputs.bad),
+            refetched=inputs.refetched, bytes_in=inputs.nbytes, bytes_shipped=inputs.shipped,
+        )  # fmt: skip
+
+    def _after_reduce(self, fault: wire.Fault, part: wire.PartReply, paths: Sequence[str]) -> wire.PartReply:
+        (part,) = self._after(fault, (part,), "", ())
+        if fault.kind == "swap" and paths:
+            faults.spoil_file(fault, paths[0])
+        if fault.kind == "lose" and paths:
+            os.unlink(paths[0])
+        return part
+
+    # ---- sample and the rest
+
+    def _sample(self, task: wire.SampleTask) -> wire.Reply:
+        assert self._setup is not None
+        assert self._job.sample is not None
+        ctx = MapContext(0, self._setup.reducers, b"", self._seed("sample", 0), False, self._digester, self.store.scratch)
+        openers = [lambda s=s: open_split(s, self._format, self.store.folder) for s in self._setup.sources]
+        data = bytes(self._job.sample(openers, ctx))
+        if len(data) > wire.SIDE_BYTES_MAX:
+            raise ValueError(f"sample returned {len(data)} bytes; at most {wire.SIDE_BYTES_MAX} are agreed on")
+        if task.fault and task.fault.kind in COMPUTE_FAULTS and data:
+            data = bytes(faults.spoil_bytes(task.fault, bytearray(data)))
+        part = wire.PartReply(Digester("blake3").of(data), 1, len(data), 0)
+        if task.fault:
+            (part,) = self._after(task.fault, (part,), "", ())
+        return wire.Reply(task.attempt, "ok", (part,), data=data)
+
+    def _discard(self, request: wire.Discard) -> None:
+        for attempt in request.attempts:
+            self.store.discard(attempt)
+        for path, offset, nbytes in request.ranges:
+            self.store.punch(path, offset, nbytes)
+
+    def _os_error(self, attempt: int, error: OSError) -> wire.Reply:
+        if error.errno in NO_SPACE:
+            return wire.Reply(attempt, "host", error=f"no space left on device: {error.filename or self.store.folder}")
+        return _failure(attempt, error)
+
+    def read(self, stored: wire.Stored) -> Buffer:
+        """Return the bytes of a stored partition: a view of the file on this node, or a copy fetched from its holder."""
+        if stored.node == self.node:
+            return self._reader.view(stored.path, stored.offset, stored.nbytes)
+        if self._fetch is None:
+            raise FileNotFoundError(stored.path)
+        return self._fetch(stored)
+
+    def digest(self, block: Block) -> bytes:
+        """Digest a block with the job's algorithm."""
+        return self._digester.block(block)
+
+
+class _Inputs:
+    """The partitions that a reduce reads: each copy's digest is recomputed over the very bytes that will be used (R6)."""
+
+    def __init__(self, worker: Worker, tampered: bool) -> None:
+        self._worker = worker
+        self._tampered = tampered
+        self.bad: list[int] = []
+        self.missing = False
+        self.refetched = 0
+        self.nbytes = 0
+        self.shipped = 0
+
+    def read(self, copies: Sequence[wire.Stored]) -> Block | None:
+        """Return the first copy that is what it should be, having read and checked all of them; None if there is none."""
+        good: Block | None = None
+        for stored in copies:
+            block = self._checked(stored)
+            if block is None:
+                self.bad.append(stored.attempt)
+            else:
+                good = good or block
+        if good is None:
+            self.missing = True
+        return good
+
+    def _checked(self, stored: wire.Stored) -> Block | None:
+        for attempt in range(FETCH_TRIES):
+            try:
+                raw = self._spoiled(self._worker.read(stored))
+                self.nbytes += stored.nbytes
+                self.shipped += stored.nbytes if stored.worker != self._worker.name else 0
+                block = Block.open(raw)
+                if self._worker.digest(block) == stored.digest:
+                    self.refetched += attempt
+                    return block
+            except (BlockError, OSError):
+                pass
+        return None
+
+    def _spoiled(self, raw: Buffer) -> Buffer:
+        if not self._tampered:
+            return raw
+        self._tampered = False
+        copy = bytearray(raw)
+        copy[len(copy) // 2] ^= 1
+        return copy
+
+
+def _create(path: str, stack: ExitStack) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _lying(part: wire.PartReply) -> wire.PartReply:
+    return wire.PartReply(bytes([part.digest[0] ^ 1]) + part.digest[1:], part.records, part.nbytes, part.offset)
+
+
+def ctx_records(ctx: MapContext) -> int:
+    """Number of input records that the map said it read (0 if it did not say)."""
+    return int(getattr(ctx, "records_in", 0))
+
+
+def _failure(attempt: int, error: Exception) -> wire.Reply:
+    """An exception is an outcome: its text, without addresses, is what replicas agree or disagree on."""
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)[: wire.ERROR_CHARS_MAX]
+    return wire.Reply(attempt, "failed", error=text, digest=blake3(text.encode()).digest())
+
+
+def _with_cpu(reply: wire.Reply, cpu_s: float) -> wire.Reply:
+    import msgspec
+
+    return msgspec.structs.replace(reply, cpu_s=cpu_s)
+
+
+def vote_digest(parts: Sequence[wire.PartReply]) -> bytes:
+    """The digest that is voted on (R4): recomputed by the driver from the partitions' digests and counts."""
+    return output_digest([(part.digest, part.records) for part in parts])
+
+
+def pinned(core: int | None) -> None:
+    """Pin this process to ``core`` and keep libraries to one thread."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    np.seterr(all="ignore")

@@ -1,0 +1,62 @@
+"""The job tracker: pure, complete, and told everything by events (slides 11-22).
+
+`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
+`vote` for who wins, `placement` for who runs what, `ledger` for what it cost. No clock, no randomness, no I/O.
+"""
+
+from quoreduce.tracker.ledger import Ledger
+from quoreduce.tracker.messages import (
+    Agreed,
+    BlockLost,
+    Cancel,
+    Command,
+    Discard,
+    Event,
+    Failed,
+    Finished,
+    JobDone,
+    JobFailed,
+    Kind,
+    Launch,
+    Output,
+    Part,
+    Published,
+    Reason,
+    Refused,
+    Source,
+    Stalled,
+    Task,
+    WorkerJoined,
+    WorkerLost,
+)
+from quoreduce.tracker.state import Mode, Plan
+from quoreduce.tracker.tracker import JobTracker
+
+__all__ = [
+    "Agreed",
+    "BlockLost",
+    "Cancel",
+    "Command",
+    "Discard",
+    "Event",
+    "Failed",
+    "Finished",
+    "JobDone",
+    "JobFailed",
+    "JobTracker",
+    "Kind",
+    "Launch",
+    "Ledger",
+    "Mode",
+    "Output",
+    "Part",
+    "Plan",
+    "Published",
+    "Reason",
+    "Refused",
+    "Source",
+    "Stalled",
+    "Task",
+    "WorkerJoined",
+    "WorkerLost",
+]

@@ -1,0 +1,83 @@
+"""What holds of a tracker between any two events. Tests call it after each; it costs O(tasks)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quoreduce.tracker.state import Attempt, TaskState
+
+if TYPE_CHECKING:
+    from quoreduce.tracker.tracker import JobTracker
+
+
+def check(tracker: JobTracker) -> None:
+    """Raise AssertionError, with what is wrong, if the tracker's state contradicts itself."""
+    _check_slots(tracker)
+    for state in [*tracker._maps, *tracker._reduces]:
+        _check_task(tracker, state)
+    _check_counters(tracker)
+    for state in tracker._reduces:
+        _check_inputs(tracker, state)
+
+
+def _check_slots(tracker: JobTracker) -> None:
+    pool = tracker._pool
+    for worker in pool.workers.values():
+        assert 0 <= len(worker.busy) <= worker.slots, f"{worker.name} runs more than it has slots for"
+        assert (worker.name in worker.domain.idle) == (len(worker.busy) < worker.slots), f"{worker.name}: idle or not?"
+        for id_ in worker.busy:
+            assert tracker._attempts[id_].status != "over", f"attempt {id_} is over but occupies {worker.name}"
+    assert pool.busy == sum(len(worker.busy) for worker in pool.workers.values()), "busy slots are miscounted"
+    assert set(pool.free) == {d.name for d in pool.open.values() if d.idle}, "free domains are wrong"
+    assert len(pool.open) >= min(tracker.plan.need, len(pool.domains)), "quarantine left too few domains"
+
+
+def _check_task(tracker: JobTracker, state: TaskState) -> None:
+    task, plan = state.task, tracker.plan
+    assert state.tries <= plan.bound, f"{task} was tried beyond its bound (R3)"
+    for attempt in state.running.values():
+        assert attempt.status == "running", f"attempt {attempt.id} of {task} does not run"
+        assert attempt.id in tracker._pool.workers[attempt.worker].busy, f"attempt {attempt.id} has no slot"
+    for camp in state.ballot.camps:
+        assert set(camp.domains) == set(camp.attempts.values()), f"{task} miscounts domains (R1)"
+        for id_ in camp.copies:
+            assert tracker._attempts[id_].stored, f"{task} offers attempt {id_}, which is not stored"
+    if state.winner is not None:
+        assert state.winner in state.ballot.camps, f"{task}: the winner's votes were withdrawn"
+        assert len(state.winner.domains) >= plan.need, f"{task} won without f+1 domains (R1)"
+        if not plan.stores_all:
+            assert len(state.winner.copies) <= 1, f"{task} keeps surplus copies"
+    waiting = tracker._opened and not tracker.done and tracker._wanted(state) > 0
+    assert not waiting or state.wanted == tracker._wanted(state), f"{task} wants {tracker._wanted(state)} replicas"
+    queued = any(state.task.index in tracker._queues[task.kind, begun] for begun in (True, False))
+    assert not waiting or queued, f"{task} wants replicas and is not queued"
+
+
+def _check_counters(tracker: JobTracker) -> None:
+    maps, reduces = tracker._maps, tracker._reduces
+    assert tracker._maps_unwon == sum(state.winner is None for state in maps), "unwon maps are miscounted"
+    assert tracker._maps_unready == sum(not state.offered for state in maps), "unreadable maps are miscounted"
+    assert tracker._reduces_agreed == sum(state.published is not None for state in reduces), "reduces are miscounted"
+    assert tracker._reduces_confirmed == sum(state.confirmed for state in reduces), "published reduces are miscounted"
+    assert tracker._sources == [state.offered for state in maps], "sources are stale"
+    for state in maps:
+        for source in state.offered:
+            assert tracker._attempts[source.attempt].stored, f"{state.task} offers a lost copy"
+
+
+def _check_inputs(tracker: JobTracker, reduce: TaskState) -> None:
+    """Every vote and every running replica of a reduce rests on winning partitions only (R5)."""
+    if reduce.winner is not None:
+        assert not tracker._maps_unwon, f"{reduce.task} won before its inputs (R5)"
+    voted = [tracker._attempts[id_] for camp in reduce.ballot.camps for id_ in camp.attempts]
+    for attempt in [*voted, *reduce.running.values()]:
+        _check_sources(tracker, attempt, reduce.task.index)
+
+
+def _check_sources(tracker: JobTracker, attempt: Attempt, part: int) -> None:
+    for state, copies in zip(tracker._maps, attempt.sources, strict=True):
+        assert copies, f"attempt {attempt.id} reads nothing of {state.task}"
+        if state.winner is not None and state.winner.output is not None:
+            want = state.winner.output.parts[part].digest
+            for source in copies:
+                assert tracker._output(source).parts[part].digest == want, f"attempt {attempt.id} read a losing part"

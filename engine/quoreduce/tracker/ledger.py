@@ -1,0 +1,78 @@
+"""What a job cost: executions, votes and bytes, the figures behind every ratio (slides 23-26)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from quoreduce.tracker.messages import Kind, Output
+
+
+def _per_kind() -> dict[Kind, int]:
+    return {"sample": 0, "map": 0, "reduce": 0}
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Running totals. Only the tracker writes them.
+
+    Attributes:
+        launched: executions, by kind of task.
+        first_plan: those that belong to the task's first f+1 (or 1, or 2f+1) replicas.
+        votes: results that were counted, errors among them.
+        errors: votes that were errors of the user's code.
+        lost_votes: votes against the agreed output: the faults that were detected.
+        withdrawn_votes: votes of reduces that rested on a partition which lost its own vote (R5).
+        crashed: executions that died with their worker (R9).
+        malformed: replies without the right number of partitions, treated as crashes (R10).
+        refused: executions of reduces that could not use a source (R6).
+        lost_blocks: stored outputs that were lost or refused.
+        cancelled: executions whose result was no longer wanted.
+        discarded: stored outputs that were given up.
+        ignored: late, duplicate, stale and unknown messages (R10).
+        stored_nbytes: written by finished executions that stored their output.
+        shipped_nbytes: handed to reduces as sources, over all copies they read.
+        suspicion: domain -> number of tasks on which it lost a vote (R11).
+        quarantined: domains that were quarantined when this was last looked at.
+    """
+
+    launched: dict[Kind, int] = field(default_factory=_per_kind)
+    first_plan: dict[Kind, int] = field(default_factory=_per_kind)
+    votes: int = 0
+    errors: int = 0
+    lost_votes: int = 0
+    withdrawn_votes: int = 0
+    crashed: int = 0
+    malformed: int = 0
+    refused: int = 0
+    lost_blocks: int = 0
+    cancelled: int = 0
+    discarded: int = 0
+    ignored: int = 0
+    stored_nbytes: int = 0
+    shipped_nbytes: int = 0
+    suspicion: dict[str, int] = field(default_factory=dict)
+    quarantined: tuple[str, ...] = ()
+
+    @property
+    def executions(self) -> int:
+        """Executions of all kinds."""
+        return sum(self.launched.values())
+
+    @property
+    def re_executions(self) -> int:
+        """Executions beyond the first plan: what faults have cost."""
+        return self.executions - sum(self.first_plan.values())
+
+    def launch(self, kind: Kind, first: bool) -> None:
+        """Count one execution; `first` if it belongs to the first plan."""
+        self.launched[kind] += 1
+        self.first_plan[kind] += first
+
+    def store(self, output: Output) -> None:
+        """Count an output that was written."""
+        self.stored_nbytes += sum(part.nbytes for part in output.parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        return asdict(self) | {"executions": self.executions, "re_executions": self.re_executions}

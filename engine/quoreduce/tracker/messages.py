@@ -1,0 +1,192 @@
+"""What goes into the tracker (events) and what comes out of it (commands), and nothing else.
+
+Both are frozen values: the driver turns replies of workers into events and commands into calls, and a
+transcript of the two is a complete account of a job (the golden scenarios of the tests are just that).
+
+What a worker says about itself is a claim, never a fact: `Finished`, `Failed` and `Refused` carry only what is voted
+on, or checked against what the tracker itself has launched (R10, R12).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind = Literal["sample", "map", "reduce"]
+Reason = Literal["no_quorum", "not_deterministic", "job_error", "too_few_domains"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of work: it is executed by several replicas, and has one agreed output at most."""
+
+    kind: Kind
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One partition of an output: the digest over its canonical bytes, and its size."""
+
+    digest: bytes
+    records: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a replica produced.
+
+    Attributes:
+        digest: over the digests and record counts of all parts; this is what is voted on (R4).
+        parts: one per reduce for a map, exactly one for a reduce or a sample.
+    """
+
+    digest: bytes
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A stored copy of a map's output that a reduce is told to read."""
+
+    map: int
+    attempt: int
+    worker: str
+
+
+# ---- events -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker is ready for `slots` executions at a time. Its domain is what fails together (R1)."""
+
+    worker: str
+    domain: str
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker died, or was killed because it hung past its deadline (R9). Its stored blocks may have gone with it."""
+
+    worker: str
+    blocks_lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An attempt produced an output: one vote."""
+
+    attempt: int
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The user's code raised. That is a result too, and voted on: only f+1 equal errors are the job's own."""
+
+    attempt: int
+    error: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A reduce could not use the stored outputs of the attempts `bad` (R6): no vote, for nothing was computed."""
+
+    attempt: int
+    bad: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLost:
+    """The stored output of an attempt is gone. Its vote stands."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """From the driver: the stored output of this reduce attempt was checked and made part of the job's output (R8)."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
+
+
+Event: TypeAlias = WorkerJoined | WorkerLost | Finished | Failed | Refused | BlockLost | Published | Stalled
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Execute a task on a worker.
+
+    Attributes:
+        attempt: unique in the job.
+        replica: running number of the execution of this task: 0, 1, 2...
+        store: keep the output for readers (the carrier, R6), or compute it for its digest only.
+        sources: for a reduce, the copies to read of each map: one, or all there are without digest outputs.
+    """
+
+    attempt: int
+    task: Task
+    replica: int
+    worker: str
+    store: bool
+    sources: tuple[tuple[Source, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The result is no longer wanted. The slot counts as busy until a reply comes or the worker is lost."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Nobody will read the stored output of this attempt again."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """A task's vote is won.
+
+    For a sample or a reduce `attempt` is stored and is the one to publish. Should its block be lost before the job
+    is done, `Agreed` comes again, with the same output and another attempt.
+    """
+
+    task: Task
+    attempt: int
+    output: Output
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """Every reduce is agreed on and stored. Nothing follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """The job cannot end well; nothing may be published (R3). Nothing follows."""
+
+    reason: Reason
+    task: Task | None
+    message: str
+
+
+Command: TypeAlias = Launch | Cancel | Discard | Agreed | JobDone | JobFailed

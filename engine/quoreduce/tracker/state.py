@@ -1,0 +1,163 @@
+"""What is planned, and what the tracker remembers of one attempt and of one task. No decisions are made here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quoreduce.tracker.messages import Reason, Source, Task
+from quoreduce.tracker.vote import Ballot, Camp
+
+Mode = Literal["original", "basic", "bft"]
+Status = Literal["running", "cancelled", "over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be executed and how (slides 11-22).
+
+    Attributes:
+        maps, reduces: number of tasks. Without maps, reduces start at once and read nothing.
+        f: wrong replicas of a task that are outvoted for certain; taken as 0 in mode `original`.
+        mode: `original` (one execution, crash recovery), `basic` (2f+1 up front, reduces read all copies of voted
+            maps), or `bft`, whose four modifications (slide 18) can be switched off one by one:
+        deferred: f+1 replicas first, more when they disagree (slide 19); else 2f+1 up front.
+        tentative: reduces start on unvoted map outputs (slide 20); else when every map has won its vote.
+        digest_outputs: one replica stores, the others only compute digests (slide 21); else all store, reduces read
+            all copies.
+        tight_storage: one copy of the agreed output (slide 22). For the driver; the tracker does not care.
+        sample: a task whose agreed output is needed before anything else starts.
+        confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
+        max_attempts: bound on executions of one task without success (R3); None: 4(f+1)+8.
+
+    Raises:
+        ValueError: for counts that make no sense.
+    """
+
+    maps: int
+    reduces: int
+    f: int
+    mode: Mode
+    sample: bool = False
+    deferred: bool = True
+    tentative: bool = True
+    digest_outputs: bool = True
+    tight_storage: bool = True
+    max_attempts: int | None = None
+    confirm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.maps < 0 or self.reduces < 1 or self.f < 0:
+            raise ValueError(f"a job has 0 or more maps, 1 or more reduces and f >= 0, not {self}")
+        if self.max_attempts is not None and self.max_attempts < self.first:
+            raise ValueError(f"max_attempts is {self.max_attempts}, but {self.first} replicas are planned per task")
+
+    @property
+    def need(self) -> int:
+        """Distinct domains that must agree: f+1."""
+        return 1 if self.mode == "original" else self.f + 1
+
+    @property
+    def upfront(self) -> bool:
+        """Whether 2f+1 replicas are always executed, rather than f+1 and more on demand (slide 19)."""
+        return self.mode == "basic" or (self.mode == "bft" and not self.deferred)
+
+    @property
+    def first(self) -> int:
+        """Replicas of a task in the first plan."""
+        return 2 * self.f + 1 if self.upfront else self.need
+
+    @property
+    def eager(self) -> bool:
+        """Whether reduces may read unvoted map outputs (slide 20)."""
+        return self.mode == "bft" and self.tentative
+
+    @property
+    def stores_all(self) -> bool:
+        """Whether every replica stores its output, rather than the carrier alone (slide 21)."""
+        return self.mode != "bft" or not self.digest_outputs
+
+    @property
+    def bound(self) -> int:
+        """Executions of one task without success after which the job fails (R3)."""
+        return 4 * self.need + 8 if self.max_attempts is None else self.max_attempts
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One execution of a task (a replica, R1).
+
+    Attributes:
+        sources: what it was told to read; the tuple is shared by all reduces launched on the same copies.
+        camp: where its vote went, once it has voted.
+        stored: its output was stored and is not known to be lost.
+    """
+
+    id: int
+    state: TaskState
+    worker: str
+    domain: str
+    store: bool
+    sources: tuple[tuple[Source, ...], ...]
+    status: Status = "running"
+    camp: Camp | None = None
+    stored: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class TaskState:
+    """All that is known of one task.
+
+    Attributes:
+        running: attempts that may still vote.
+        asked: domain -> times it was asked; what R1 chooses by.
+        executions: launched so far; the next replica's number.
+        tries: launched since the task last got further: what R3 bounds.
+        wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
+        owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
+        winner: the camp that won, for good.
+        shown: a map's camp that reduces were given to read before the vote was won (R5).
+        offered: a map's copies that a reduce launched now would read; empty while there are none or a dispute.
+        published: a sample's or reduce's stored attempt that was announced by `Agreed`.
+        confirmed: the driver has published that attempt, so its loss matters no more.
+    """
+
+    task: Task
+    owed: int
+    wanted: int = 0
+    ballot: Ballot = field(default_factory=Ballot)
+    running: dict[int, Attempt] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    executions: int = 0
+    tries: int = 0
+    crashed: int = 0
+    refused: int = 0
+    winner: Camp | None = None
+    shown: Camp | None = None
+    offered: tuple[Source, ...] = ()
+    published: int | None = None
+    confirmed: bool = False
+
+    def running_domains(self) -> set[str]:
+        """Domains of the replicas that have yet to answer."""
+        return {attempt.domain for attempt in self.running.values()}
+
+    def fruitless(self) -> Reason:
+        """Why no quorum was reached: the job's fault, if outputs differ within domains and agree across none (R11)."""
+        alone = all(len(camp.domains) < 2 for camp in self.ballot.camps)
+        return "not_deterministic" if alone and self.ballot.wavering() > 1 else "no_quorum"
+
+    def story(self) -> str:
+        """What was seen, for the message of a job that failed."""
+        seen = [
+            f"{', '.join(camp.domains)} {'raised ' + camp.error if camp.output is None else 'produced'}"
+            f" {camp.digest.hex()[:12]} ({len(camp.attempts)}x)"
+            for camp in self.ballot.camps[:8]
+        ]
+        if len(self.ballot.camps) > 8:
+            seen.append(f"{len(self.ballot.camps) - 8} more results")
+        if self.crashed:
+            seen.append(f"{self.crashed} crashed")
+        if self.refused:
+            seen.append(f"{self.refused} could not read their sources")
+        return f"{self.task} after {self.executions} executions: {'; '.join(seen) or 'no results'}"

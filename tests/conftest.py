@@ -1,0 +1,140 @@
+"""What all tests share: one Ray, the command line, the text, golden files; and the rule that CI skips nothing.
+
+Environment: ``CI`` makes hypothesis repeat the same examples; ``QUOREDUCE_REQUIRE_ALL=1`` makes a test fail that would
+be skipped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+from hypothesis import settings
+
+from quoreduce.runtime.port import worker_env
+
+TESTS = Path(__file__).parent
+REQUIRE_ALL = "QUOREDUCE_REQUIRE_ALL"
+FIRST = ("kernels", "data", "tracker")  # what the rest stands on
+CLI_TIMEOUT_S = 180.0
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+settings.register_profile("here", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+os.environ["NUMBA_CACHE_DIR"] = worker_env()["NUMBA_CACHE_DIR"]  # tests and workers share the compiled kernels
+os.environ.pop("RAY_ADDRESS", None)  # a developer's cluster is not what is under test
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; then review git diff")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests of what others stand on first, and those that need Ray last; whoever asks for the cluster needs Ray."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, _rank(item.path)))
+
+
+def _rank(path: Path) -> int:
+    folder = path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else ""
+    return FIRST.index(folder) if folder in FIRST else len(FIRST)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _refuse_skip((yield))
+
+
+def _refuse_skip(report: Report) -> Report:
+    """Turn a skip into a failure that gives its reason, if all tests are required. (An expected failure stays one.)"""
+    if os.environ.get(REQUIRE_ALL) == "1" and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: {REQUIRE_ALL}=1 allows no skips. {reason}"
+    return report
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Ended]:
+    """``cli("run", "wordcount", text, out)`` runs the command line as its own process: (exit code, stdout, stderr)."""
+
+    def run(
+        *arguments: object,
+        timeout_s: float = CLI_TIMEOUT_S,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Ended:
+        command = [sys.executable, "-m", "quoreduce.cli", *map(str, arguments)]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
+                cwd=cwd, env={**os.environ, **(env or {})},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            pytest.fail(f"{' '.join(command)}: not finished after {timeout_s:g} s; stderr so far: {error.stderr!r}")
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """The module ``ray``, connected to the one local Ray of this session, which ``--on ray`` in this process uses too.
+
+    A test that needs another cluster, or none, runs in a process of its own.
+    """
+    importlib.import_module("quoreduce.runtime.ray")  # sets Ray's environment, which counts only before:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def kjv() -> Path:
+    """The King James Version: 4.4 MB of text, one verse a line."""
+    return TESTS / "data" / "kjv.txt"
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden("a/b.json", text)`` asserts that ``tests/golden/a/b.json`` says this, or writes it (``--update-golden``)."""
+
+    def check(name: str, text: str) -> None:
+        path = TESTS / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
+            return
+        wanted = path.read_bytes().decode() if path.exists() else ""
+        difference = difflib.unified_diff(wanted.splitlines(), text.splitlines(), f"golden/{name}", "now", lineterm="")
+        if text != wanted:
+            pytest.fail("\n".join([*difference, "meant? pytest --update-golden, then review git diff"]))
+
+    return check

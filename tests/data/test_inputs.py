@@ -1,0 +1,516 @@
+"""Splits: nothing lost, nothing doubled; and every bad input is one clear line."""
+
+import bz2
+import gzip
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from quoreduce.data import inputs as inputs_module
+from quoreduce.data.formats import RecordFormat, parse_format
+from quoreduce.data.inputs import Split, open_split, plan_splits, public_name
+from quoreduce.errors import HostError, InputError, UsageError
+
+LINES, WORDS = parse_format("lines"), parse_format("words")
+SHARED_TMP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LOGICAL = st.lists(
+    st.sampled_from(
+        [b" ", b"\n", b"\t", b"\r", b"\f", b"\r\n", b"\0", b"a", b"bc", b"\x0b", b"\x85", b"\xff", b"x" * 40]
+    )
+).map(b"".join)
+CONTENTS = st.one_of(st.binary(max_size=300), LOGICAL)
+
+
+def records_of(data: bytes, fmt: RecordFormat) -> list[tuple[int, bytes]]:
+    """The plain twin: (start, record) for every record of a whole file."""
+    if fmt.kind == "fixed":
+        return [(i, data[i : i + fmt.width]) for i in range(0, len(data), fmt.width)]
+    pattern = rb"[^\n]*\n|[^\n]+" if fmt.kind == "lines" else rb"[^ \t\n\r\f]+"
+    return [(found.start(), found.group()) for found in re.finditer(pattern, data)]
+
+
+def read(split: Split, fmt: RecordFormat, scratch: Path, **bounds: int) -> bytes:
+    with open_split(split, fmt, scratch, **bounds) as array:
+        assert array.dtype == np.uint8
+        assert array.ndim == 1
+        assert not array.flags.writeable
+        return array.tobytes()
+
+
+def check_all_splits(path: Path, data: bytes, fmt: RecordFormat, split_bytes: int, as_uri: bool = False) -> None:
+    splits = plan_splits([str(path)], fmt, split_bytes)
+    assert [split.index for split in splits] == list(range(len(splits)))
+    assert sum(split.length for split in splits) == len(data)
+    records = records_of(data, fmt)
+    for split in splits:
+        source = msgspec.structs.replace(split, uri=True, path=f"file://{path}") if as_uri else split
+        part = read(source, fmt, path.parent)
+        expected = [r for at, r in records if split.start <= at < split.start + split.length]
+        assert [r for _, r in records_of(part, fmt)] == expected
+        if fmt.kind == "lines":
+            assert part == b"".join(expected)
+
+
+# --- record boundaries ------------------------------------------------------------------------------------------------
+
+
+@SHARED_TMP
+@given(data=CONTENTS, split_bytes=st.integers(1, 90), kind=st.sampled_from(["lines", "words"]), as_uri=st.booleans())
+@example(data=b"", split_bytes=1, kind="lines", as_uri=False)
+@example(data=b"one word over many splits", split_bytes=1, kind="words", as_uri=True)
+@example(data=b"a\r\nb\r\n\r\nno newline", split_bytes=3, kind="lines", as_uri=False)
+@example(data=b"\n\n\n", split_bytes=1, kind="lines", as_uri=True)
+@example(data=b"   ", split_bytes=2, kind="words", as_uri=False)
+def test_every_record_is_read_by_exactly_the_split_it_starts_in(
+    tmp_path: Path, data: bytes, split_bytes: int, kind: str, as_uri: bool
+) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(data)
+    check_all_splits(path, data, parse_format(kind), split_bytes, as_uri)
+
+
+@SHARED_TMP
+@given(count=st.integers(0, 20), width=st.integers(1, 12), split_bytes=st.integers(1, 50), as_uri=st.booleans())
+def test_fixed_records_are_never_torn(tmp_path: Path, count: int, width: int, split_bytes: int, as_uri: bool) -> None:
+    path = tmp_path / "input"
+    data = bytes(i % 251 for i in range(count * width))
+    path.write_bytes(data)
+    check_all_splits(path, data, RecordFormat("fixed", width), split_bytes, as_uri)
+
+
+@pytest.mark.parametrize("kind", ["lines", "words"])
+@pytest.mark.parametrize("as_uri", [False, True])
+@pytest.mark.parametrize("edge", [4095, 4096, 4097, 12288, (1 << 16) + 1, 3 << 20])
+def test_a_record_longer_than_every_read_window_belongs_to_one_split(
+    tmp_path: Path, kind: str, as_uri: bool, edge: int
+) -> None:
+    path = tmp_path / "input"
+    data = b"first\n" + b"y" * edge + b"\nlast"
+    path.write_bytes(data)
+    check_all_splits(path, data, parse_format(kind), max(4096, edge // 7), as_uri)
+
+
+def test_a_split_inside_a_long_record_does_not_scan_the_rest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    split = Split(str(path), 1 << 20, 4096, 1 << 40, "none", False, 0)
+    assert read(split, LINES, tmp_path) == b""
+
+
+def test_the_array_is_a_view_of_the_mapped_file_and_may_outlive_the_split(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"x" * 5000 + b"\n" + b"abc\n")
+    split = plan_splits([str(path)], LINES, 5000)[1]
+    with open_split(split, LINES, tmp_path) as array:
+        assert not array.flags.owndata
+        kept = array[1:3]
+    assert kept.tobytes() == b"bc"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("lines", RecordFormat("lines")), ("words", RecordFormat("words")), ("fixed:100", RecordFormat("fixed", 100))],
+)
+def test_format_names_round_trip(text: str, expected: RecordFormat) -> None:
+    assert parse_format(text) == expected
+    assert str(expected) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "line", "fixed", "fixed:", "fixed:0", "fixed:-1", "fixed:65537", "fixed:²", "fixed:1e2"]
+)
+def test_unknown_formats_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="use lines, words or fixed:N"):
+        parse_format(text)
+
+
+# --- what an input stands for -----------------------------------------------------------------------------------------
+
+
+def planned(*sources: object, fmt: RecordFormat = LINES) -> list[str]:
+    return [os.path.basename(split.path) for split in plan_splits([str(s) for s in sources], fmt, 1 << 20)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    (root / "sub").mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "_SUCCESS", ".crc", "c.log", "empty", "sub/inner.txt"):
+        (root / name).write_text("" if name == "empty" else f"{name}\n")
+    return root
+
+
+def test_a_directory_stands_for_its_visible_files_in_order_of_name(tree: Path) -> None:
+    assert planned(tree) == ["a.txt", "b.txt", "c.log"]
+
+
+def test_arguments_keep_their_order_and_may_repeat(tree: Path) -> None:
+    assert planned(tree / "c.log", tree / "*.txt", tree / "c.log") == ["c.log", "a.txt", "b.txt", "c.log"]
+
+
+def test_a_glob_skips_hidden_names_and_enters_directories(tree: Path) -> None:
+    assert planned(tree / "*") == ["a.txt", "b.txt", "c.log", "inner.txt"]
+
+
+def test_a_hidden_file_that_is_named_is_read(tree: Path) -> None:
+    assert planned(tree / "_SUCCESS") == ["_SUCCESS"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_itself(tree: Path) -> None:
+    (tree / "[ab].txt").write_text("x\n")
+    assert planned(tree / "[ab].txt") == ["[ab].txt"]
+
+
+def test_file_uris_are_plain_paths(tree: Path) -> None:
+    (tree / "with space").write_text("x\n")
+    splits = plan_splits([f"file://{tree}/with%20space", f"file://localhost{tree}/a.txt"], LINES, 100)
+    assert [(split.path, split.uri) for split in splits] == [(f"{tree}/with space", False), (f"{tree}/a.txt", False)]
+
+
+def test_links_are_followed_and_paths_are_absolute(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "link").symlink_to("a.txt")
+    monkeypatch.chdir(tree)
+    (split,) = plan_splits(["link"], LINES, 100)
+    assert split.path == str(tree / "link")
+    assert read(split, LINES, tree) == b"a.txt\n"
+
+
+def test_inputs_that_are_all_empty_give_no_splits(tree: Path) -> None:
+    assert plan_splits([str(tree / "empty")], LINES, 1) == ()
+
+
+def test_splits_survive_the_wire(tree: Path) -> None:
+    splits = plan_splits([str(tree)], LINES, 2)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(splits), type=tuple[Split, ...]) == splits
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def refused(*sources: object, fmt: RecordFormat = LINES, split_bytes: int = 64) -> str:
+    with pytest.raises(InputError) as caught:
+        plan_splits([str(s) for s in sources], fmt, split_bytes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    assert "no such file or directory" in refused(tmp_path / "nowhere")
+    assert "nowhere" in refused(tmp_path / "nowhere" / "below")
+
+
+def test_a_glob_without_matches_is_named(tmp_path: Path) -> None:
+    assert "no file matches" in refused(tmp_path / "*.txt")
+
+
+def test_a_directory_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "_SUCCESS").write_text("{}")
+    assert "has no input files" in refused(tmp_path)
+
+
+def test_a_broken_link_is_refused_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "broken").symlink_to("nowhere")
+    assert "broken symbolic link" in refused(tmp_path / "broken")
+    assert "broken symbolic link" in refused(tmp_path)
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop" in refused(tmp_path / "loop")
+
+
+def test_special_files_are_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "is a fifo" in refused(tmp_path / "fifo")
+    assert "is a character device" in refused("/dev/null")
+    with socket.socket(socket.AF_UNIX) as server, in_directory(tmp_path):
+        server.bind("sock")
+        assert "is a socket" in refused("sock")
+
+
+@contextmanager
+def in_directory(path: Path) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Run as nobody for a while if we are root, who may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "below"])
+def test_what_may_not_be_read_is_refused(what: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        (top / "directory").mkdir()
+        (top / "directory" / "below").write_text("x")
+        (top / "file").write_text("x")
+        (top / "file").chmod(0)
+        (top / "directory").chmod(0)
+        try:
+            with without_root():
+                path = top / ("directory/below" if what == "below" else what)
+                assert "Permission denied" in refused(path)
+        finally:
+            (top / "directory").chmod(0o755)
+
+
+def test_a_size_that_is_no_multiple_of_the_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    path.write_bytes(b"x" * 250)
+    message = refused(path, fmt=RecordFormat("fixed", 100))
+    assert str(path) in message
+    assert "250" in message
+    assert "100" in message
+
+
+@pytest.mark.parametrize("source", ["\0", "nul\0name", "file://host/path", "nosuch://bucket/key"])
+def test_names_that_cannot_be_are_refused(source: str) -> None:
+    refused(source)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff"
+    Path(os.fsdecode(path)).write_text("x")
+    assert "not UTF-8" in refused(tmp_path)
+
+
+def test_too_many_splits_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert "--split-mb" in refused(path)
+
+
+def test_usage_errors_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no input"):
+        plan_splits([], LINES, 64)
+    with pytest.raises(UsageError, match="at least 1 byte"):
+        plan_splits([str(tmp_path)], LINES, 0)
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "gone", "fifo"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_file_that_changed_since_the_plan_is_refused_not_mapped(tmp_path: Path, change: str, suffix: str) -> None:
+    path = tmp_path / f"input{suffix}"
+    path.write_bytes(b"line\n" * 2000)
+    split = plan_splits([str(path)], LINES, 4096)[-1]
+    path.unlink()
+    if change == "fifo":
+        os.mkfifo(path)
+    elif change != "gone":
+        path.write_bytes(b"line\n" * (1 if change == "shorter" else 3000))
+    with pytest.raises(InputError, match="input"), open_split(split, LINES, tmp_path):
+        pass
+
+
+def test_a_file_truncated_between_the_check_and_the_mapping_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"line\n" * 4000)
+    split = plan_splits([str(path)], LINES, 10000)[1]
+    find = inputs_module.record_range
+
+    def find_then_truncate(*args: object) -> tuple[int, int]:
+        found = find(*args)  # type: ignore[arg-type]
+        os.truncate(path, 100)
+        return found
+
+    monkeypatch.setattr(inputs_module, "record_range", find_then_truncate)
+    with pytest.raises(InputError, match="input"), open_split(split, LINES, tmp_path):
+        pass
+
+
+def test_errors_of_the_caller_pass_through_open_split(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"line\n")
+    (split,) = plan_splits([str(path)], LINES, 64)
+    with pytest.raises(OSError, match="mine"), open_split(split, LINES, tmp_path):
+        raise OSError("mine")
+
+
+# --- compressed members -----------------------------------------------------------------------------------------------
+
+TEXT = b"".join(b"line %d\r\n" % i for i in range(30000))
+
+
+def zst(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def skippable(data: bytes) -> bytes:
+    return b"\x50\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "expected"),
+    [
+        ("one.gz", gzip.compress(TEXT), TEXT),
+        ("members.gz", gzip.compress(TEXT[:70]) + gzip.compress(b"") + gzip.compress(TEXT[70:]), TEXT),
+        ("padded.gz", gzip.compress(TEXT) + b"\0" * 512, TEXT),
+        ("nothing.gz", gzip.compress(b""), b""),
+        ("UPPER.GZ", gzip.compress(TEXT), TEXT),
+        ("one.zst", zst(TEXT), TEXT),
+        (
+            "frames.zst",
+            b"".join(zst(b"%d" % i) for i in range(9)) + skippable(b"x" * 9000) + zst(TEXT),
+            b"012345678" + TEXT,
+        ),
+        ("nothing.zst", zst(b""), b""),
+    ],
+)
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_a_compressed_member_is_one_split_of_its_plain_bytes(
+    tmp_path: Path, name: str, raw: bytes, expected: bytes, as_uri: bool
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(raw)
+    (split,) = plan_splits([str(path)], LINES, 64)
+    if as_uri:
+        split = msgspec.structs.replace(split, uri=True, path=f"file://{path}")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert read(split, LINES, scratch) == expected
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("harm", ["cut", "cut-late", "flip", "garbage", "head", "other"])
+def test_a_corrupt_member_is_refused_by_name(tmp_path: Path, suffix: str, harm: str) -> None:
+    whole = gzip.compress(TEXT) if suffix == "gz" else zstandard.ZstdCompressor(write_checksum=True).compress(TEXT)
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+    harmed = {
+        "cut": whole[:middle],
+        "cut-late": whole[:-1],
+        "flip": flipped,
+        "garbage": whole + b"trailing garbage",
+        "head": b"plain text, not compressed at all\n",
+        "other": bz2.compress(TEXT),
+    }
+    path = tmp_path / f"input.{suffix}"
+    path.write_bytes(harmed[harm])
+    (split,) = plan_splits([str(path)], LINES, 64)
+    with pytest.raises(InputError, match=r"input\.\w+ is corrupt or truncated"), open_split(split, LINES, tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_bomb_is_stopped_at_the_bound(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"bomb.{suffix}"
+    zeros = bytes(20 << 20)
+    path.write_bytes(gzip.compress(zeros) if suffix == "gz" else zst(zeros))
+    (split,) = plan_splits([str(path)], LINES, 64)
+    with (
+        pytest.raises(InputError, match="decompresses to more than 1048576 bytes"),
+        open_split(split, LINES, tmp_path, max_member_bytes=1 << 20),
+    ):
+        pass
+
+
+def test_the_records_of_a_compressed_member_have_the_width_of_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "records.gz"
+    path.write_bytes(gzip.compress(b"x" * 250))
+    fmt = RecordFormat("fixed", 100)
+    (split,) = plan_splits([str(path)], fmt, 64)
+    with pytest.raises(InputError, match="250 bytes, not a multiple of 100"), open_split(split, fmt, tmp_path):
+        pass
+
+
+def test_a_missing_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress(TEXT))
+    (split,) = plan_splits([str(path)], LINES, 64)
+    with pytest.raises(HostError, match="cannot decompress"), open_split(split, LINES, tmp_path / "nowhere"):
+        pass
+
+
+def test_a_full_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(scratch)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        path = tmp_path / "input.gz"
+        path.write_bytes(gzip.compress(TEXT))
+        (split,) = plan_splits([str(path)], LINES, 64)
+        with pytest.raises(HostError, match="No space left on device"), open_split(split, LINES, scratch):
+            pass
+        assert list(scratch.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(scratch)], check=True)
+
+
+# --- URIs -------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_for_a_uri_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"x" * (3 << 20))
+    split = Split(f"file://{path}", 0, 64, 3 << 20, "none", True, 0)
+    with pytest.raises(InputError, match="needs over 1048576 bytes"):
+        read(split, LINES, tmp_path, max_member_bytes=1 << 20)
+
+
+def test_a_uri_whose_file_changed_or_went_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"line\n")
+    with pytest.raises(InputError, match="changed while the job ran"):
+        read(Split(f"file://{path}", 0, 6, 6, "none", True, 0), LINES, tmp_path)
+    with pytest.raises(InputError, match="cannot read"):
+        read(Split(f"file://{path}.gone", 0, 6, 6, "none", True, 0), LINES, tmp_path)
+
+
+def test_credentials_in_a_uri_are_not_shown() -> None:
+    assert public_name("s3://key:secret@bucket/a/b?region=x") == "s3://bucket/a/b"
+    assert public_name("s3://key:se/cret@bucket/a/b") == "s3://bucket/a/b"
+    assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert public_name("hdfs://host:8020/a@b") == "hdfs://host:8020/a@b"
+    assert public_name("/plain/path?x@y") == "/plain/path?x@y"
+    with pytest.raises(InputError) as caught:
+        plan_splits(["nosuch://user:secret@host/path"], LINES, 64)
+    assert "secret" not in str(caught.value)
+
+
+def test_importing_inputs_does_not_load_the_heavy_libraries() -> None:
+    code = (
+        "import sys, quoreduce.data.inputs, quoreduce.data.commit, quoreduce.data.manifest;"
+        "print([m for m in ('numpy', 'pyarrow', 'zstandard', 'ray', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
