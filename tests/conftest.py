@@ -67,7 +67,7 @@ def _refuse_skip(report: Report) -> Report:
     if os.environ.get(REQUIRE_ALL) == "1" and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"
-        report.longrepr = f"{report.nodeid}: {REQUIRE_ALL}=1 allows no skips. {reason}"
+        report.longrepr = f"{REQUIRE_ALL}=1 allows no skips. {reason}"
     return report
 
 

@@ -6,8 +6,10 @@ Heavy modules are imported by the command that needs them, so that ``--help`` an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,8 @@ def _run_parser(commands: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = parser().parse_args(argv)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(_COMMANDS[arguments.command](arguments))
     except QuoreduceError as error:
@@ -120,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Leave through all clean-up, as for Ctrl-C."""
+    raise SystemExit(128 + number)
 
 
 def _run(a: argparse.Namespace) -> int:

@@ -6,15 +6,15 @@ For accidental faults only. A piece is cut into 128-byte strips, the last one pa
     chain      = chain * M + NH(strip)                                mod 2**128, starting at 0, for each strip in order
     value      = Feistel(chain)                                       two rounds of multiply-and-fold
 
-where w are the strip's 64-bit little-endian words, k are 16 key words (added mod 2**64) and M is odd. NH is that of UMAC
-(Black et al., CRYPTO '99; RFC 4418) with 64-bit words: for keys drawn at random, two different strips of equal length
-collide with probability at most 2**-64. A flipped bit changes one factor by a power of two, so that it changes NH unless the
-other factor is exactly 0. As M is odd and the Feistel rounds are a bijection, a change in a single strip is never lost later
-on. The rounds are there for sums of fingerprints: NH is linear in the *pairs* of words, so that without them two records
-could swap a pair and keep their sum.
+where w are the strip's 64-bit little-endian words, k are 16 key words (added mod 2**64) and M is odd. NH is that of
+UMAC (Black et al., CRYPTO '99; RFC 4418) with 64-bit words: for keys drawn at random, two different strips of equal
+length collide with probability at most 2**-64. A flipped bit changes one factor by a power of two, so that it changes
+NH unless the other factor is exactly 0. As M is odd and the Feistel rounds are a bijection, a change in a single
+strip is never lost later on. The rounds are there for sums of fingerprints: NH is linear in the *pairs* of words, so
+that without them two records could swap a pair and keep their sum.
 
-Key words come from SHAKE-128 of the key. The length of the data is not in the value of a piece: the caller adds it, or uses
-:func:`checksum128`. The plain twins are in ``reference_records``.
+Key words come from SHAKE-128 of the key. The length of the data is not in the value of a piece: the caller adds it,
+or uses :func:`checksum128`. The plain twins are in ``reference_records``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _word(builder: Any, address: Any, offset: int, size: int) -> Any:
 
 
 def _strip_hash(size: int) -> Any:
-    """NH of the ``size`` bytes at an address as (low, high); ``size`` is a multiple of 4, zeros are implied after it."""
+    """NH of the ``size`` bytes (a multiple of 4) at an address, zeros implied after them, as (low, high)."""
 
     def nh(_typing: Any, data: Any, keys: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -120,9 +120,8 @@ def _mix(low, high, keys):
 
 @part
 def _record(address, keys):
-    """Fingerprint of the 100 bytes at an address: (low, high)."""
+    """Fingerprint of the 100 bytes at an address: (low, high). One strip, so that there is no chain."""
     low, high = nh100(address, keys)
-    # One strip only, but of the key's first 13 words all the same: NH of its zero padding is k[14] * k[15] + ..., a constant.
     return _mix(low, high, keys)
 
 
@@ -220,7 +219,7 @@ def _order_defects(address, m, head, tail):
 
 @kernel("i8(u8, i8, u8, u8[::1], u8[::1])")
 def _multiset_records(data, n, keys, total, previous):
-    """Add the fingerprints of n records to total (low, high) and count the records out of order; previous = last key."""
+    """Add the fingerprints of n records to total (low, high); return the number out of order. previous = last key."""
     lows, highs = np.empty(_BATCH, np.uint64), np.empty(_BATCH, np.uint64)
     head, tail = previous[0], previous[1]
     bad = 0
@@ -382,8 +381,8 @@ def sum128(values: U64Array) -> int:
 def multiset128(records: object, key: bytes, previous: bytes = b"") -> tuple[int, int]:
     """Return (multiset hash, records out of order) of 100-byte records, in one pass.
 
-    The hash is the sum of the records' fingerprints modulo 2**128: equal for equal multisets in any order, and the hashes of
-    parts add up. A record is out of order if its 10-byte key is smaller than that of the record before it.
+    The hash is the sum of the records' fingerprints modulo 2**128: equal for equal multisets in any order, and the
+    hashes of parts add up. A record is out of order if its 10-byte key is smaller than that of the record before it.
 
     Args:
         records: u8[n, 100], or as many bytes.
@@ -396,7 +395,5 @@ def multiset128(records: object, key: bytes, previous: bytes = b"") -> tuple[int
     before = previous.ljust(10, b"\0")
     state = np.array([int.from_bytes(before[:8], "big"), int.from_bytes(before[2:], "big")], np.uint64)
     total = np.zeros(2, np.uint64)
-    bad = _multiset_records(
-        flat.ctypes.data, flat.size // RECORD_BYTES, key_schedule(key).ctypes.data, total, state
-    )
+    bad = _multiset_records(flat.ctypes.data, flat.size // RECORD_BYTES, key_schedule(key).ctypes.data, total, state)
     return int(total[0]) | int(total[1]) << 64, int(bad)

@@ -5,14 +5,15 @@ multiplier is that of L'Ecuyer's tables for 2**128, and of PCG64):
 
     r(i) = A * r(i - 1) + C mod 2**128,  A = 0x2360ED051FC65DA44385DF649FCCF645,  C = 0x4A696D47726179524950202020202001
 
-C's first bytes spell JimGrayRIP, which is the first key. Layouts, in bytes; hex digits are upper case:
+C's first bytes spell JimGrayRIP, which is the first key. Layouts, in bytes; digits are hexadecimal, upper case:
 
-    teragen  10 high bytes of r | 00 11 | i as 32 hex digits | 88 99 AA BB | 12 lowest hex digits of r, 4 times each | CC DD EE FF
-    ascii    10 key characters  | 2 spaces | i as 32 hex digits | 2 spaces | 13 lowest hex digits of r, 4 times each | CR LF
+    teragen  10 top bytes of r | 00 11 | i in 32 digits | 88 99 AA BB | 12 lowest digits of r, 4 times each | CCDDEEFF
+    ascii    10 key characters | 2 spaces | i in 32 digits | 2 spaces | 13 lowest digits of r, 4 times each | CR LF
 
 An ASCII key's characters are ' ' + digit of base 95, lowest first: 8 digits of r's high 64 bits, 2 of its low 64 bits.
-``teragen`` is what Hadoop's TeraGen writes, ``ascii`` is ``gensort -a``. The checksum is the sum, in 128 bits, of the CRC-32 of each
-record: for N = 1, 10, 1000 it is 97503e23, 5b2d1434d, 1f9ffe645ec (teragen), 3fcaea0a, 469302dca, 1f5dfb3631a (ascii).
+``teragen`` is what Hadoop's TeraGen writes, ``ascii`` is ``gensort -a``. The checksum is the sum, in 128 bits, of the
+CRC-32 of each record: for N = 1, 10, 1000 it is 97503e23, 5b2d1434d, 1f9ffe645ec (teragen), 3fcaea0a, 469302dca,
+1f5dfb3631a (ascii). The binary records of gensort 1.5 have another layout after the key, which is not made here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ _SUM_RECORDS_MAX = 1 << 31  # partial sums of 32-bit values stay below 2**63
 def crc_step(_typing: Any, first: Any, second: Any, third: Any, tables: Any) -> Any:
     """CRC after 20 bytes: the xor of their table entries, the first byte's from table 19, the last one's from table 0.
 
-    The bytes are given as words of 8, 8 and 4; the CRC before them is xored into ``first``. tables = address of u32[20, 256].
+    The bytes are given as words of 8, 8 and 4; the CRC before them is xored into ``first``. tables = address of
+    u32[20, 256].
     """
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -65,7 +67,8 @@ def crc_step(_typing: Any, first: Any, second: Any, third: Any, tables: Any) -> 
             offset = builder.add(builder.shl(byte, _I64(2)), _I64((_CRC_SLICE - 1 - j) * 1024))
             entries.append(builder.load(builder.inttoptr(builder.add(args[3], offset), _I32.as_pointer())))
         while len(entries) > 1:
-            entries = [builder.xor(*entries[k : k + 2]) for k in range(0, len(entries) - 1, 2)] + entries[len(entries) & ~1 :]
+            pairs = zip(entries[0::2], entries[1::2], strict=False)
+            entries = [builder.xor(a, b) for a, b in pairs] + entries[len(entries) & ~1 :]
         return builder.zext(entries[0], _I64)
 
     return types.uint64(*[types.uint64] * 4), codegen
@@ -127,7 +130,7 @@ def _put_ascii_key(at, low, high):
 
 @kernel("void(u8, i8, u8, u8, u8, u8)")
 def _generate_binary(target, n, low, high, number_low, number_high):
-    """n records of kind teragen; (low, high) is the random value before the first, (number_low, number_high) its number."""
+    """n records of kind teragen; low, high: random value before the first; number_low, number_high: its number."""
     for _ in range(n):
         low, high = _step(low, high)
         st64(target, bswap(high))
@@ -174,7 +177,7 @@ def _crc_sum(data, n, tables):
 
 @kernel("UniTuple(i8, 2)(u8, i8, u8, u8, b1)")
 def _validate(data, n, head, tail, has_previous):
-    """(first record below the one before it or -1, records equal to the one before); (head, tail) is the previous key."""
+    """(first record below its predecessor or -1, records equal to theirs); (head, tail) is the key before the first."""
     duplicates = 0
     for i in range(n):
         at = data + _U(RECORD_BYTES) * _U(i)
@@ -194,9 +197,9 @@ def _validate(data, n, head, tail, has_previous):
 def _crc_tables() -> NDArray[np.uint32]:
     """Return u32[20, 256]: table t maps a byte to its effect on the CRC after t more zero bytes."""
     tables = np.empty((_CRC_SLICE, 256), np.uint32)
-    row = np.arange(256, dtype=np.uint32)
+    row: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        row = (row >> 1) ^ np.where(row & 1, np.uint32(_CRC_POLYNOMIAL), np.uint32(0))
+        row = (row >> np.uint32(1)) ^ (row & np.uint32(1)) * np.uint32(_CRC_POLYNOMIAL)
     tables[0] = row
     for t in range(1, _CRC_SLICE):
         tables[t] = (tables[t - 1] >> 8) ^ tables[0][tables[t - 1] & 0xFF]
@@ -272,8 +275,8 @@ def validate_sorted(records: object, previous: bytes = b"") -> tuple[int, int, b
         previous: last key of the buffer before it; empty for none.
 
     Returns:
-        (index of the first record whose key is below the one before it or -1; number of keys equal to the one before them, up to
-        that index; last key of the buffer, or ``previous`` if it is empty).
+        (index of the first record whose key is below the one before it or -1; number of keys equal to the one before
+        them, up to that index; last key of the buffer, or ``previous`` if it is empty).
     """
     flat = record_bytes(records)
     n = flat.size // RECORD_BYTES

@@ -1,8 +1,8 @@
 """LLVM intrinsics that the kernels share: what numpy indexing cannot say, or not fast enough.
 
 Addresses are ``uint64``. A load or store here needs no alignment unless its docstring says so, and checks nothing: the
-caller guarantees that every byte touched exists. All code is portable LLVM vector IR (it lowers to SSE2, AVX2, AVX-512 or
-NEON); nothing here names a CPU. Little-endian byte order is assumed and checked at import.
+caller guarantees that every byte touched exists. All code is portable LLVM vector IR (it lowers to SSE2, AVX2, AVX-512
+or NEON); nothing here names a CPU. Little-endian byte order is assumed and checked at import.
 """
 
 from __future__ import annotations

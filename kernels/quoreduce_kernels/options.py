@@ -9,10 +9,10 @@ Honest replicas must agree to the bit, whatever the CPU. Hence, for every kernel
 - ``boundscheck=False``: bounds are checked once by the thin Python layer around a kernel, not at each access.
 
 A *kernel* has an explicit signature, is compiled when its module is imported, and is kept in numba's cache: import the
-module once in one process before starting workers, for concurrent creation of the cache is not safe. A *part* is a piece
-of kernels: it is compiled into each kernel that calls it and has neither a signature nor a cache entry, so that a warm
-import loads the kernels only. numba's cache notices a change of the file that holds a kernel, but not of the files that
-its parts and intrinsics come from: after editing those, delete the ``*.nbi`` files or touch the kernels' module.
+module once in one process before starting workers, for concurrent creation of the cache is not safe. A *part* is a
+piece of kernels: it is compiled into each kernel that calls it and has neither a signature nor a cache entry, so that a
+warm import loads the kernels only. numba's cache notices a change of the file that holds a kernel, but not of the files
+that its parts and intrinsics come from: after editing those, delete the ``*.nbi`` files or touch the kernels' module.
 """
 
 from __future__ import annotations

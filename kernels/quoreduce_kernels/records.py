@@ -1,13 +1,13 @@
 """Kernels for 100-byte records with 10-byte keys (the sort benchmark's): partition, scatter, sort, gather, merge.
 
-Keys order as unsigned bytes from left to right. In code a key is two overlapping words, each big-endian: ``head`` = bytes
-0..7 and ``tail`` = bytes 2..9. (head, tail) orders as the key does, and no load leaves the record.
+Keys order as unsigned bytes from left to right. In code a key is two overlapping words, each big-endian: ``head`` =
+bytes 0..7 and ``tail`` = bytes 2..9. (head, tail) orders as the key does, and no load leaves the record.
 
 Letters in shapes: n = records, R = partitions, k = runs (each run an array of records, in map order).
 
-Sorting, after the prototype measured in docs: each record becomes one 64-bit word, 40 bits of key above 24 bits of record
-number, and words are sorted by one MSD pass and two LSD passes in cache. The 40 bits are a *window* of the key, normalised by the
-smallest and largest key that occur, so that a shared prefix costs nothing:
+Sorting, after the prototype measured in docs: each record becomes one 64-bit word, 40 bits of key above 24 bits of
+record number, and words are sorted by one MSD pass and two LSD passes in cache. The 40 bits are a *window* of the
+key, normalised by the smallest and largest key that occur, so that a shared prefix costs nothing:
 
     d = head - base, base = smallest head, L = bits of (largest head - base)
     L > 24:  window = d >> down, down = max(L - 40, 0);  rest = (d mod 2**down) * 2**16 + bytes 8..9, below 2**40
@@ -91,8 +91,8 @@ def _bit_length(x):
 def _partition(data, n, base, shift, cap, table, heads, tails, ids, counts):
     """Partition of each record = number of split keys (heads, tails) that are <= its key.
 
-    table[j + 1] = (first | last << 16): a key with (head - base) >> shift = j has at least ``first`` and at most ``last`` split
-    keys at or below it; table[0] is for heads below base. A search decides where the two differ.
+    table[j + 1] = (first | last << 16): for a key with (head - base) >> shift = j at least ``first`` and at most
+    ``last`` split keys are <= it; table[0] is for heads below base. A search decides where the two differ.
     """
     for i in range(n):
         at = data + _SIZE * _U(i)
@@ -224,8 +224,8 @@ def _msd_bits(n):
 def _radix_sort(words, other, low, high, base, largest):
     """Sort words[low:high], all within base..largest, into other[low:high]; words[low:high] is scratch afterwards.
 
-    Linear for any input: a bucket that the passes would not finish (too large for the cache, or most words equal in the 20
-    bits that LSD sees) is sorted by a call of its own, whose range is smaller by the MSD digit.
+    Linear for any input: a bucket that the passes would not finish (too large for the cache, or most words equal in
+    the 20 bits that LSD sees) is sorted by a call of its own, whose range is smaller by the MSD digit.
     """
     if high - low <= _SMALL:
         other[low:high] = words[low:high]
@@ -342,7 +342,7 @@ def _repair_ties(words, other, low, high, base, down, addresses, starts, locator
 
 @kernel("void(u8[::1], u8[::1], i8, u8, u8, u8[::1], i8[::1], i8[::1], i8)")
 def _merge_pieces(words, order, piece, base, down, addresses, starts, locator, block):
-    """Merge sorted pieces of words into order, as numbers over all records; the earlier piece goes first among equals."""
+    """Merge sorted pieces of words into order, as numbers over all records; among equals the earlier piece first."""
     n = words.size
     pieces = (n + piece - 1) // piece
     cursor = np.empty(pieces, np.int64)
@@ -487,7 +487,8 @@ def choose_splits(sample: U8Array, partitions: int) -> U8Array:
         partitions: R, 1 to 65536.
 
     Returns:
-        u8[R - 1, 10], never decreasing. Split i is the sample's key of rank i * m // R; with an empty sample all are zero.
+        u8[R - 1, 10], never decreasing. Split i is the sample's key of rank i * m // R; with an empty sample all are
+        zero.
     """
     _check_keys(sample, "sample")
     if not 1 <= partitions <= PARTITIONS_MAX:
@@ -501,7 +502,7 @@ def choose_splits(sample: U8Array, partitions: int) -> U8Array:
 
 
 def _split_table(heads: U64Array) -> tuple[int, int, int, NDArray[np.uint32]]:
-    """Return (base, shift, cap, table) for :func:`_partition` from the splits' heads, of which there is one at least."""
+    """Return (base, shift, cap, table) for :func:`_partition` from the heads of the splits; there is at least one."""
     base, top = int(heads[0]), int(heads[-1])
     shift = max((top - base).bit_length() - _TABLE_BITS, 0)
     cells = ((top - base) >> shift) + 1
@@ -519,7 +520,8 @@ def _split_table(heads: U64Array) -> tuple[int, int, int, NDArray[np.uint32]]:
 def plan_partition(records: object, splits: U8Array) -> tuple[U16Array, I64Array]:
     """Return (ids, counts): the partition of each record, and the number of records of each partition.
 
-    A record's partition is the number of split keys <= its key, bytes compared as unsigned numbers: equal keys share one.
+    A record's partition is the number of split keys <= its key, bytes compared as unsigned numbers: equal keys share
+    one.
 
     Args:
         records: u8[n, 100], or as many bytes.
@@ -555,7 +557,8 @@ def scatter(records: object, ids: U16Array, dests: Sequence[U8Array]) -> None:
     Args:
         records: u8[n, 100], or as many bytes.
         ids: u16[n], partition of each record.
-        dests: R writable buffers of u8, C-contiguous, ``dests[p]`` of exactly 100 bytes for each record of partition p. They
+        dests: R writable buffers of u8, C-contiguous, ``dests[p]`` of exactly 100 bytes for each record of partition
+            p. They
             may lie anywhere, but must overlap neither each other nor the records.
 
     Raises:
@@ -574,7 +577,7 @@ def scatter(records: object, ids: U16Array, dests: Sequence[U8Array]) -> None:
         if dest.dtype != np.uint8 or not (dest.flags.c_contiguous and dest.flags.writeable):
             raise ValueError(f"buffer {p} must be writable C-contiguous uint8")
         if dest.nbytes != counts[p] * RECORD_BYTES:
-            raise ValueError(f"buffer {p} has {dest.nbytes} bytes, its {counts[p]} records need {counts[p] * RECORD_BYTES}")
+            raise ValueError(f"buffer {p} has {dest.nbytes} bytes for {counts[p]} records of {RECORD_BYTES}")
         targets[p] = dest.ctypes.data
     _scatter(flat.ctypes.data, n, ids, targets)
 
@@ -588,13 +591,13 @@ def _output_records(out: U8Array | None, n: int) -> U8Array:
 
 
 class RunSorter:
-    """Sorts records that lie in several runs by (key, run, position in the run), without moving them, then gathers them.
+    """Sorts records that lie in several runs by (key, run, position in the run) without moving them; then gathers them.
 
     Scratch (16 bytes a record) is kept between calls. The runs of the last :meth:`sort` are kept alive until the next.
     """
 
     def __init__(self, piece_records_max: int = PIECE_RECORDS_MAX) -> None:
-        """Sort at most ``piece_records_max`` records at once (2**24 is the most); larger inputs in pieces, then merged."""
+        """Sort at most ``piece_records_max`` records at once (2**24 at most); larger inputs in pieces, then merged."""
         if not 1 <= piece_records_max <= PIECE_RECORDS_MAX:
             raise ValueError(f"a piece has 1 to {PIECE_RECORDS_MAX} records, not {piece_records_max}")
         self._piece = piece_records_max
@@ -647,7 +650,7 @@ class RunSorter:
         return n
 
     def gather(self, low: int, high: int, out: U8Array | None = None) -> U8Array:
-        """Copy the sorted records ``low`` to ``high`` (exclusive) to ``out``, u8 of (high - low) * 100 bytes; return it.
+        """Copy the sorted records ``low``..``high`` (exclusive) to ``out``, u8 of (high - low) * 100 bytes; return it.
 
         About 10,000 records at a time keep the chunk in cache for whoever hashes or writes it next.
         """
@@ -663,6 +666,10 @@ class RunSorter:
         if values.shape != (self.records, 2):
             raise ValueError(f"values must be uint64[{self.records}, 2], not {values.dtype}{list(values.shape)}")
         return permute_fingerprints(values, self._order, self._mask, out)
+
+    def release(self) -> None:
+        """Let go of the runs, which may be mapped files; keep the scratch."""
+        self.sort([])
 
     def _set_runs(self, runs: list[U8Array]) -> None:
         self._runs = runs

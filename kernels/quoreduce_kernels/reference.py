@@ -1,4 +1,4 @@
-"""Slow, plain twins of the kernels in ``words``: the oracle of the tests, and the shortest statement of what they compute.
+"""Slow, plain twins of the kernels in ``words``: the oracle of the tests, and the shortest statement of what they do.
 
 Words are ``bytes``, a run is a list of (word, count). Nothing here is meant to be fast.
 """

@@ -1,7 +1,8 @@
 """Slow, plain twins of the kernels for records, fingerprints, generated records and text: the oracle of their tests.
 
-A record is ``bytes`` of length 100, its key the first 10; a fingerprint is a pair (low, high) of ints. Each function does the same
-as its namesake in ``records``, ``fingerprint``, ``gensort`` or ``textgen``, from the definition and without regard to speed.
+A record is ``bytes`` of length 100, its key the first 10; a fingerprint is a pair (low, high) of ints. Each function
+does the same as its namesake in ``records``, ``fingerprint``, ``gensort`` or ``textgen``, from the definition and
+without regard to speed.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def splitmix64(stream: int, k: int) -> int:
 
 
 def generate_text(chunk: int, nbytes: int, seed: int, words: Sequence[bytes], law: Sequence[int]) -> bytes:
-    """A chunk of text: words drawn by ``law`` (sums of probability, times 2**53), lines of 90 characters or a little more."""
+    """A chunk: words drawn by ``law`` (sums of probability, times 2**53), in lines of 90 characters or more."""
     state = splitmix64(splitmix64(seed, 0), chunk)
     text = bytearray()
     line, k = 0, 0

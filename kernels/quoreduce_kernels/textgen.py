@@ -1,12 +1,13 @@
 """Seeded text of Zipf-distributed words, the same bytes on every machine and at any parallelism.
 
-Word of rank i (from 0) has probability proportional to 1 / (i + 1 + 2.7) (Zipf-Mandelbrot with exponent 1). Everything that decides a
-byte is integer arithmetic, or a single correctly rounded operation on doubles summed in order: no logarithm or power, whose
-last bit differs between CPU types. Random numbers are SplitMix64 (Steele, Lea, Flood, OOPSLA '14): value k of stream s is
-mix(s + (k + 1) * 0x9E3779B97F4A7C15).
+Word of rank i (from 0) has probability proportional to 1 / (i + 1 + 2.7) (Zipf-Mandelbrot with exponent 1).
+Everything that decides a byte is integer arithmetic, or a single correctly rounded operation on doubles summed in
+order: no logarithm or power, whose last bit differs between CPU types. Random numbers are SplitMix64 (Steele, Lea,
+Flood, OOPSLA '14): value k of stream s is mix(s + (k + 1) * 0x9E3779B97F4A7C15).
 
 Text comes in chunks, each a function of (chunk number, its size, seed) alone. Lines are about 90 characters, words are
-separated by single spaces, every chunk ends in a line end and has exactly the size asked for: its last word is cut to fit.
+separated by single spaces, every chunk ends in a line end and has exactly the size asked for: its last word is cut to
+fit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LINE_BYTES = 90
 CHUNK_BYTES = 1 << 24  # the usual size of a chunk; any other gives another text
 CHUNK_BYTES_MAX = 1 << 40
 _SLOT = 32  # bytes of a word's slot: the word, zeros, and its length in the last byte
-_GUIDE_BITS = 16
+_GUIDE_BITS = 18
 _BATCH = 64  # words drawn ahead of being copied
 _LAW_BITS = 53  # thresholds and random numbers are compared as integers of 53 bits
 _ZIPF_SHIFT = 2.7
@@ -58,7 +59,7 @@ class Vocabulary:
     Attributes:
         slots: u8[V, 32], each word in bytes 0..23, zeros after it, its length in byte 31.
         law: u64[V], law[i] = probability of the words up to rank i, times 2**53; the last is 2**53.
-        guide: u32[2**16 + 1], guide[j] = first rank whose law exceeds j * 2**37.
+        guide: u32[2**18 + 1], guide[j] = first rank whose law exceeds j * 2**35.
     """
 
     slots: U8Array
@@ -71,14 +72,14 @@ class Vocabulary:
 
 
 def _word_lengths(ranks: NDArray[np.int64], draws: U64Array) -> NDArray[np.int64]:
-    """Length of the word of each rank: 2 + 0.43 per doubling of the rank, plus -2..2 with weights 1 2 3 2 1, in 1..24."""
+    """Length of each rank's word: 2 + 0.43 per doubling of the rank, plus -2..2 with weights 1 2 3 2 1; in 1..24."""
     doublings = np.frexp((ranks + 1).astype(np.float64))[1]
     noise = (draws % _U(3)).astype(np.int64) + ((draws >> _U(8)) % _U(3)).astype(np.int64) - 2
     return np.clip(2 + doublings * 43 // 100 + noise, 1, WORD_BYTES_MAX)
 
 
 def _spell(ranks: NDArray[np.int64], attempt: int, seed: int, words: int) -> U8Array:
-    """Return candidates u8[m, 32] for the words of some ranks; each attempt is another draw, two letters longer from the third on."""
+    """Return candidates u8[m, 32] for words of some ranks; each attempt draws anew, later ones longer words."""
     stream = seed ^ _VOCABULARY_STREAM
     draws = splitmix64(stream + attempt * words * (WORD_BYTES_MAX + 1), 0, words * (WORD_BYTES_MAX + 1))
     draws = draws.reshape(words, WORD_BYTES_MAX + 1)[ranks]

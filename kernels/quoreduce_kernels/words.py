@@ -3,13 +3,14 @@
 The words of a text are its maximal non-empty stretches of bytes other than ``intrinsics.SEPARATORS`` (the set of Java's
 StringTokenizer). They are bytes, not characters; NUL is a byte like any other; any length is right.
 
-Words of 1 to 15 bytes live in the *short table*: buckets of one cache line with three keys of 16 bytes (the word, zeros,
-and its length in byte 15) and three values of 4 bytes. Others (and, in a merge, the empty word) live in the *long table*:
-an index of hashes, entries of 32 bytes in order of first appearance, and an arena of bytes. Both grow by doubling between
-two batches. What comes out depends on the multiset of words alone: never on sizes, growth or the history of a table.
+Words of 1 to 15 bytes live in the *short table*: buckets of one cache line with three keys of 16 bytes (the word,
+zeros, and its length in byte 15) and three values of 4 bytes. Others (and, in a merge, the empty word) live in the
+*long table*: an index of hashes, entries of 32 bytes in order of first appearance, and an arena of bytes. Both grow by
+doubling between two batches. What comes out depends on the multiset of words alone: never on sizes, growth or the
+history of a table.
 
-Data of a caller goes into kernels as (address, length), because a mapped file is read-only and may be unaligned, which to
-numba are different array types. No kernel reads a byte outside what it is given.
+Data of a caller goes into kernels as (address, length), because a mapped file is read-only and may be unaligned, which
+to numba are different array types. No kernel reads a byte outside what it is given.
 
 Glossary: a *batch* is what is tokenised before its words are counted; a *home* is the bucket that a hash points to; a
 *reference* names an entry: the address of a short key, or the address of a long entry with bit 0 set.
@@ -248,8 +249,8 @@ def rehash_short(t, old, old_buckets):
 def copy_bytes(target, source, length):
     """Copy any number of bytes, and touch no others."""
     if length < U(16):
-        for k in range(length):
-            st8(target + k, ld8(source + k))
+        for i in range(length):
+            st8(target + i, ld8(source + i))
         return
     k = U(0)
     while k + U(16) < length:
@@ -261,12 +262,11 @@ def copy_bytes(target, source, length):
 @part
 def same_bytes(x, y, length):
     """Whether two stretches of bytes are equal. Reads nothing else."""
-    if length < U(8):
-        for k in range(length):
-            if ld8(x + k) != ld8(y + k):
-                return False
-        return True
     k = U(0)
+    if length < U(8):
+        while k < length and ld8(x + k) == ld8(y + k):
+            k += U(1)
+        return k == length
     while k + U(8) < length:
         if ld64(x + k) != ld64(y + k):
             return False
@@ -376,11 +376,11 @@ def list_ends(base, limit, ends):
         for j in range(U(LIKELY_ENDS)):
             st32(write + U(4) * j, at + cttz(mask))
             mask &= mask - U(1)
-        j = U(LIKELY_ENDS)
-        while j < count:
-            st32(write + U(4) * j, at + cttz(mask))
+        more = U(LIKELY_ENDS)
+        while more < count:
+            st32(write + U(4) * more, at + cttz(mask))
             mask &= mask - U(1)
-            j += U(1)
+            more += U(1)
         found += count
         at += U(BLOCK_BYTES)
     return found
@@ -856,6 +856,8 @@ class _Table:
         self.state: Any = np.zeros(1, STATE)[0]
         self._sums = sums
         self._values = np.empty(0, np.uint64)
+        self._entries = np.empty(0, np.uint8)
+        self._arena = np.empty(0, np.uint8)
         self._scratch = _zeros_aligned(SCRATCH_BYTES)
         self.state["spread"] = GOLDEN if sums else 1
         self.state["scratch"] = self._scratch.ctypes.data
@@ -951,8 +953,8 @@ def hash64(word: bytes) -> int:
     128-bit product, S = SALT_LOW, T = SALT_HIGH and n the length:
 
     - n <= 15: x is the word, padded with zeros to 15 bytes, then the byte n; the hash is fold(low(x) ^ S, high(x) ^ T).
-    - n >= 16: h = n * GOLDEN mod 2^64; for x = bytes [16 k, 16 k + 16) while 16 k + 16 < n, and at last for x = the last
-      16 bytes (which may overlap): h = fold(low(x) ^ h, high(x) ^ T). The hash is h.
+    - n >= 16: h = n * GOLDEN mod 2^64; for x = bytes [16 k, 16 k + 16) while 16 k + 16 < n, and at last for x = the
+      last 16 bytes (which may overlap): h = fold(low(x) ^ h, high(x) ^ T). The hash is h.
 
     It is no defence against chosen words: those only make tables slow, never wrong.
 
@@ -1002,8 +1004,8 @@ def _check_run(run: Columns) -> None:
 class WordCounter:
     """Counts the words of a text on one core; reusable, which spares the page faults of new tables.
 
-    After ``count``, entries are in the canonical order (hash64(word), word), which depends on the words alone. Partition
-    r of R holds those with ``(hash64 * R) >> 64 == r``, so that partitions follow each other in that order.
+    After ``count``, entries are in the canonical order (hash64(word), word), which depends on the words alone.
+    Partition r of R holds those with ``(hash64 * R) >> 64 == r``, so that partitions follow each other in that order.
 
     Not safe for use by two threads at once.
     """

@@ -1,6 +1,7 @@
 """R8: after any crash the output is absent, old or complete, never partial; and nothing that is not ours is touched."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -203,13 +204,32 @@ def test_what_appears_at_the_output_while_the_job_runs_is_kept(tmp_path: Path, o
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_rename_that_fails_puts_the_old_output_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", "full")
+    output = OutputDir(str(tmp_path / "out"), True, [], "job")
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name == "output":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OutputError, match="no space left on device"):
+        output.finish(NEW)
+    assert not (tmp_path / "out").exists()
+    output.abort()
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old", "_SUCCESS": OLD}
+    assert os.listdir(tmp_path) == ["out"]
+
+
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 CALLS = ("rename", "fsync", "unlink", "rmdir", "mkdir", "open")
 
 
 def crash_at(step: int, path: Path) -> bool:
-    """Run an overwriting job in a process that dies before its ``step``-th call to the file system; True if it lived."""
+    """Run an overwriting job in a process that dies before its ``step``-th call to the disk; True if it lived."""
     child = os.fork()
     if child == 0:
         left = step
@@ -307,10 +327,27 @@ def test_of_many_runs_that_start_together_one_goes_on(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["out"]
 
 
+def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+    calls: list[int] = []
+
+    def late(fd: int, operation: int) -> None:
+        if not calls:
+            (tmp_path / ".out.lock").unlink()
+        calls.append(fd)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    output = OutputDir(str(tmp_path / "out"), False, [], "job")
+    assert len(calls) == 2
+    assert "another run is writing" in refused(tmp_path / "out", job_id="other")
+    output.abort()
+
+
 def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from quoreduce.data.commit import OutputDir as O; O(sys.argv[1], 0, [], 'a'); os._exit(9)"
-    )
+    code = "import os, sys; from quoreduce.data.commit import OutputDir as O; O(sys.argv[1], 0, [], 'a'); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
     assert sorted(os.listdir(tmp_path)) == [".out.a.staging", ".out.lock"]
     run(tmp_path / "out", [b"x"])

@@ -182,7 +182,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_arbitrary_bytes_are_refused_or_decoded_never_a_crash(raw: bytes) -> None:
     refused(raw)
@@ -286,6 +286,6 @@ def test_what_has_no_manifest_is_no_output(output: Path, kind: str) -> None:
         os.mkfifo(success)
     elif kind == "directory":
         success.mkdir()
-    path = {"absent": output / "nowhere", "file": output / "part-r-00000", "nul": "nul\0"}.get(kind, output)
+    path: Path | str = {"absent": output / "nowhere", "file": output / "part-r-00000", "nul": "nul\0"}.get(kind, output)
     with pytest.raises(ManifestError, match="_SUCCESS"):
         verify_output(path, digest_file)

@@ -1,4 +1,4 @@
-"""Record kernels against their plain twins: every kind of skew, ties, empty runs, pieces, and buffers that end where memory ends."""
+"""Record kernels against their plain twins: skew, ties, empty runs, pieces, and buffers that end where memory ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quoreduce_kernels import fingerprint as fp
 from quoreduce_kernels import reference_records as ref
 from quoreduce_kernels.records import RunMerger, RunSorter, choose_splits, plan_partition, sample_keys, scatter
@@ -74,8 +75,9 @@ runs_of_a_kind = st.builds(
 
 
 @given(
-    st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([0, 1, 2, 50, 300]), st.integers(1, 40), st.integers(0, 2**32)
-)
+    st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([0, 1, 2, 50, 300]),
+    st.integers(1, 40), st.integers(0, 2**32),
+)  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_partition_is_the_number_of_splits_at_or_below_the_key(
     kind: str, split_kind: str, n: int, partitions: int, seed: int

@@ -89,6 +89,7 @@ class Cluster:
     result: JobDone | JobFailed | None = None
     colluders: dict[Task, set[str]] = field(default_factory=dict)
     voters: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)
+    said: dict[Task, set[bytes]] = field(default_factory=dict)
     transcript: list[tuple[Event | None, list[Any]]] | None = None
 
     # ---- the driver's part ----------------------------------------------------------------------------------------
@@ -117,6 +118,9 @@ class Cluster:
         assert self.busy[c.worker] <= self.slots[c.worker], f"{c.worker} has no free slot"
         assert (len(c.sources) == self.plan.maps) == (c.task.kind == "reduce" or self.plan.maps == 0)
         for m, copies in enumerate(c.sources):
+            agreed = Task("map", m) in self.agreed
+            assert agreed or len(self.said[Task("map", m)]) == 1, f"{c.task} starts while map {m} is in dispute (R5)"
+            assert agreed or (self.plan.tentative and self.plan.mode == "bft"), f"{c.task} starts before the vote"
             assert copies, f"{c.task} reads nothing of map {m}"
             for source in copies:
                 id_ = source.attempt
@@ -162,7 +166,7 @@ class Cluster:
 
     def _end(self, c: JobDone | JobFailed) -> None:
         self.result = c
-        if isinstance(c, JobDone):
+        if isinstance(c, JobDone) and not self.plan.confirm:
             for r in range(self.plan.reduces):
                 agreed = self.agreed[Task("reduce", r)]
                 assert agreed.attempt not in self.told_lost | self.discarded, "what is published can be read"
@@ -214,6 +218,8 @@ class Cluster:
                 self.told_lost.update(made)  # type: ignore[arg-type]
         elif error:
             event = Failed(c.attempt, error, error.encode())
+            if c.attempt not in self.cancelled:
+                self.said.setdefault(c.task, set()).add(error.encode())
         else:
             parts: Contents = made if spoil is None else spoil(c, made)  # type: ignore[assignment, arg-type]
             event = Finished(c.attempt, self._store(c, parts))
@@ -225,6 +231,7 @@ class Cluster:
         if c.store and c.attempt not in self.cancelled:
             self.blocks[c.attempt] = Block(c.worker, parts)
         if c.attempt not in self.cancelled:
+            self.said.setdefault(c.task, set()).add(output.digest)
             self.voters.setdefault((c.task, output.digest), set()).add(self.domain_of[c.worker])
         return output
 
@@ -359,6 +366,7 @@ class Schedule:
         self.cluster = Cluster(self.plan, make(self.plan), checked)
         self.spoilt: Counter[Task] = Counter()
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
+        self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
         self.joined = 0
         for d in range(self.domains):
             for _ in range(rng.choice((1, 1, 2))):
@@ -390,6 +398,8 @@ class Schedule:
             if cluster.domain_of[cluster.flying[k].worker] != self.slow:
                 break
             k = rng.randrange(len(cluster.flying))
+        if rng.random() < self.haste:
+            k = next((n for n, c in enumerate(cluster.flying) if c.store), k)
         c = cluster.flying[k]
         if self.faultless:
             cluster.reply(k)

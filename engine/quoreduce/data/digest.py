@@ -98,8 +98,8 @@ class Digester:
         ):
             if offsets >= 0:
                 end = offsets + 8 * (block.records + 1)
-                head.update(self.pieces(block.buffer[offsets:end], STRIDE_DEFAULT))
-            head.update(self.pieces(block.buffer[data : data + size], column_stride(column.width)))
+                head.update(as_u8(self.pieces(block.buffer[offsets:end], STRIDE_DEFAULT)))
+            head.update(as_u8(self.pieces(block.buffer[data : data + size], column_stride(column.width))))
         return head.digest()
 
     def pieces(self, data: NDArray[np.uint8], stride: int) -> NDArray[np.uint64]:
@@ -123,6 +123,11 @@ class Digester:
         if self.algorithm == "fast":
             return lambda data: fingerprint.fingerprints(data, stride, self.key)
         return lambda data: fingerprint.checksums(data, CHECKSUM_PIECE)
+
+
+def as_u8(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """View u64[n, 2] values as the bytes that are hashed (little-endian)."""
+    return values.reshape(-1).view(np.uint8)
 
 
 def column_stride(width: int) -> int:
@@ -154,10 +159,10 @@ class _Pieces:
             data = data[need:]
             if len(self._rest) < self._piece:
                 return
-            self._hash.update(self._function(np.frombuffer(self._rest, np.uint8)))
+            self._hash.update(self._values(np.frombuffer(self._rest, np.uint8)))
         whole = data.size - data.size % self._piece
         if whole:
-            self._hash.update(self._function(data[:whole]))
+            self._hash.update(self._values(data[:whole]))
         self._rest = data[whole:].tobytes()
 
     def update_pieces(self, values: NDArray[np.uint64]) -> None:
@@ -165,12 +170,15 @@ class _Pieces:
         if self._rest:
             raise ValueError("pieces can only be added where a piece begins")
         self._length += values.shape[0] * self._piece
-        self._hash.update(values)
+        self._hash.update(as_u8(values))
+
+    def _values(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return as_u8(self._function(data))
 
     def digest(self) -> bytes:
         final = self._hash.copy()
         if self._rest:
-            final.update(self._function(np.frombuffer(self._rest.ljust(self._piece, b"\0"), np.uint8)))
+            final.update(self._values(np.frombuffer(self._rest.ljust(self._piece, b"\0"), np.uint8)))
         final.update(_TAIL.pack(self._length, self._piece))
         return final.digest()
 

@@ -24,7 +24,7 @@ ReadAt = Callable[[int, int], "bytes | bytearray"]
 
 WIDTH_MAX = 1 << 16
 _WINDOW_MIN = 1 << 12
-_WINDOW_MAX = 1 << 23
+_WINDOW_MAX = 1 << 20  # stays in the cache, since each window is looked through once per separator
 _SEPARATORS = {
     "lines": (b"\n",),
     "words": (b" ", b"\n", b"\t", b"\r", b"\f"),  # those of Java's StringTokenizer

@@ -163,6 +163,7 @@ class RayExecutor:
             where = f"Ray at {address}" if address else "a local Ray"
             raise HostError(f"cannot use {where}: {reason}; try --on local, or `quoreduce doctor`") from error
         self._owned = True
+        _mute()
 
     def _alive_nodes(self) -> list[dict[str, Any]]:
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -299,6 +300,14 @@ def _rack(node: dict[str, Any]) -> str:
         if labels.get(name):
             return f"rack-{labels[name]}"
     raise UsageError(f"--domain rack: node {node['NodeID'][:8]} has no label {RACK_LABELS[0]}: ray start --labels ...")
+
+
+def _mute() -> None:
+    """Stop Ray from printing every death of an actor: we expect and report them ourselves."""
+    with contextlib.suppress(Exception):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 @contextlib.contextmanager

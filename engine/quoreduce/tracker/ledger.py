@@ -25,7 +25,7 @@ class Ledger:
         withdrawn_votes: votes of reduces that rested on a partition which lost its own vote (R5).
         crashed: executions that died with their worker (R9).
         malformed: replies without the right number of partitions, treated as crashes (R10).
-        refused: executions of reduces that could not use a source (R6).
+        refused: launches of reduces that could not use a source (R6); nothing was executed: not part of `launched`.
         lost_blocks: stored outputs that were lost or refused.
         cancelled: executions whose result was no longer wanted.
         discarded: stored outputs that were given up.
@@ -62,12 +62,17 @@ class Ledger:
     @property
     def re_executions(self) -> int:
         """Executions beyond the first plan: what faults have cost."""
-        return self.executions - sum(self.first_plan.values())
+        return max(0, self.executions - sum(self.first_plan.values()))
 
     def launch(self, kind: Kind, first: bool) -> None:
         """Count one execution; `first` if it belongs to the first plan."""
         self.launched[kind] += 1
         self.first_plan[kind] += first
+
+    def refuse(self, kind: Kind) -> None:
+        """Take back a launch whose sources were refused: the task's function never ran."""
+        self.launched[kind] -= 1
+        self.refused += 1
 
     def store(self, output: Output) -> None:
         """Count an output that was written."""

@@ -137,16 +137,18 @@ class Pool:
         days of a good domain could leave a task to f+1 domains of which one is broken for good.
         """
         leader = winner or ballot.leader()
-        names = [name for name in self.domains if name not in running] or list(self.domains)
+        times = {
+            name: asked.get(name, 0) + (name not in self.open) for name in self.domains if name not in running
+        } or dict.fromkeys(self.domains, 0)
+        least = min(times.values(), default=0)
 
-        def rank(name: str) -> tuple[int, bool, bool, int, int]:
-            shut = name not in self.open
+        def rank(name: str) -> tuple[bool, bool, int, int]:
             leads = leader is not None and name in leader.domains
             suspicion = len(self.suspicion.get(name, ()))
             sought = (not leads, suspicion) if winner is not None else (leads, -suspicion)
-            return asked.get(name, 0) + shut, sought[0], shut, sought[1], -ballot.latest(name)
+            return sought[0], name not in self.open, sought[1], -ballot.latest(name)
 
-        return min(names, key=rank, default="")
+        return min((name for name, n in times.items() if n == least), key=rank, default="")
 
     def accuse(self, domain: str, task: Task) -> None:
         """Note that a domain lost the vote on a task; several votes on one task count once (R11)."""

@@ -190,7 +190,7 @@ class JobTracker:
         attempt = self._end(event.attempt)
         if attempt is None:
             return
-        self.ledger.refused += 1
+        self.ledger.refuse(attempt.state.task.kind)
         attempt.state.refused += 1
         read = {source.attempt for copies in attempt.sources for source in copies}
         self._drop([id_ for id_ in event.bad if id_ in read])
@@ -219,9 +219,9 @@ class JobTracker:
         if self._pool.busy or not self._started:
             self.ledger.ignored += 1
             return
-        before = self.ledger.executions
+        before = len(self._attempts)
         self._schedule()
-        if self.ledger.executions > before:
+        if len(self._attempts) > before:
             return
         if self._all_published():
             self._succeed()

@@ -82,8 +82,8 @@ class Ballot:
         self.camps = [camp for camp in self.camps if camp.attempts]
 
     def leader(self) -> Camp | None:
-        """The camp of most distinct domains; of several such, the one that voted first."""
-        return max(self.camps, key=lambda camp: len(camp.domains), default=None)
+        """The camp of most distinct domains; of several such one with a stored copy (the carrier's), then the first."""
+        return max(self.camps, key=lambda camp: (len(camp.domains), bool(camp.copies)), default=None)
 
     def winner(self, need: int) -> Camp | None:
         """The leader, if `need` = f+1 distinct domains stand behind it (R1)."""
@@ -97,10 +97,10 @@ class Ballot:
             running: domains of the replicas that have yet to answer; each is presumed to agree with the leader (R2).
             need: f+1.
         """
-        best = len(running)
+        lacking = need - len(running)
         for camp in self.camps:
-            best = max(best, len(camp.domains.keys() | running))
-        return max(0, need - best)
+            lacking = min(lacking, need - len(camp.domains.keys() | running))
+        return max(0, lacking)
 
     def latest(self, domain: str) -> int:
         """Number of the domain's latest vote, or -1."""

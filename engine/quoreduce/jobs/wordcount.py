@@ -1,0 +1,57 @@
+"""The job ``wordcount``: how often each word of a text occurs, as ``word<TAB>count`` lines.
+
+map:    count the split's words in one pass, with the combiner built in -> R blocks (word: binary, count: u64), by hash
+reduce: add up the counts of each word over all blocks -> lines, words in the order of their bytes
+
+Words are what is between the separators of Java's StringTokenizer (space, tab, line feed, carriage return, form feed):
+bytes, not characters. A block holds its words in the order (hash, word), which depends on nothing but the words.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quoreduce.data.block import Block
+from quoreduce.job import Job
+from quoreduce_kernels.words import WordCounter, format_counts, merge_counts
+
+SCHEMA = ("binary", "u64")
+
+
+class _Scratch(threading.local):
+    """What one worker keeps from map to map: tables that need not be touched for the first time again."""
+
+    def __init__(self) -> None:
+        self.counter = WordCounter()
+
+
+_scratch = _Scratch()
+
+
+def map_words(data: NDArray[np.uint8], ctx: Any) -> list[Block]:
+    """Count the words of a split u8[bytes], which begins and ends between words."""
+    counter = _scratch.counter
+    counter.count(data)
+    entries, nbytes = counter.partition_sizes(ctx.reducers)
+    sizes = [(n, [size, 8 * n]) for n, size in zip(entries.tolist(), nbytes.tolist(), strict=True)]
+    blocks: list[Block] = ctx.new_blocks(SCHEMA, sizes)
+    ctx.records_in = 0
+    for r, block in enumerate(blocks):
+        counts = block.numbers(1)
+        counter.fill(r, *block.binary(0), counts)
+        ctx.records_in += int(counts.sum())
+    return blocks
+
+
+def reduce_counts(blocks: Sequence[Block], ctx: Any) -> None:
+    """Add up the counts of the blocks of one partition, and write them as text."""
+    merged = merge_counts([(*block.binary(0), block.numbers(1)) for block in blocks])
+    ctx.write(format_counts(*merged), len(merged[2]))
+
+
+JOB = Job.of_blocks("wordcount", map=map_words, reduce=reduce_counts, input="words")

@@ -1,0 +1,133 @@
+"""The schedules are worth what they catch: plant bugs in the tracker, one by one, and each must be caught.
+
+A mutant is the tracker's source with one passage replaced, loaded under another name beside the real one; the messages
+are shared, since they are the language that both speak.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+import pytest
+from simulator import run
+
+ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
+SCHEDULES_MAX = 3000
+
+MUTANTS = {
+    "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
+    "a domain counts as often as it votes": (
+        "vote",
+        "camp.domains[domain] = self.votes",
+        'camp.domains[f"{domain} {attempt}"] = self.votes',
+    ),
+    "a digest is believed, whoever raised or produced it": (
+        "vote",
+        "return mine is output and self.digest == digest",
+        "return True",
+    ),
+    "votes on losing partitions stay": ("tracker", "reduce.ballot.withdraw(withdrawn)", "pass"),
+    "nothing is restarted on a contradiction": ("tracker", "self._contradict(state, state.shown, output)", "pass"),
+    "only running reduces are restarted": (
+        "tracker",
+        "withdrawn = [attempt.id for attempt in votes if stale(attempt)]",
+        "withdrawn = []",
+    ),
+    "only voted reduces are restarted": (
+        "tracker",
+        "for attempt in [a for a in reduce.running.values() if stale(a)]:",
+        "for attempt in ():",
+    ),
+    "a reduce wins before its inputs": (
+        "tracker",
+        'if state.task.kind == "reduce" and self._maps_unwon:',
+        "if False:",
+    ),
+    "a lost block is still read": ("tracker", "attempt.camp.copies.remove(attempt.id)", "pass"),
+    "a copy is discarded while it is read": ("tracker", "if source.attempt in shown.copies:", "if False:"),
+    "a duplicate counts as a vote": (
+        "tracker",
+        'if attempt is None or attempt.status == "over":',
+        "if attempt is None:",
+    ),
+    "the answer of a cancelled replica counts": ("tracker", "        if cancelled:\n", "        if False:\n"),
+    "a cancelled replica's slot is free at once": (
+        "tracker",
+        "self._emit(Cancel(attempt.id))",
+        "self._emit(Cancel(attempt.id)); self._pool.release(attempt.worker, attempt.id)",
+    ),
+    "deferred starts too many": (
+        "tracker",
+        "return state.ballot.missing(state.running_domains(), self.plan.need)",
+        "return state.ballot.missing(set(), self.plan.need) - len(state.running) // 2",
+    ),
+    "a crash is not replaced": (
+        "tracker",
+        "        self._replace(attempt.state)\n\n    def _replace",
+        "\n    def _replace",
+    ),
+    "reduces read disputed outputs": ("tracker", "len(state.ballot.camps) == 1:", "state.ballot.camps:"),
+    "replicas share a domain": ("placement", "if name not in asked), None)", "), None)"),
+    "the bound is forgotten": ("tracker", "if state.tries < self.plan.bound:", "if True:"),
+    "an error is the job's own at once": (
+        "tracker",
+        "        winner = state.ballot.winner(self.plan.need)\n",
+        "        winner = state.ballot.winner(self.plan.need) or next("
+        "(c for c in state.ballot.camps if c.output is None), None)\n",
+    ),
+    "a carrier that died is not missed": (
+        "tracker",
+        "return needed and not state.winner.copies and",
+        "return False and needed and not state.winner.copies and",
+    ),
+}
+
+
+@pytest.fixture
+def load() -> Iterator[Any]:
+    names: list[str] = []
+
+    def load(edits: dict[str, tuple[str, str]]) -> Any:
+        """Load a copy of the tracker, changed by `edits`: module -> (passage, replacement)."""
+        for name in ORDER:
+            source = files("quoreduce.tracker").joinpath(f"{name}.py").read_text()
+            if name in edits:
+                passage, replacement = edits[name]
+                assert source.count(passage) == 1, f"{passage!r} is there {source.count(passage)} times in {name}.py"
+                source = source.replace(passage, replacement)
+            for other in ORDER:
+                source = source.replace(f"from quoreduce.tracker.{other} import", f"from mutant_{other} import")
+            source = source.replace(
+                "from quoreduce.tracker import invariants", "import mutant_invariants as invariants"
+            )
+            module = sys.modules[f"mutant_{name}"] = ModuleType(f"mutant_{name}")
+            names.append(f"mutant_{name}")
+            exec(compile(source, f"mutant_{name}.py", "exec"), module.__dict__)
+        return sys.modules["mutant_tracker"].JobTracker  # type: ignore[attr-defined]
+
+    yield load
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def caught_after(make: Any, schedules: int) -> int | None:
+    for seed in range(schedules):
+        try:
+            run(seed, make)
+        except AssertionError:
+            return seed
+    return None
+
+
+def test_the_tracker_itself_passes(load: Any) -> None:
+    assert caught_after(load({}), 400) is None
+
+
+@pytest.mark.parametrize("bug", MUTANTS)
+def test_a_planted_bug_is_caught(bug: str, load: Any) -> None:
+    module, passage, replacement = MUTANTS[bug]
+    assert caught_after(load({module: (passage, replacement)}), SCHEDULES_MAX) is not None

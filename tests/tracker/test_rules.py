@@ -1,0 +1,590 @@
+"""One test per rule of execution (R1-R11, ARCHITECTURE.md) and per slide's claim; the names say what holds."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from play import Play
+from simulator import output_of
+
+from quoreduce.tracker import (
+    Agreed,
+    BlockLost,
+    Cancel,
+    Discard,
+    Failed,
+    Finished,
+    JobDone,
+    JobFailed,
+    JobTracker,
+    Launch,
+    Output,
+    Part,
+    Plan,
+    Published,
+    Refused,
+    Stalled,
+    Task,
+    WorkerJoined,
+    WorkerLost,
+)
+
+# ---- R1: f+1 distinct domains ---------------------------------------------------------------------------------------
+
+
+def test_r1_a_domain_that_repeats_itself_counts_once() -> None:
+    job = Play(domains=2)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "stuck")
+    job.answer("map 0", 2, "stuck")  # d1 again: twice the same wrong output from one bad core
+    assert not job.agreed("map 0")
+    assert job.domains("map 0")[2] == "d1"
+    assert job.done()
+
+
+def test_r1_replicas_go_to_unused_domains_and_wait_for_them() -> None:
+    job = Play(domains=3, slots=1, maps=2)  # d0 and d1 have map 0, d2 has map 1, whose second replica waits
+    assert job.domains("map 0") == ["d0", "d1"]
+    assert job.domains("map 1") == ["d2"]
+    job.answer("map 0", 0, "alone")
+    assert job.domains("map 1") == ["d2", "d0"]
+    job.answer("map 0", 1)
+    assert job.running("map 0") == []  # a third opinion is due; d1 is free, but only d2 is new to the task
+    job.answer("map 1", 0)
+    assert job.domains("map 0") == ["d0", "d1", "d2"]
+    assert job.done()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_r1_with_two_domains_a_transient_fault_costs_one_execution(first: int) -> None:
+    job = Play(domains=2)
+    for replica in (first, 1 - first):
+        job.answer("map 0", replica, "alone" if replica == 1 else "")
+    assert job.domains("map 0") == ["d0", "d1", "d1"]
+    assert job.done()
+    assert len(job.of("map 0")) == 3
+
+
+def test_r1_with_two_domains_a_domain_that_is_always_wrong_ends_in_no_quorum() -> None:
+    job = Play(domains=2)
+    while job.result is None:
+        c = job.cluster.flying[0]
+        job.reply(c.attempt, "stuck" if c.worker == "w1" else "")
+    assert isinstance(job.result, JobFailed)
+    assert job.result.reason == "no_quorum"
+    assert "one more domain would mask it" in job.result.message
+
+
+def test_r1_fewer_domains_than_must_agree_are_refused() -> None:
+    job = Play(domains=2, f=2)
+    assert isinstance(job.result, JobFailed)
+    assert job.result.reason == "too_few_domains"
+    assert job.cluster.launches == {}
+
+
+def test_r1_two_workers_of_one_domain_are_no_two_opinions() -> None:
+    plan = Plan(maps=1, reduces=1, f=1, mode="bft")
+    tracker = JobTracker(plan)
+    for worker in ("a", "b", "c"):
+        tracker.handle(WorkerJoined(worker, "one node", 4))
+    assert [type(c) for c in tracker.start()] == [JobFailed]
+
+
+# ---- R2, R3: deferred execution (slide 19), more than f faults (slide 12) -------------------------------------------
+
+
+@pytest.mark.parametrize(("f", "maps", "reduces"), [(0, 3, 2), (1, 6, 3), (2, 4, 1), (3, 2, 2)])
+def test_r2_without_faults_there_are_exactly_f_plus_1_executions(f: int, maps: int, reduces: int) -> None:
+    job = Play(domains=f + 3, f=f, maps=maps, reduces=reduces)
+    assert job.done()
+    assert job.ledger.executions == (f + 1) * (maps + reduces)
+    assert job.ledger.re_executions == 0
+
+
+@pytest.mark.parametrize("task", ["map 0", "reduce 0"])
+def test_r2_one_fault_costs_one_execution(task: str) -> None:
+    job = Play(maps=2, reduces=2)
+    while not job.running(task):
+        job.reply(min(c.attempt for c in job.cluster.flying))
+    job.answer(task, 1, "alone")
+    assert job.done()
+    assert job.ledger.executions == 2 * 4 + 1
+    assert job.ledger.lost_votes == 1
+
+
+def test_r2_nothing_is_launched_while_those_running_may_still_agree() -> None:
+    job = Play(f=2, domains=5, tentative=False)
+    job.answer("map 0", 0)
+    assert job.last == []
+    job.answer("map 0", 1, "alone")
+    assert [c.replica for c in job.running("map 0")] == [2, 3]  # 2 may agree with 0, so one more, not two
+    assert job.done()
+
+
+@pytest.mark.parametrize("plan", [{"deferred": False}, {"mode": "basic"}])
+@pytest.mark.parametrize("domains", [3, 2])
+def test_slide_18_up_front_plans_are_executed_2f_plus_1_times_in_full(plan: dict[str, object], domains: int) -> None:
+    job = Play(maps=3, reduces=2, domains=domains, slots=1, **plan)
+    assert job.done()
+    assert job.ledger.executions == 3 * 5
+    assert job.ledger.re_executions == 0
+
+
+def test_r3_more_than_f_faults_are_outvoted() -> None:
+    """Slide 12: no cap of 2f+1. Four of six replicas are wrong, and f is 1."""
+    job = Play(domains=6)
+    for replica in range(4):
+        job.answer("map 0", replica, "alone")
+    assert job.done()
+    assert len(job.of("map 0")) == 6
+
+
+def test_r3_a_bound_on_attempts_ends_in_no_quorum_and_nothing_is_agreed() -> None:
+    job = Play(domains=30, max_attempts=7)
+    while job.result is None:
+        job.answer("map 0", None, "alone")
+    assert job.result.reason == "no_quorum"
+    assert len(job.of("map 0")) == 7
+    assert "7 executions" in job.result.message
+    assert job.cluster.agreed == {}
+
+
+# ---- R4: the vote is on the whole output ----------------------------------------------------------------------------
+
+
+def test_r4_outputs_that_differ_in_one_partition_do_not_agree() -> None:
+    job = Play(reduces=3)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")  # differs in the last partition only
+    assert not job.agreed("map 0")
+    assert job.done()
+
+
+def test_r4_a_right_digest_over_wrong_parts_is_another_output() -> None:
+    """Readers go by the parts' digests, so a reply that contradicts itself must not win with the digest of others."""
+    job = Play()
+    first, second = job.of("map 0")
+    honest = output_of((b"m0.0",))
+    liar = Output(honest.digest, (Part(b"evil", 1, 4),))
+    assert job.tracker.handle(Finished(first.attempt, liar))
+    commands = job.tracker.handle(Finished(second.attempt, honest))
+    assert not any(isinstance(c, Agreed) for c in commands)
+    assert any(isinstance(c, Launch) and c.task == Task("map", 0) for c in commands)
+
+
+# ---- R5: tentative reduce (slide 20) --------------------------------------------------------------------------------
+
+
+def test_r5_reduces_start_on_the_first_copy_of_every_map() -> None:
+    job = Play(maps=2)
+    job.answer("map 0", 0)
+    assert job.of("reduce 0") == []
+    job.answer("map 1", 0)
+    assert [[s.attempt for (s,) in c.sources] for c in job.of("reduce 0")] == [[0, 2], [0, 2]]
+
+
+def test_r5_a_reduce_wins_only_after_its_inputs() -> None:
+    job = Play()
+    job.answer("map 0", 0)
+    job.answer("reduce 0", 0)
+    job.answer("reduce 0", 1)
+    assert not job.agreed("reduce 0")
+    job.answer("map 0", 1)
+    assert job.agreed("reduce 0")
+    assert isinstance(job.result, JobDone)
+    assert job.ledger.executions == 4
+
+
+def test_r5_a_contradiction_restarts_only_reduces_that_read_a_losing_partition() -> None:
+    job = Play(reduces=3, domains=5)
+    job.answer("map 0", 0, "alone")  # wrong in partition 2
+    stale = {c.attempt for c in job.of("reduce 2")}
+    job.answer("reduce 2", 0)  # honest, on a wrong input
+    job.answer("reduce 1", 0)
+    job.answer("map 0", 1)
+    job.answer("map 0", 2)
+    assert {c.attempt for c in job.last if isinstance(c, Cancel)} == {max(stale)}
+    assert Discard(min(stale)) in job.last
+    assert job.ledger.withdrawn_votes == 1
+    assert {c.attempt for c in job.running("reduce 2")}.isdisjoint(stale)
+    assert [len(job.of(f"reduce {r}")) for r in range(3)] == [2, 2, 4]
+    assert job.done()
+    assert job.ledger.executions == 3 + 2 + 2 + 4
+
+
+def test_r5_votes_on_a_losing_partition_do_not_win_however_many_they_are() -> None:
+    """f+1 honest reduces read the same wrong copy and agree: on the wrong output."""
+    job = Play()
+    job.answer("map 0", 0, "collude")
+    job.answer("reduce 0", 0)
+    job.answer("reduce 0", 1)
+    job.answer("map 0", 1)
+    job.answer("map 0", 2)
+    assert not job.agreed("reduce 0")
+    assert job.ledger.withdrawn_votes == 2
+    assert job.done()
+
+
+def test_r5_a_copy_that_lost_elsewhere_is_kept_until_its_readers_are_done() -> None:
+    job = Play(reduces=2)
+    job.answer("map 0", 0, "alone")  # wrong in partition 1; reduce 0 reads partition 0, which is right
+    job.answer("map 0", 1)
+    job.answer("map 0", 2)
+    assert Discard(0) not in job.last
+    job.answer("reduce 0", 0)
+    assert Discard(0) not in job.last
+    job.answer("reduce 0", 1)
+    assert Discard(0) in job.last
+    assert job.agreed("reduce 0")
+    assert job.done()
+
+
+def test_r5_reduces_wait_while_a_map_is_in_dispute() -> None:
+    job = Play(maps=2)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    job.answer("map 1", 0)
+    assert job.of("reduce 0") == []
+    job.answer("map 0", 2)
+    assert len(job.of("reduce 0")) == 2
+    assert job.done()
+
+
+@pytest.mark.parametrize("plan", [{"tentative": False}, {"mode": "basic"}, {"mode": "original"}])
+def test_slide_20_switched_off_reduces_wait_for_every_vote(plan: dict[str, object]) -> None:
+    job = Play(maps=2, **plan)
+    job.answer("map 0", 0)
+    job.answer("map 1", 0)
+    assert bool(job.of("reduce 0")) == (job.plan.need == 1)
+    assert job.done()
+
+
+# ---- R6: digest outputs (slide 21) ----------------------------------------------------------------------------------
+
+
+def test_r6_only_the_carrier_stores() -> None:
+    job = Play(maps=2, reduces=2)
+    assert job.done()
+    assert [c.store for c in job.cluster.launches.values()] == [c.replica == 0 for c in job.cluster.launches.values()]
+
+
+def test_r6_in_a_dispute_the_replicas_that_follow_store_too() -> None:
+    """The carrier is wrong; the winner comes with a copy all the same, without an execution just for that."""
+    job = Play(domains=5)
+    job.answer("map 0", 0, "alone")
+    job.answer("map 0", 1)
+    assert [c.store for c in job.of("map 0")] == [True, False, True]
+    assert job.done()
+    assert len(job.of("map 0")) == 3
+
+
+def test_r6_a_lost_copy_of_a_voted_map_is_executed_again() -> None:
+    job = Play(domains=5)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.cluster.lose_block(0, told=True)
+    again = job.running("map 0")
+    assert [(c.replica, c.store) for c in again] == [(2, True)]
+    assert job.done()
+    assert job.ledger.lost_blocks == 1
+
+
+def test_r6_an_execution_for_a_copy_must_give_the_winning_output() -> None:
+    job = Play(domains=5)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.cluster.lose_block(0, told=True)
+    job.answer("map 0", 2, "alone")
+    assert [c.replica for c in job.running("map 0")] == [3]
+    assert job.ledger.lost_votes == 1
+    assert job.done()
+
+
+def test_r6_a_reader_that_refuses_its_source_is_run_again_on_another_copy() -> None:
+    job = Play(domains=5)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.cluster.blocks[0].spoilt = True  # flipped bits on disk, after the vote
+    job.answer("reduce 0", 0)
+    assert job.ledger.refused == 1
+    assert [c.replica for c in job.running("map 0")] == [2]
+    assert job.done()
+    assert job.ledger.lost_votes == 0
+
+
+def test_r6_a_reader_can_refuse_only_what_it_was_told_to_read() -> None:
+    job = Play(maps=2, reduces=1, domains=5)
+    job.answer("map 0", 0)
+    job.answer("map 1", 0)
+    reduce = job.running("reduce 0")[0]
+    commands = job.tracker.handle(Refused(reduce.attempt, (1, 3, 99, reduce.attempt)))
+    assert [type(c) for c in commands] == [Launch]
+    assert job.ledger.lost_blocks == 0
+
+
+def test_slide_21_switched_off_every_replica_stores_and_reduces_read_all_copies() -> None:
+    job = Play(digest_outputs=False, tentative=False)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    assert all(c.store for c in job.cluster.launches.values())
+    assert [s.attempt for s in job.of("reduce 0")[0].sources[0]] == [0, 1]
+    assert job.done()
+
+
+def test_slide_17_basic_reduces_read_every_copy() -> None:
+    job = Play(mode="basic", domains=3, slots=1)
+    for _ in range(3):
+        job.answer("map 0")
+    assert job.done()
+    assert [s.attempt for s in job.of("reduce 0")[-1].sources[0]] == [0, 1, 2]
+
+
+def test_the_output_to_publish_is_stored_and_executed_again_if_lost() -> None:
+    job = Play(reduces=2)
+    for task in ("map 0", "reduce 0"):
+        job.answer(task, 0)
+        job.answer(task, 1)
+    assert job.agreed("reduce 0")
+    carrier = job.of("reduce 0")[0]
+    job.cluster.lose_block(carrier.attempt, told=True)
+    assert [(c.replica, c.store) for c in job.running("reduce 0")] == [(2, True)]
+    assert job.done()
+    assert job.cluster.agreed[Task("reduce", 0)].attempt == job.of("reduce 0")[2].attempt
+
+
+# ---- R9: crashes are not votes --------------------------------------------------------------------------------------
+
+
+def test_r9_a_crash_is_replaced_and_is_no_vote() -> None:
+    job = Play()
+    job.cluster.crash(job.of("map 0")[0].worker, blocks_lost=True)
+    assert [c.replica for c in job.running("map 0")] == [1, 2]
+    assert [c.store for c in job.running("map 0")] == [False, True]  # the carrier died, so another one is needed
+    assert job.done()
+    assert (job.ledger.crashed, job.ledger.lost_votes) == (1, 0)
+
+
+def test_r9_the_votes_of_a_dead_worker_stand() -> None:
+    job = Play()
+    job.answer("map 0", 1)
+    job.cluster.crash("w1", blocks_lost=True)
+    job.answer("map 0", 0)
+    assert job.agreed("map 0")
+    assert job.done()
+
+
+def test_r9_blocks_that_outlive_their_worker_are_still_read() -> None:
+    job = Play(domains=5)
+    job.answer("map 0", 0)
+    job.cluster.crash(job.of("map 0")[0].worker, blocks_lost=False)
+    assert job.done()
+    assert len(job.of("map 0")) == 2
+
+
+def test_r9_too_few_domains_are_given_a_chance_and_then_reported() -> None:
+    job = Play(domains=2)
+    job.cluster.crash("w1", blocks_lost=True)
+    assert job.result is None
+    job.answer("map 0", 0)
+    assert job.cluster.flying == []  # the job waits for a replacement
+    job.cluster.join("w9", "d9")
+    assert job.domains("map 0")[-1] == "d9"
+    job.cluster.crash("w9", blocks_lost=True)
+    job.finish()
+    job.cluster.send(Stalled())
+    assert job.result.reason == "too_few_domains"
+
+
+# ---- R10: late, duplicate, stale, malformed -------------------------------------------------------------------------
+
+
+def test_r10_late_duplicate_and_unknown_replies_are_ignored() -> None:
+    job = Play(f=2, domains=6)
+    job.answer("map 0", 0)
+    for event in (
+        job.cluster.replies[0],
+        Failed(0, "late", b"late"),
+        Refused(0, (0,)),
+        Finished(10_000, output_of((b"x",))),
+        BlockLost(10_000),
+        WorkerLost("nobody", True),
+        WorkerJoined("w0", "d5", 3),
+    ):
+        before = job.ledger.ignored
+        assert job.tracker.handle(event) == []
+        assert job.ledger.ignored == before + 1
+    assert job.done()
+    assert job.ledger.executions == 3 * 2
+
+
+def test_r10_the_answer_of_a_cancelled_replica_only_frees_its_slot() -> None:
+    job = Play(domains=2, slots=2)
+    job.answer("map 0", 0, "alone")
+    job.answer("map 0", 1)  # a third opinion, and then a fourth, since each domain must be asked anew
+    stale = [c.attempt for c in job.of("reduce 0")]
+    while not job.agreed("map 0"):
+        job.answer("map 0")
+    assert {c.attempt for c in job.last if isinstance(c, Cancel)} == set(stale)
+    assert job.running("reduce 0") == [] or job.tracker.counters()["running"] <= 4
+    busy = job.tracker.counters()["running"]
+    job.reply(stale[0])
+    assert Discard(stale[0]) in job.last  # what it has stored in vain
+    assert job.tracker.counters()["running"] in (busy - 1, busy)
+    assert job.done()
+
+
+def test_r10_a_reply_with_the_wrong_number_of_partitions_is_no_vote() -> None:
+    job = Play(reduces=2)
+    job.tracker.handle(Finished(0, output_of((b"one part where two are due",))))
+    assert (job.ledger.malformed, job.ledger.votes, job.ledger.crashed) == (1, 0, 1)
+    job.tracker.check()
+
+
+def test_nothing_follows_the_end() -> None:
+    job = Play()
+    assert job.done()
+    assert job.tracker.done
+    assert job.tracker.handle(WorkerLost("w0", True)) == []
+
+
+# ---- R11: suspicion, quarantine, and whose fault it is --------------------------------------------------------------
+
+
+def wrong_domain(job: Play, worker: str) -> None:
+    while job.result is None:
+        c = min(job.cluster.flying, key=lambda c: c.attempt)
+        job.reply(c.attempt, "stuck" if c.worker == worker else "")
+
+
+def test_r11_a_domain_that_keeps_losing_votes_is_quarantined() -> None:
+    job = Play(maps=30, domains=4, slots=1)
+    wrong_domain(job, "w1")
+    assert isinstance(job.result, JobDone)
+    assert job.ledger.suspicion["d1"] >= 3
+    assert job.ledger.quarantined == ("d1",)
+    assert sum(c.worker == "w1" for c in job.cluster.launches.values()) <= 6
+    job.cluster.expect_truth()
+
+
+def test_r11_quarantine_leaves_f_plus_1_domains() -> None:
+    job = Play(maps=5, domains=2, slots=1, max_attempts=2)
+    job.tracker._pool.accuse("d0", Task("map", 0))
+    for m in range(3):
+        job.tracker._pool.accuse("d1", Task("map", m))
+    assert job.tracker.counters()["quarantined"] == 0
+
+
+def test_r11_a_quarantined_domain_is_called_back_when_others_die() -> None:
+    job = Play(maps=4, domains=3, slots=1)
+    for m in range(3):
+        job.tracker._pool.accuse("d2", Task("map", m))
+    assert job.tracker.counters()["quarantined"] == 1
+    job.cluster.crash("w1", blocks_lost=True)
+    assert job.tracker.counters()["quarantined"] == 0
+    assert job.done()
+
+
+def test_r11_a_task_that_contradicts_itself_everywhere_is_not_deterministic() -> None:
+    job = Play(domains=2)
+    while job.result is None:
+        job.answer("map 0", None, "alone")
+    assert job.result.reason == "not_deterministic"
+    assert job.ledger.suspicion == {}  # nobody is accused
+
+
+def test_errors_are_voted_on_like_outputs() -> None:
+    """A bad core can raise what a good one does not; f+1 equal errors are the job's own."""
+    job = Play()
+    job.answer("map 0", 0, error="KeyError: 'x'")
+    assert job.result is None
+    assert job.done()
+    assert job.ledger.errors == job.ledger.lost_votes == 1
+
+    job = Play()
+    job.answer("map 0", 0, error="KeyError: 'x'")
+    job.answer("map 0", 1, error="KeyError: 'x'")
+    assert job.result == JobFailed("job_error", Task("map", 0), "KeyError: 'x'")
+
+
+def test_errors_of_a_reduce_on_a_losing_input_are_withdrawn() -> None:
+    job = Play()
+    job.answer("map 0", 0, "collude")
+    job.answer("reduce 0", 0, error="ValueError")
+    job.answer("reduce 0", 1, error="ValueError")
+    assert job.result is None  # f+1 agree, but their input is not voted yet
+    job.answer("map 0", 1)
+    job.answer("map 0", 2)
+    assert job.done()
+
+
+# ---- modes, the sample, the end -------------------------------------------------------------------------------------
+
+
+def test_slides_15_and_16_original_executes_once_and_recovers_from_crashes() -> None:
+    job = Play(mode="original", f=1, maps=3, reduces=2, domains=1, slots=1)
+    assert job.done()
+    assert job.ledger.executions == 5
+    job = Play(mode="original", maps=3, reduces=2, domains=2)
+    job.cluster.crash("w0", blocks_lost=True)
+    assert job.done()
+
+
+def test_the_sample_is_agreed_on_before_anything_else_starts() -> None:
+    job = Play(sample=True, maps=2)
+    assert {c.task.kind for c in job.cluster.launches.values()} == {"sample"}
+    job.answer("sample 0", 1)
+    job.answer("sample 0", 0)
+    assert [type(c) for c in job.last][:2] == [Agreed, Launch]
+    job.cluster.lose_block(0, told=True)  # the driver could not read it after all
+    assert job.running("sample 0")
+    assert job.done()
+
+
+def test_without_maps_reduces_start_at_once_and_read_nothing() -> None:
+    job = Play(maps=0, reduces=2)
+    assert [c.sources for c in job.cluster.launches.values()] == [()] * 4
+    assert job.done()
+
+
+def test_a_job_that_is_to_be_confirmed_ends_when_its_outputs_are_published() -> None:
+    """R8: until then a lost output is executed again; from then on its loss does not matter."""
+    job = Play(confirm=True, reduces=2)
+    job.finish()
+    assert job.result is None
+    first, second = (job.cluster.agreed[Task("reduce", r)].attempt for r in (0, 1))
+    job.cluster.send(Published(first))
+    job.cluster.lose_block(first, told=True)
+    assert job.running("reduce 0") == []
+    job.cluster.lose_block(second, told=True)
+    job.finish()
+    assert job.result is None
+    job.cluster.send(Published(second))  # stale: another attempt has taken its place
+    assert job.result is None
+    job.cluster.send(Published(job.cluster.agreed[Task("reduce", 1)].attempt))
+    assert isinstance(job.result, JobDone)
+
+
+def test_nonsense_plans_are_refused() -> None:
+    for plan in ({"maps": -1}, {"reduces": 0}, {"f": -1}, {"max_attempts": 1}):
+        with pytest.raises(ValueError):
+            Plan(**({"maps": 1, "reduces": 1, "f": 1, "mode": "bft"} | plan))  # type: ignore[arg-type]
+
+
+def test_every_mode_and_switch_ends_right() -> None:
+    switches = itertools.product((True, False), repeat=3)
+    for deferred, tentative, digest_outputs in switches:
+        job = Play(maps=3, reduces=2, deferred=deferred, tentative=tentative, digest_outputs=digest_outputs)
+        job.answer("map 1", 0, "alone")
+        assert job.done()
+
+
+def test_the_ledger_counts_bytes_and_votes() -> None:
+    job = Play(maps=2, reduces=2)
+    assert job.done()
+    figures = job.ledger.as_dict()
+    assert figures["votes"] == figures["executions"] == 8
+    assert figures["first_plan"] == {"sample": 0, "map": 4, "reduce": 4}
+    maps = 2 * 2 * len("m0.0")
+    assert figures["stored_nbytes"] == maps + 2 * len("r0<m0.0,m1.0>")  # one copy of each (slides 21, 22)
+    assert figures["shipped_nbytes"] == 2 * maps  # each of two replicas of each reduce reads its partition
