@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.session import Options, Result, Session, run
+    from quoreduce.runtime.options import Options, Place, Result
+    from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Options", "Result", "Session", "__version__", "run"]
+__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the engine when it is first used: ``import quoreduce`` alone stays fast."""
-    if name in ("Options", "Result", "Session", "run"):
+    if name in ("Options", "Place", "Result"):
+        from quoreduce.runtime import options
+
+        return getattr(options, name)
+    if name in ("Session", "run"):
         from quoreduce.runtime import session
 
         return getattr(session, name)

@@ -100,6 +100,7 @@ def _run_parser(commands: Any) -> None:
     data.add_argument("--reducers", type=int, metavar="N", help="number of output parts (default: from the input's size)")
     data.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="split size in MB, may be a fraction (default 64)")
     data.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is an earlier output")
+    data.add_argument("--sync", action="store_true", help="force the output to disk before it is published, against loss of power")
     data.add_argument("--seed", type=int, default=0, help="seed of the job's own randomness (default 0)")
     data.add_argument("--json", action="store_true", help="print one JSON object")
     data.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -160,7 +161,7 @@ def _options(a: argparse.Namespace) -> Options:
     from quoreduce.runtime.options import Options
 
     return Options(
-        f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite,
+        f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
         digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, deadline_s=a.deadline, attempts_max=a.attempts_max,
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""GridMix: the six applications, their data and their runner."""

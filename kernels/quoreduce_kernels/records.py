@@ -5,7 +5,7 @@ bytes 0..7 and ``tail`` = bytes 2..9. (head, tail) orders as the key does, and n
 
 Letters in shapes: n = records, R = partitions, k = runs (each run an array of records, in map order).
 
-Sorting, after the prototype measured in docs: each record becomes one 64-bit word, 40 bits of key above 24 bits of
+Sorting: each record becomes one 64-bit word, 40 bits of key above 24 bits of
 record number, and words are sorted by one MSD pass and two LSD passes in cache. The 40 bits are a *window* of the
 key, normalised by the smallest and largest key that occur, so that a shared prefix costs nothing:
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from quoreduce_kernels.fingerprint import RECORD_BYTES, permute_fingerprints, record_bytes
 from quoreduce_kernels.intrinsics import bswap, copy100, ld16, ld64, prefetch
-from quoreduce_kernels.options import kernel, part
+from quoreduce_kernels.options import cold_part, kernel, part
 
 U8Array = NDArray[np.uint8]
 U16Array = NDArray[np.uint16]
@@ -135,7 +135,7 @@ def _scatter(data, n, ids, targets):
 # words, other: u64[n] each. Sorting goes from words to other; words is scratch afterwards.
 
 
-@part
+@cold_part
 def _insertion(values, low, high, shifts_max):
     """Sort values[low:high]; return False, leaving a permutation of them, once shifts_max is exceeded."""
     shifts = 0
@@ -153,11 +153,12 @@ def _insertion(values, low, high, shifts_max):
     return True
 
 
-@part
+@cold_part
 def _msd_pass(words, other, low, high, base, shift, bounds, cursor):
     """Distribute words[low:high] to other by (word - base) >> shift; bounds[b] = start of bucket b."""
     buckets = bounds.size - 1
-    bounds[:] = 0
+    for b in range(bounds.size):
+        bounds[b] = 0
     for i in range(low, high):
         bounds[((words[i] - base) >> shift) + _ONE] += 1
     bounds[0] = low
@@ -172,13 +173,14 @@ def _msd_pass(words, other, low, high, base, shift, bounds, cursor):
         other[q] = word
 
 
-@part
+@cold_part
 def _lsd_passes(words, other, low, high, base, shift, first, second):
     """Sort other[low:high] by the 20 bits of (word - base) below ``shift``, through words and back; stable."""
     shift1 = shift - _LSD if shift > _LSD else _U(0)
     shift0 = shift1 - _LSD if shift1 > _LSD else _U(0)
-    first[:] = 0
-    second[:] = 0
+    for j in range(first.size):
+        first[j] = 0
+        second[j] = 0
     for i in range(low, high):
         d = other[i] - base
         first[(d >> shift0) & _LSD_MASK] += 1
@@ -205,7 +207,13 @@ def _lsd_passes(words, other, low, high, base, shift, first, second):
         other[q] = word
 
 
-@part
+@cold_part
+def _copy_words(source, target, low, high):
+    for i in range(low, high):
+        target[i] = source[i]
+
+
+@cold_part
 def _limits(words, low, high):
     smallest, largest = words[low], words[low]
     for i in range(low, high):
@@ -228,7 +236,7 @@ def _radix_sort(words, other, low, high, base, largest):
     the 20 bits that LSD sees) is sorted by a call of its own, whose range is smaller by the MSD digit.
     """
     if high - low <= _SMALL:
-        other[low:high] = words[low:high]
+        _copy_words(words, other, low, high)
         _insertion(other, low, high, _SMALL * _SMALL)
         return
     digit_bits = _msd_bits(high - low)
@@ -248,7 +256,7 @@ def _radix_sort(words, other, low, high, base, largest):
             _lsd_passes(words, other, start, stop, bucket_base, shift, first, second)
             finished = _insertion(other, start, stop, _SHIFTS_PER_WORD * (stop - start))
         if not finished:
-            words[start:stop] = other[start:stop]
+            _copy_words(other, words, start, stop)
             smallest_here, largest_here = _limits(words, start, stop)
             _radix_sort(words, other, start, stop, smallest_here, largest_here)
 

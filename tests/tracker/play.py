@@ -125,9 +125,7 @@ def _command(command: Any) -> str:
         case Launch(attempt, task, replica, worker, store, sources):
             read = " ".join("+".join(f"#{s.attempt}" for s in copies) for copies in sources)
             stores = " storing" if store else ""
-            return (
-                f"launch #{attempt}: {task}, replica {replica}, on {worker}{stores}{' reading ' + read if read else ''}"
-            )
+            return f"launch #{attempt}: {task}, replica {replica}, on {worker}{stores}{' reading ' + read if read else ''}"
         case Cancel(attempt):
             return f"cancel #{attempt}"
         case Discard(attempt):

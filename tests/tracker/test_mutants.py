@@ -101,9 +101,7 @@ def load() -> Iterator[Any]:
                 source = source.replace(passage, replacement)
             for other in ORDER:
                 source = source.replace(f"from quoreduce.tracker.{other} import", f"from mutant_{other} import")
-            source = source.replace(
-                "from quoreduce.tracker import invariants", "import mutant_invariants as invariants"
-            )
+            source = source.replace("from quoreduce.tracker import invariants", "import mutant_invariants as invariants")
             module = sys.modules[f"mutant_{name}"] = ModuleType(f"mutant_{name}")
             names.append(f"mutant_{name}")
             exec(compile(source, f"mutant_{name}.py", "exec"), module.__dict__)

@@ -1,0 +1,1 @@
+"""Splits, formats, blocks, digests, commit, manifest."""

@@ -249,7 +249,7 @@ def _read_header(buffer: U8) -> Layout:
     """Decode and check the header of ``buffer``; every size is bounded before it is used."""
     if buffer.size < _HEAD.size:
         raise BlockError(f"{buffer.size} bytes are too few for a block's header")
-    magic, version, count, records, total = _HEAD.unpack_from(buffer)
+    magic, version, count, records, total = _HEAD.unpack_from(buffer.data)
     if magic != MAGIC or version != VERSION:
         raise BlockError(f"not a block of version {VERSION}: starts with {bytes(magic)!r}, version {version}")
     if not 1 <= count <= COLUMNS_MAX or buffer.size < _HEAD.size + count * _COLUMN.size:
@@ -259,7 +259,7 @@ def _read_header(buffer: U8) -> Layout:
     schema, sizes = [], []
     for i in range(count):
         position = _HEAD.size + i * _COLUMN.size
-        code, width, size = _COLUMN.unpack_from(buffer, position)
+        code, width, size = _COLUMN.unpack_from(buffer.data, position)
         if buffer[position + 1 : position + 8].any() or not _valid_column(code, width) or size > total:
             raise BlockError(f"column {i} has type {code}, width {width}, {size} bytes: not a valid descriptor")
         schema.append(ColumnType(code, width))

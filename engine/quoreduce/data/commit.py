@@ -54,7 +54,7 @@ class Output(Protocol):
 
 
 def open_output(
-    path: str, overwrite: bool, inputs: Sequence[str], job_id: str, scratch_dir: str | os.PathLike[str]
+    path: str, overwrite: bool, inputs: Sequence[str], job_id: str, scratch_dir: str | os.PathLike[str], sync: bool = False
 ) -> Output:
     """Prepare the output ``path``: a directory, or a URI whose parts are staged under ``scratch_dir`` and uploaded.
 
@@ -64,6 +64,7 @@ def open_output(
         inputs: what the job reads; the output may not lie in it, nor it in the output.
         job_id: distinct for each run; letters, digits, ``_`` and ``-``, at most 64.
         scratch_dir: for URIs only; every worker must see it.
+        sync: for directories: force everything to disk before it is published, so that it survives a loss of power too.
 
     Raises:
         OutputError: any of the above does not hold, another run is writing there, or the place is not writable.
@@ -71,7 +72,7 @@ def open_output(
     local = _local_output(path)
     if local is None:
         return UriOutput(path, overwrite, inputs, job_id, scratch_dir)
-    return OutputDir(local, overwrite, inputs, job_id)
+    return OutputDir(local, overwrite, inputs, job_id, sync)
 
 
 def part_name(part: int) -> str:
@@ -95,7 +96,7 @@ def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 class OutputDir:
     """The output of one run in a local (or shared, mounted) directory. See the module's docstring for the layout."""
 
-    def __init__(self, path: str, overwrite: bool, inputs: Sequence[str], job_id: str) -> None:
+    def __init__(self, path: str, overwrite: bool, inputs: Sequence[str], job_id: str, sync: bool = True) -> None:
         """Check everything that can be refused, take the lock, sweep what dead runs left, create the staging directory.
 
         Args and errors as for :func:`open_output`.
@@ -103,6 +104,7 @@ class OutputDir:
         _check_job_id(job_id)
         self.path = _resolve(path)
         self.overwrite = overwrite
+        self._sync = sync
         _refuse_overlap(self.path, inputs)
         self._published: dict[int, int] = {}
         self._lock: int | None = None
@@ -143,7 +145,7 @@ class OutputDir:
         self._published[part] = attempt
 
     def finish(self, manifest: bytes) -> None:
-        """Write ``_SUCCESS`` last, sync everything, and rename the whole to the output path.
+        """Write ``_SUCCESS`` last, sync everything if that was asked for, and rename the whole to the output path.
 
         Raises:
             OutputError: no space, or the output came into being meanwhile. The caller then calls :meth:`abort`.
@@ -151,15 +153,17 @@ class OutputDir:
         output = self.staging / "output"
         with output_errors(self.path):
             shutil.rmtree(self.staging / "attempts", ignore_errors=True)
-            for part in self._published:
+            for part in self._published if self._sync else ():
                 _sync(output / part_name(part))
-            _write_synced(output / SUCCESS, manifest)
-            _sync(output)
+            _write(output / SUCCESS, manifest, self._sync)
+            if self._sync:
+                _sync(output)
             self._refuse_existing()
             if self.path.exists():
                 self.path.rename(self.staging / "old")
             output.rename(self.path)
-            _sync(self.path.parent)
+            if self._sync:
+                _sync(self.path.parent)
         self._created.clear()
         self.abort()
 
@@ -430,11 +434,12 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, sync: bool) -> None:
     """Write ``path`` so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.rename(path)

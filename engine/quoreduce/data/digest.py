@@ -1,14 +1,15 @@
 """The three digests: what is voted on, what a reader checks, what the manifest holds.
 
 ``blake3``    BLAKE3-256 of the bytes. The default; good against faults and, with attestation, against malice.
-``fast``      BLAKE3 over keyed 128-bit fingerprints, one per record of a fixed width (else one per 128 bytes). For accidental
-              faults only: the key is made anew for each job, but the fingerprint is no cryptographic hash.
-``checksum``  BLAKE3 over unkeyed 128-bit checksums of 64 KiB pieces: the block checksum of the ``original`` mode, which, like
-              Hadoop's, finds stored data that changed and nothing else.
+``fast``      BLAKE3 over keyed 128-bit fingerprints, one per record of a fixed width (else one per 128 bytes). For
+              accidental faults only: the key is made anew for each job, but the fingerprint is no cryptographic hash.
+``checksum``  BLAKE3 over unkeyed 128-bit checksums of 64 KiB pieces: the block checksum of the ``original`` mode, which,
+              like Hadoop's, finds stored data that changed and nothing else.
 
-A stream is digested with :meth:`Digester.stream`, a block with :meth:`Digester.block`. For ``blake3`` the digest of a block is that
-of its bytes. For the other two it is BLAKE3 over the header's bytes and then the pieces of each buffer in order, so that a replica
-that stores nothing can compute it from fingerprints alone; padding is not in it, and :meth:`Block.open` insists that padding is zero.
+A stream is digested with :meth:`Digester.stream`, a block with :meth:`Digester.block`. For ``blake3`` the digest of a block is
+that of its bytes. For the other two it is BLAKE3 over the header's bytes and then the pieces of each buffer in order, so that
+a replica that stores nothing can compute it from fingerprints alone; padding is not in it, and :meth:`Block.open` insists that
+padding is zero.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Digester:
     def stream(self, stride: int = STRIDE_DEFAULT) -> Stream:
         """Start a digest of a stream of bytes; ``stride`` is the record width in bytes if there is one."""
         if self.algorithm == "blake3":
-            return blake3()
+            return _Blake3()
         return _Pieces(self._piece_bytes(stride), self._piece_function(stride))
 
     def of(self, data: Buffer, stride: int = STRIDE_DEFAULT) -> bytes:
@@ -91,15 +92,15 @@ class Digester:
     def block(self, block: Block) -> bytes:
         """Digest a block."""
         if self.algorithm == "blake3":
-            return blake3(block.buffer).digest()
+            return blake3(block.buffer.data).digest()
         head = block_head(block)
         for (offsets, data), size, column in zip(
             block.layout.starts, block.layout.data_bytes, block.layout.schema, strict=True
         ):
             if offsets >= 0:
                 end = offsets + 8 * (block.records + 1)
-                head.update(as_u8(self.pieces(block.buffer[offsets:end], STRIDE_DEFAULT)))
-            head.update(as_u8(self.pieces(block.buffer[data : data + size], column_stride(column.width))))
+                head.update(as_u8(self.pieces(block.buffer[offsets:end], STRIDE_DEFAULT)).data)
+            head.update(as_u8(self.pieces(block.buffer[data : data + size], column_stride(column.width))).data)
         return head.digest()
 
     def pieces(self, data: NDArray[np.uint8], stride: int) -> NDArray[np.uint64]:
@@ -137,7 +138,20 @@ def column_stride(width: int) -> int:
 
 def block_head(block: Block) -> blake3:
     """Start the digest of a block for ``fast`` and ``checksum``: BLAKE3 over its header as it stands in the buffer, padded."""
-    return blake3(block.buffer[: len(block.layout.header())])
+    return blake3(block.buffer[: len(block.layout.header())].data)
+
+
+class _Blake3:
+    """Stream of ``blake3``."""
+
+    def __init__(self) -> None:
+        self._hash = blake3()
+
+    def update(self, chunk: Buffer, /) -> None:
+        self._hash.update(chunk.data if isinstance(chunk, np.ndarray) else chunk)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 class _Pieces:
@@ -170,10 +184,10 @@ class _Pieces:
         if self._rest:
             raise ValueError("pieces can only be added where a piece begins")
         self._length += values.shape[0] * self._piece
-        self._hash.update(as_u8(values))
+        self._hash.update(as_u8(values).data)
 
-    def _values(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return as_u8(self._function(data))
+    def _values(self, data: NDArray[np.uint8]) -> memoryview:
+        return as_u8(self._function(data)).data
 
     def digest(self) -> bytes:
         final = self._hash.copy()

@@ -468,7 +468,7 @@ def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-class _Corrupt(Exception):  # noqa: N818 (never seen outside this module)
+class _Corrupt(Exception):
     """A zstd stream that is no whole number of frames."""
 
 

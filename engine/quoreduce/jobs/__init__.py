@@ -1,0 +1,1 @@
+"""The built-in jobs, and what turns Python style jobs into block style."""

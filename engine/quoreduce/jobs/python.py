@@ -1,7 +1,8 @@
 """Jobs in Python style, turned into block style: records in, ``key, value`` pairs between, text or records out.
 
-Between map and reduce a pair is a row of a block (key: binary, value: binary). A key is one tag byte and then its bytes, so that keys
-sort by type and value: ``b`` + bytes, ``i`` + 8 bytes big-endian of value + 2**63, ``s`` + UTF-8. A value is msgpack; NaNs are made one NaN.
+Between map and reduce a pair is a row of a block (key: binary, value: binary). A key is one tag byte and then its bytes, so
+that keys sort by type and value: ``b`` + bytes, ``i`` + 8 bytes big-endian of value + 2**63, ``s`` + UTF-8. A value is
+msgpack; NaNs are made one NaN.
 """
 
 from __future__ import annotations

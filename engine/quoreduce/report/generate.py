@@ -45,7 +45,7 @@ def write_file(path: Path, chunks: Iterator[NDArray[np.uint8]]) -> int:
         with output_errors(path):
             with open(part, "wb", buffering=0) as target:
                 for chunk in chunks:
-                    view = memoryview(chunk).cast("B")
+                    view = chunk.data.cast("B")
                     while view:
                         view = view[target.write(view) :]
                     nbytes += chunk.nbytes

@@ -1,4 +1,4 @@
-"""``quoreduce validate sort``: what TeraValidate checks (order in and across parts, count, duplicates, checksum), and against the input."""
+"""``quoreduce validate sort``: what TeraValidate checks (order, count, duplicates, checksum), and the same against the input."""
 
 from __future__ import annotations
 

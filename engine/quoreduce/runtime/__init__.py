@@ -1,0 +1,1 @@
+"""The effects: workers, executors, the driver, clocks and files."""

@@ -1,4 +1,4 @@
-"""Compile the kernels once per machine, before any worker starts: several processes that fill one numba cache at once can crash."""
+"""Compile the kernels once per machine, before workers start: several processes that fill one numba cache can crash."""
 
 from __future__ import annotations
 

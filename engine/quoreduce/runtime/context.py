@@ -92,7 +92,7 @@ class ReduceContext:
 
     def write(self, data: Buffer, records: int) -> None:
         """Append ``data`` (bytes or a u8 array that holds ``records`` records) to the output and to its digest."""
-        view = memoryview(data).cast("B") if not isinstance(data, np.ndarray) else memoryview(data)
+        view = memoryview(data).cast("B") if not isinstance(data, np.ndarray) else data.data
         self.records += records
         self.nbytes += len(view)
         if self._spoil is None and not self._pending and len(view) >= CHUNK_BYTES // 2:
@@ -103,7 +103,7 @@ class ReduceContext:
             self._flush()
 
     def write_fingerprints(self, values: NDArray[np.uint64], records: int) -> None:
-        """For a digest-only replica under ``fast``: append records of the output's fixed width by their u64[n, 2] fingerprints."""
+        """For a digest-only replica under ``fast``: append records of fixed width by their u64[n, 2] fingerprints."""
         if self.store or self._spoil is not None or not hasattr(self._stream, "update_pieces"):
             raise ValueError("fingerprints replace records only in a digest-only replica with the fast digest")
         self._flush()

@@ -167,6 +167,8 @@ class Driver:
         except errors.HostError:
             self.executor.kill(arrival.worker)
             return
+        if reply.generation != self.setup.generation:
+            return  # a late reply to a job that ended before its workers did
         if reply.status == "ready" or reply.attempt < 0:
             self._setup_pending.discard(arrival.worker)
             if reply.status != "ready":

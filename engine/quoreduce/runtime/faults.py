@@ -37,8 +37,8 @@ _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>\d+%|\d+|all
 class FaultSpec:
     """``KIND:TARGET:AMOUNT[@REPLICA]``: amount is a count, a share of the tasks (``25%``) or ``all``.
 
-    ``REPLICA`` says which of a task's first executions is struck: ``first`` (the carrier), ``last`` (the default: number f), ``any``
-    (drawn) or a number. ``swap`` and ``lose`` strike what is stored, so they always take the carrier.
+    ``REPLICA`` says which of a task's first executions is struck: ``first`` (the carrier), ``last`` (the default: number f),
+    ``any`` (drawn) or a number. ``swap`` and ``lose`` strike what is stored, so they always take the carrier.
     """
 
     kind: str
@@ -100,13 +100,10 @@ class FaultPlan:
         if any(name in self._stuck for name in domains):
             self.injected += 1
             return Fault("stuck", _seed("stuck", kind, index, 0, self.seed))
-        fault = None
-        if waiting := self._victims.get((kind, index, replica)):
-            fault = waiting.pop()
-        elif store and (waiting := self._stored.get((kind, index))):
-            fault = waiting.pop()
-        if fault is None:
+        waiting = self._victims.get((kind, index, replica)) or (self._stored.get((kind, index)) if store else None)
+        if not waiting:
             return None
+        fault = waiting.pop()
         self.injected += 1
         return Fault(fault, _seed(fault, kind, index, replica, self.seed))
 

@@ -1,7 +1,7 @@
 """Executor of pinned processes over sockets: one machine, starts at once. Also the main program of such a worker.
 
-A message is its length (u64, little-endian) and its bytes. A worker dies with its driver: a thread of it waits for the end of a pipe
-that only the driver holds open, and then deletes what the session stored.
+A message is its length (u64, little-endian) and its bytes. A worker dies with its driver: a thread of it waits for the end of
+a pipe that only the driver holds open, and then deletes what the session stored.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Process:
             pass
         except ConnectionResetError:
             alive = False
-        messages = []
+        messages: list[bytes] = []
         while len(self.incoming) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self.incoming)
             if length > MESSAGE_BYTES_MAX:

@@ -34,7 +34,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A reply (``raw``), or, if ``raw`` is None, the news that the worker is gone; then ``blocks_lost`` tells about its blocks."""
+    """A reply (``raw``), or, if ``raw`` is None, the news that a worker is gone; ``blocks_lost``: and its blocks with it."""
 
     worker: str
     raw: bytes | None

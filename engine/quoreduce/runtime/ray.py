@@ -1,7 +1,7 @@
 """Executor of Ray actors: a cluster, or this machine if no address is given. The only module that imports Ray.
 
-Ray starts actors where it is told (``NodeAffinity(soft=False)``), moves requests, replies and blocks between nodes, and reports deaths. It
-retries and restarts nothing: the tracker decides. Replies are bytes, which Ray does not unpickle.
+Ray starts actors where it is told (``NodeAffinity(soft=False)``), moves requests, replies and blocks between nodes, and
+reports deaths. It retries and restarts nothing: the tracker decides. Replies are bytes, which Ray does not unpickle.
 """
 
 from __future__ import annotations
@@ -305,9 +305,9 @@ def _rack(node: dict[str, Any]) -> str:
 def _mute() -> None:
     """Stop Ray from printing every death of an actor: we expect and report them ourselves."""
     with contextlib.suppress(Exception):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+        from ray._private import worker
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 @contextlib.contextmanager

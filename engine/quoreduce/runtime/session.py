@@ -17,8 +17,7 @@ from typing import Any
 import cloudpickle
 
 import quoreduce
-from quoreduce.data.commit import open_output
-from quoreduce.data.commit import part_name
+from quoreduce.data.commit import open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
@@ -105,7 +104,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             scratch = Path(_scratch(output, job_id))
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            place = open_output(output, options.overwrite, inputs, job_id, scratch)
+            place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
             stack.callback(place.abort)
             result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
@@ -146,8 +145,11 @@ def run(
     """Run one job on workers of its own and return its :class:`Result`.
 
     Args:
-        job: what to run. inputs: one or several files, directories, globs, URIs. output: a directory that does not exist yet.
-        on: ``local``, ``ray`` or ``inline``. workers, domain, address, store: see :class:`Place`. options: fields of :class:`Options`.
+        job: what to run.
+        inputs: one or several files, directories, globs, URIs.
+        output: a directory that does not exist yet.
+        on: ``local``, ``ray`` or ``inline``; this, workers, domain, address and store: see :class:`Place`.
+        options: fields of :class:`Options`.
     """
     place = Place(on, workers, domain, address, store)  # type: ignore[arg-type]
     try:

@@ -7,6 +7,7 @@ that was too slow reads old bytes or none, and the digest tells.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -196,10 +197,8 @@ def _default_root() -> Path:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _punch_hole(path: str, offset: int, nbytes: int) -> None:

@@ -126,6 +126,7 @@ class Reply(msgspec.Struct, frozen=True):
     digest: bytes = b""
     bad: tuple[int, ...] = ()
     refetched: int = 0
+    generation: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -140,7 +141,8 @@ def encode(message: Request | Reply) -> bytes:
 
 def decode_request(raw: bytes) -> Request:
     """Decode what the driver sent."""
-    return _requests.decode(raw)
+    request: Request = _requests.decode(raw)
+    return request
 
 
 def decode_reply(raw: bytes) -> Reply:

@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 from blake3 import blake3
+from msgspec import structs
 
 from quoreduce.data.block import Block, Buffer
 from quoreduce.data.digest import Digester, Sealed, output_digest
@@ -77,7 +78,8 @@ class Worker:
             reply = self._os_error(attempt, error)
         except Exception as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
-        return wire.encode(_with_cpu(reply, time.thread_time() - start))
+        generation = self._setup.generation if self._setup else 0
+        return wire.encode(structs.replace(reply, cpu_s=time.thread_time() - start, generation=generation))
 
     def _run(self, request: wire.Request) -> wire.Reply:
         match request:
@@ -319,12 +321,6 @@ def _failure(attempt: int, error: Exception) -> wire.Reply:
     text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)[: wire.ERROR_CHARS_MAX]
     return wire.Reply(attempt, "failed", error=text, digest=blake3(text.encode()).digest())
-
-
-def _with_cpu(reply: wire.Reply, cpu_s: float) -> wire.Reply:
-    import msgspec
-
-    return msgspec.structs.replace(reply, cpu_s=cpu_s)
 
 
 def vote_digest(parts: Sequence[wire.PartReply]) -> bytes:

@@ -114,9 +114,7 @@ class Pool:
         if domain.name in self.open:
             self.free[domain.name] = domain
 
-    def choose(
-        self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None
-    ) -> Domain | None:
+    def choose(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> Domain | None:
         """The domain for a task's next replica, or None when the right one has no free slot now.
 
         A domain that the task has not used comes first, and is waited for while it is busy (R1).

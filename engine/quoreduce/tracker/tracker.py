@@ -272,8 +272,7 @@ class JobTracker:
             return True
         domains = len(self._pool.domains)
         hint = (
-            f" With {domains} domains, one that is wrong again and again cannot be outvoted; one more domain"
-            " would mask it."
+            f" With {domains} domains, one that is wrong again and again cannot be outvoted; one more domain would mask it."
         ) * (domains < self.plan.f + 2)
         reason = state.fruitless()
         if reason == "not_deterministic":
