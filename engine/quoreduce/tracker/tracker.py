@@ -273,7 +273,7 @@ class JobTracker:
         domains = len(self._pool.domains)
         hint = (
             f" With {domains} domains, one that is wrong again and again cannot be outvoted; one more domain would mask it."
-        ) * (domains < self.plan.f + 2)
+        ) * (domains <= self.plan.need)
         reason = state.fruitless()
         if reason == "not_deterministic":
             hint = " Domains contradicted themselves and never each other: the job's own code is not deterministic."
