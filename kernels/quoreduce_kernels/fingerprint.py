@@ -14,7 +14,7 @@ strip is never lost later on. The rounds are there for sums of fingerprints: NH 
 that without them two records could swap a pair and keep their sum.
 
 Key words come from SHAKE-128 of the key. The length of the data is not in the value of a piece: the caller adds it,
-or uses :func:`checksum128`. The plain twins are in ``reference_records``.
+or uses :func:`checksum128`. The plain twins are in ``reference``.
 """
 
 from __future__ import annotations

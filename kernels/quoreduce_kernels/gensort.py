@@ -7,13 +7,15 @@ multiplier is that of L'Ecuyer's tables for 2**128, and of PCG64):
 
 C's first bytes spell JimGrayRIP, which is the first key. Layouts, in bytes; digits are hexadecimal, upper case:
 
+    binary   10 top bytes of r(i), then for k = 1..9 those of r(i + k) xor a constant of its own (MASKS)
     teragen  10 top bytes of r | 00 11 | i in 32 digits | 88 99 AA BB | 12 lowest digits of r, 4 times each | CCDDEEFF
     ascii    10 key characters | 2 spaces | i in 32 digits | 2 spaces | 13 lowest digits of r, 4 times each | CR LF
 
 An ASCII key's characters are ' ' + digit of base 95, lowest first: 8 digits of r's high 64 bits, 2 of its low 64 bits.
-``teragen`` is what Hadoop's TeraGen writes, ``ascii`` is ``gensort -a``. The checksum is the sum, in 128 bits, of the
-CRC-32 of each record: for N = 1, 10, 1000 it is 97503e23, 5b2d1434d, 1f9ffe645ec (teragen), 3fcaea0a, 469302dca,
-1f5dfb3631a (ascii). The binary records of gensort 1.5 have another layout after the key, which is not made here.
+``binary`` is what gensort 1.5 writes (its constants are those published in its BSD-licensed edition), ``ascii`` is ``gensort -a``,
+``teragen`` is what Hadoop's TeraGen writes. The checksum is the sum, in 128 bits, of the
+CRC-32 of each record: for N = 1, 10, 1000 it is 9ea593a0, 55fea8a1a, 1ea6370b955 (binary), 3fcaea0a, 469302dca,
+1f5dfb3631a (ascii), 97503e23, 5b2d1434d, 1f9ffe645ec (teragen).
 """
 
 from __future__ import annotations
@@ -33,9 +35,14 @@ from quoreduce_kernels.options import kernel, part
 
 U8Array = NDArray[np.uint8]
 
-KINDS = ("teragen", "ascii")
+KINDS = ("binary", "ascii", "teragen")
 MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 INCREMENT = 0x4A696D47726179524950202020202001
+# What each of the nine 10-byte parts after a binary key is xored with.
+MASKS = (
+    0xF0E8E4E2E1D8D4D2D1CC, 0xCAC9C6C5C3B8B4B2B1AC, 0xAAA9A6A5A39C9A999695, 0x938E8D8B87787472716C, 0x6A696665635C5A595655,
+    0x534E4D4B473C3A393635, 0x332E2D2B271E1D1B170F, 0xC8C4C2C1989492918CE0, 0x170F332E2D2B271E1D1B,
+)  # fmt: skip
 _MODULUS = 1 << 128
 _WORD = (1 << 64) - 1
 _U = np.uint64
@@ -128,8 +135,23 @@ def _put_ascii_key(at, low, high):
 # ---------------------------------------------------------------------------------------------------- kernels
 
 
+@kernel("void(u8, i8, u8, u8, u8)")
+def _generate_binary(target, n, low, high, masks):
+    """n records of kind binary; (low, high) as in :func:`_generate_teragen`; masks is the address of u64[10, 2]: first 8 bytes
+    of each mask, and its last 2."""
+    for _ in range(n):
+        low, high = _step(low, high)
+        part_low, part_high = low, high
+        for k in range(10):
+            at = masks + _U(16 * k)
+            st64(target, bswap(part_high ^ ld64(at)))
+            st16(target + _U(8), bswap(part_low ^ (ld64(at + _U(8)) << _U(48))) & _U(0xFFFF))
+            target += _U(10)
+            part_low, part_high = _step(part_low, part_high)
+
+
 @kernel("void(u8, i8, u8, u8, u8, u8)")
-def _generate_binary(target, n, low, high, number_low, number_high):
+def _generate_teragen(target, n, low, high, number_low, number_high):
     """n records of kind teragen; low, high: random value before the first; number_low, number_high: its number."""
     for _ in range(n):
         low, high = _step(low, high)
@@ -147,7 +169,7 @@ def _generate_binary(target, n, low, high, number_low, number_high):
 
 @kernel("void(u8, i8, u8, u8, u8, u8)")
 def _generate_ascii(target, n, low, high, number_low, number_high):
-    """n records of kind ascii; arguments as in :func:`_generate_binary`."""
+    """n records of kind ascii; arguments as in :func:`_generate_teragen`."""
     for _ in range(n):
         low, high = _step(low, high)
         _put_ascii_key(target, low, high)
@@ -194,6 +216,12 @@ def _validate(data, n, head, tail, has_previous):
 
 
 @lru_cache(maxsize=1)
+def _masks() -> NDArray[np.uint64]:
+    """Return u64[10, 2]: the key's mask (none) and MASKS, split into 8 and 2 bytes."""
+    return np.array([(mask >> 16, mask & 0xFFFF) for mask in (0, *MASKS)], np.uint64)
+
+
+@lru_cache(maxsize=1)
 def _crc_tables() -> NDArray[np.uint32]:
     """Return u32[20, 256]: table t maps a byte to its effect on the CRC after t more zero bytes."""
     tables = np.empty((_CRC_SLICE, 256), np.uint32)
@@ -222,13 +250,13 @@ def random_before(record: int) -> int:
     return value
 
 
-def generate_records(first: int, n: int, kind: str = "teragen", out: U8Array | None = None) -> U8Array:
+def generate_records(first: int, n: int, kind: str = "binary", out: U8Array | None = None) -> U8Array:
     """Return records ``first`` to ``first + n`` (exclusive), the same bytes however the range is cut.
 
     Args:
         first: number of the first record, 0 to 2**128 - 1.
         n: how many.
-        kind: ``teragen`` (binary keys) or ``ascii`` (printable, lines end in CR LF).
+        kind: ``binary``, ``ascii`` (printable, lines end in CR LF) or ``teragen``.
         out: writable u8[n, 100] to fill instead of a new array.
 
     Returns:
@@ -246,7 +274,11 @@ def generate_records(first: int, n: int, kind: str = "teragen", out: U8Array | N
     if out.dtype != np.uint8 or out.nbytes != n * RECORD_BYTES or not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(f"out must be writable C-contiguous uint8 of {n * RECORD_BYTES} bytes")
     value = random_before(first)
-    generate = _generate_ascii if kind == "ascii" else _generate_binary
+    if kind == "binary":
+        masks = _masks()
+        _generate_binary(out.ctypes.data, n, value & _WORD, value >> 64, masks.ctypes.data)
+        return out
+    generate = _generate_ascii if kind == "ascii" else _generate_teragen
     generate(out.ctypes.data, n, value & _WORD, value >> 64, first & _WORD, first >> 64)
     return out
 

@@ -16,7 +16,7 @@ from quoreduce.job import Job
 from quoreduce.jobs.find import find_job
 from quoreduce.jobs.sort import JOB
 from quoreduce.runtime.context import MapContext, ReduceContext
-from quoreduce_kernels import reference_records as ref
+from quoreduce_kernels import reference as ref
 from quoreduce_kernels.gensort import crc_sum, generate_records, validate_sorted
 
 DIGESTERS = [Digester("blake3"), Digester("fast", b"0123456789abcdef"), Digester("checksum")]

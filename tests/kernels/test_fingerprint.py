@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quoreduce_kernels import fingerprint as fp
-from quoreduce_kernels import reference_records as ref
+from quoreduce_kernels import reference as ref
 
 KEY = b"0123456789abcdef"
 strides = st.sampled_from([1, 7, 8, 32, 99, 100, 101, 127, 128, 129, 255, 256, 1000])

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quoreduce_kernels import reference_records as ref
+from quoreduce_kernels import reference as ref
 from quoreduce_kernels.gensort import KINDS, crc_sum, generate_records, random_before, validate_sorted
 
 PUBLISHED = {
     "ascii": {1: 0x3FCAEA0A, 10: 0x469302DCA, 1000: 0x1F5DFB3631A},
+    "binary": {1: 0x9EA593A0, 10: 0x55FEA8A1A, 1000: 0x1EA6370B955},
     "teragen": {1: 0x97503E23, 10: 0x5B2D1434D, 1000: 0x1F9FFE645EC},
 }
 some_keys = [b"\0" * 10, b"a" * 10, b"a" * 9 + b"b", b"\x7f" * 10, b"\x80" + b"\0" * 9, b"\xff" * 10]

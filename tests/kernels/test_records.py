@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quoreduce_kernels import fingerprint as fp
-from quoreduce_kernels import reference_records as ref
+from quoreduce_kernels import reference as ref
 from quoreduce_kernels.records import RunMerger, RunSorter, choose_splits, plan_partition, sample_keys, scatter
 
 PAGE = mmap.PAGESIZE

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quoreduce_kernels import reference_records as ref
+from quoreduce_kernels import reference as ref
 from quoreduce_kernels.fingerprint import checksum128
 from quoreduce_kernels.textgen import Vocabulary, generate_text, make_vocabulary, splitmix64
 
