@@ -12,7 +12,7 @@ C's first bytes spell JimGrayRIP, which is the first key. Layouts, in bytes; dig
     ascii    10 key characters | 2 spaces | i in 32 digits | 2 spaces | 13 lowest digits of r, 4 times each | CR LF
 
 An ASCII key's characters are ' ' + digit of base 95, lowest first: 8 digits of r's high 64 bits, 2 of its low 64 bits.
-``binary`` is what gensort 1.5 writes (its constants are those published in its BSD-licensed edition), ``ascii`` is ``gensort -a``,
+``binary`` is what gensort 1.5 writes (the constants are those of its BSD-licensed edition), ``ascii`` is ``gensort -a``,
 ``teragen`` is what Hadoop's TeraGen writes. The checksum is the sum, in 128 bits, of the
 CRC-32 of each record: for N = 1, 10, 1000 it is 9ea593a0, 55fea8a1a, 1ea6370b955 (binary), 3fcaea0a, 469302dca,
 1f5dfb3631a (ascii), 97503e23, 5b2d1434d, 1f9ffe645ec (teragen).

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from quoreduce.errors import HostError
-from quoreduce.runtime.port import kernel_cache, worker_env
+from quoreduce.runtime.port import kernel_cache, kernel_version, worker_env
 
 _CODE = (
     "import quoreduce_kernels.words, quoreduce_kernels.records, quoreduce_kernels.fingerprint, "
     "quoreduce_kernels.gensort, quoreduce_kernels.textgen"
 )
 TIMEOUT_S = 600
+KEEP_S = 30 * 24 * 3600
 
 
 def ensure_kernels(say: Callable[[str], None] = lambda text: None) -> None:
@@ -26,17 +27,25 @@ def ensure_kernels(say: Callable[[str], None] = lambda text: None) -> None:
     folder = kernel_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stamp = folder / f"ready-{_fingerprint()}"
+        stamp = folder / f"ready-{kernel_version()}"
         if stamp.exists():
             return
         with open(folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not stamp.exists():
                 say("compiling kernels (once per machine, about a minute) ...")
+                _forget_old(folder)
                 _compile()
                 stamp.touch()
     except OSError as error:
         raise HostError(f"cannot write the kernel cache {folder}: {error.strerror}; set QUOREDUCE_CACHE") from error
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete what was compiled for other versions and not used for a month."""
+    for path in [*folder.glob("numba-*"), *folder.glob("ready-*")]:
+        if time.time() - path.stat().st_mtime > KEEP_S:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _compile() -> None:
@@ -46,26 +55,3 @@ def _compile() -> None:
     )  # fmt: skip
     if done.returncode != 0:
         raise HostError(f"kernels did not compile: {done.stderr.strip().splitlines()[-1:] or 'no message'}")
-
-
-def _fingerprint() -> str:
-    """Hash of what compiled code depends on: kernel sources (path, size, time), Python, numba, CPU."""
-    spec = find_spec("quoreduce_kernels")
-    if spec is None or not spec.submodule_search_locations:
-        raise HostError("the package quoreduce_kernels is not installed")
-    state = hashlib.sha256(sys.version.encode())
-    for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
-        status = path.stat()
-        state.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    numba = find_spec("numba")
-    state.update(str(os.stat(numba.origin).st_mtime_ns if numba and numba.origin else 0).encode())
-    state.update(_cpu().encode())
-    return state.hexdigest()[:16]
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

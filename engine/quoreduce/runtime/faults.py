@@ -126,11 +126,11 @@ def _seed(*parts: object) -> int:
 
 
 def spoil_blocks(fault: Fault, blocks: Sequence[Block]) -> None:
-    """Strike the blocks of a map output in place: one bit (``flip``, ``stuck``, ``swap``) or one value (``wrong``)."""
+    """Strike the blocks of a map output in place: one bit (``flip``, ``swap``) or one value (``wrong``, ``stuck``)."""
     rng = random.Random(fault.seed)
     filled = [block for block in blocks if block.records] or list(blocks)
     block = filled[rng.randrange(len(filled))]
-    if fault.kind == "wrong" and block.records:
+    if fault.kind in ("wrong", "stuck") and block.records:
         _change_value(block, rng)
     else:
         _flip_bit(block.buffer, rng)

@@ -24,8 +24,11 @@ class Options:
         f: faulty replicas to tolerate for each task.
         mode: ``original`` (no replication), ``basic`` (2f+1), ``bft`` (f+1 and more).
         digest: ``blake3``, ``fast`` or ``checksum``; None: blake3, and checksum in mode ``original``.
-        reducers: number of parts; None: from the size of the input. split_mb: split size in MB (10**6 bytes, may be a fraction).
-        overwrite: replace an output that exists. sync: force the output to disk before it is published (loss of power). strict: masked faults are an error (the output is published all the same).
+        reducers: number of parts; None: from the size of the input.
+        split_mb: split size in MB (10**6 bytes, may be a fraction).
+        overwrite: replace an output that exists.
+        sync: force the output to disk before it is published, against loss of power.
+        strict: masked faults are an error (the output is published all the same).
         faults, fault_seed: faults to inject. seed: for the job's own randomness.
         deferred, tentative, digest_outputs, tight_storage: the four modifications of ``bft``.
         deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.

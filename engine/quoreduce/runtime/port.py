@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
+
+from quoreduce.errors import HostError
 
 Domain = Literal["core", "worker", "node", "rack"]
 DOMAINS: tuple[Domain, ...] = ("core", "worker", "node", "rack")
@@ -73,7 +79,31 @@ def kernel_cache() -> Path:
 
 def worker_env() -> dict[str, str]:
     """Environment variables that make honest replicas equal (DESIGN, determinism) and share one cache of kernels."""
-    return {**WORKER_ENV, "NUMBA_CACHE_DIR": str(kernel_cache() / "numba")}
+    return {**WORKER_ENV, "NUMBA_CACHE_DIR": str(kernel_cache() / f"numba-{kernel_version()}")}
+
+
+@lru_cache(maxsize=1)
+def kernel_version() -> str:
+    """Hash of what compiled kernels depend on: their sources (path, size, time), Python, numba, CPU."""
+    spec = find_spec("quoreduce_kernels")
+    if spec is None or not spec.submodule_search_locations:
+        raise HostError("the package quoreduce_kernels is not installed")
+    state = hashlib.sha256(sys.version.encode())
+    for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+        status = path.stat()
+        state.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    numba = find_spec("numba")
+    state.update(str(os.stat(numba.origin).st_mtime_ns if numba and numba.origin else 0).encode())
+    state.update(_cpu().encode())
+    return state.hexdigest()[:16]
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def cores() -> list[int]:

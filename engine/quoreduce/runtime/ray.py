@@ -1,7 +1,7 @@
 """Executor of Ray actors: a cluster, or this machine if no address is given. The only module that imports Ray.
 
 Ray starts actors where it is told (``NodeAffinity(soft=False)``), moves requests, replies and blocks between nodes, and
-reports deaths. It retries and restarts nothing: the tracker decides. Replies are bytes, which Ray does not unpickle.
+reports deaths. It retries and restarts nothing: the tracker decides. Replies are bytes, which Ray hands over as they are.
 """
 
 from __future__ import annotations
