@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--input", nargs="*", metavar="INPUT", help="compare with these (default: those of the manifest, if they exist)")
     validate.add_argument("--json", action="store_true", help="print one JSON object")
     generate = commands.add_parser("generate", help="make data: a text with Zipf-like words, or 100-byte sort records")
-    generate.add_argument("kind", choices=["text", "ascii", "teragen"], help="text; or records as gensort -a or TeraGen make")
+    generate.add_argument("kind", choices=["text", "binary", "ascii", "teragen"], help="text; or records as gensort, gensort -a or TeraGen make")
     generate.add_argument("amount", metavar="AMOUNT", help="bytes of text (1 GB = 1000M, suffixes K M G), or number of records")
     generate.add_argument("file", metavar="FILE")
     generate.add_argument("--seed", type=int, default=0, help="of the text (default 0)")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 from quoreduce.data.block import Block, Layout, parse_schema
 from quoreduce.data.digest import Sealed
 from quoreduce.job import Job
-from quoreduce_kernels.fingerprint import RECORD_BYTES, fingerprint_scatter, fingerprints
-from quoreduce_kernels.records import KEY_BYTES, RunSorter, choose_splits, plan_partition, sample_keys, scatter
 
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 
+RECORD_BYTES = 100
+KEY_BYTES = 10
 SCHEMA = (f"fixed:{RECORD_BYTES}",)
 SAMPLE_SPLITS_MAX = 8  # opening a split brings all of it in: 5 ms for 64 MB in the page cache
 SAMPLE_KEYS_MIN = 10_000
@@ -38,14 +39,15 @@ CHUNK_RECORDS = 10_000  # 1 MB: hashed and written while it is in cache
 
 def sample(splits: Sequence[Any], ctx: Any) -> bytes:
     """Choose R - 1 split keys; return their bytes, 10 each. ``splits`` open splits as u8 arrays (context managers)."""
+    records = _scratch().records
     picked = min(len(splits), SAMPLE_SPLITS_MAX)
     wanted = min(max(SAMPLE_KEYS_MIN, SAMPLE_KEYS_PER_PARTITION * ctx.reducers), SAMPLE_KEYS_MAX)
     keys = [np.empty((0, KEY_BYTES), np.uint8)]
     for i in range(picked):
         with splits[(2 * i + 1) * len(splits) // (2 * picked)]() as data:
-            keys.append(sample_keys(data, -(-wanted // picked)))
+            keys.append(records.sample_keys(data, -(-wanted // picked)))
             del data
-    return choose_splits(np.concatenate(keys), ctx.reducers).tobytes()
+    return bytes(records.choose_splits(np.concatenate(keys), ctx.reducers).tobytes())
 
 
 def map_records(data: U8, ctx: Any) -> list[Block] | list[Sealed]:
@@ -53,19 +55,20 @@ def map_records(data: U8, ctx: Any) -> list[Block] | list[Sealed]:
     splits = np.frombuffer(ctx.side, np.uint8).reshape(-1, KEY_BYTES)
     if splits.shape[0] != ctx.reducers - 1:
         raise ValueError(f"the sample has {splits.shape[0]} split keys for {ctx.reducers} partitions")
-    ids, counts = plan_partition(data, splits)
+    records = _scratch().records
+    ids, counts = records.plan_partition(data, splits)
     ctx.records_in = ids.size
     if not ctx.store and ctx.digester.algorithm == "fast":
         return _sealed(data, ids, counts, ctx.digester.key)
     blocks: list[Block] = ctx.new_blocks(SCHEMA, [(n, [n * RECORD_BYTES]) for n in counts.tolist()])
-    scatter(data, ids, [block.fixed(0) for block in blocks])
+    records.scatter(data, ids, [block.fixed(0) for block in blocks])
     return blocks
 
 
 def _sealed(data: U8, ids: NDArray[np.uint16], counts: NDArray[np.int64], key: bytes) -> list[Sealed]:
     """The digests that the blocks would have, from fingerprints alone (Digester.block is the definition)."""
     starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
-    values = fingerprint_scatter(data, ids, starts, key)
+    values = _scratch().fingerprint.fingerprint_scatter(data, ids, starts, key)
     columns = parse_schema(SCHEMA)
     sealed = []
     for p, n in enumerate(counts.tolist()):
@@ -80,7 +83,11 @@ class _Scratch(threading.local):
     """What one worker keeps from reduce to reduce: memory that need not be touched for the first time again."""
 
     def __init__(self) -> None:
-        self.sorter = RunSorter()
+        from quoreduce_kernels import fingerprint, records  # here: the driver, which only declares the job, has no use for them
+
+        self.fingerprint = fingerprint
+        self.records = records
+        self.sorter = records.RunSorter()
         self.chunk = np.empty(CHUNK_RECORDS * RECORD_BYTES, np.uint8)
         self._values = (np.empty((0, 2), np.uint64), np.empty((0, 2), np.uint64))
 
@@ -91,13 +98,13 @@ class _Scratch(threading.local):
         return self._values[0][:n], self._values[1][:n]
 
 
-_scratch = _Scratch()
+_scratch = lru_cache(maxsize=1)(_Scratch)
 
 
 def reduce_blocks(blocks: Sequence[Block], ctx: Any) -> None:
     """Sort the records of all blocks, which come in map order, and write them."""
     runs = [block.fixed(0) for block in blocks]
-    sorter = _scratch.sorter
+    sorter = _scratch().sorter
     try:
         n = sorter.sort(runs)
         if ctx.takes_fingerprints:
@@ -111,18 +118,18 @@ def reduce_blocks(blocks: Sequence[Block], ctx: Any) -> None:
 def _write_records(n: int, ctx: Any) -> None:
     for low in range(0, n, CHUNK_RECORDS):
         high = min(low + CHUNK_RECORDS, n)
-        chunk = _scratch.chunk[: (high - low) * RECORD_BYTES]
-        ctx.write(_scratch.sorter.gather(low, high, chunk), high - low)
+        chunk = _scratch().chunk[: (high - low) * RECORD_BYTES]
+        ctx.write(_scratch().sorter.gather(low, high, chunk), high - low)
 
 
 def _write_fingerprints(runs: Sequence[U8], n: int, ctx: Any) -> None:
-    values, ordered = _scratch.values(n)
+    values, ordered = _scratch().values(n)
     start = 0
     for run in runs:
         end = start + run.shape[0]
-        fingerprints(run, RECORD_BYTES, ctx.digester.key, values[start:end])
+        _scratch().fingerprint.fingerprints(run, RECORD_BYTES, ctx.digester.key, values[start:end])
         start = end
-    ctx.write_fingerprints(_scratch.sorter.permute(values, ordered), n)
+    ctx.write_fingerprints(_scratch().sorter.permute(values, ordered), n)
 
 
 JOB = Job.of_blocks("sort", map=map_records, reduce=reduce_blocks, sample=sample, input=SCHEMA[0], output=SCHEMA[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
 from quoreduce.job import Job
-from quoreduce_kernels.words import WordCounter, format_counts, merge_counts
 
 SCHEMA = ("binary", "u64")
 
@@ -27,15 +27,18 @@ class _Scratch(threading.local):
     """What one worker keeps from map to map: tables that need not be touched for the first time again."""
 
     def __init__(self) -> None:
-        self.counter = WordCounter()
+        from quoreduce_kernels import words  # here: the driver, which only declares the job, has no use for kernels
+
+        self.words = words
+        self.counter = words.WordCounter()
 
 
-_scratch = _Scratch()
+_scratch = lru_cache(maxsize=1)(_Scratch)
 
 
 def map_words(data: NDArray[np.uint8], ctx: Any) -> list[Block]:
     """Count the words of a split u8[bytes], which begins and ends between words."""
-    counter = _scratch.counter
+    counter = _scratch().counter
     counter.count(data)
     entries, nbytes = counter.partition_sizes(ctx.reducers)
     sizes = [(n, [size, 8 * n]) for n, size in zip(entries.tolist(), nbytes.tolist(), strict=True)]
@@ -50,8 +53,9 @@ def map_words(data: NDArray[np.uint8], ctx: Any) -> list[Block]:
 
 def reduce_counts(blocks: Sequence[Block], ctx: Any) -> None:
     """Add up the counts of the blocks of one partition, and write them as text."""
-    merged = merge_counts([(*block.binary(0), block.numbers(1)) for block in blocks])
-    ctx.write(format_counts(*merged), len(merged[2]))
+    words = _scratch().words
+    merged = words.merge_counts([(*block.binary(0), block.numbers(1)) for block in blocks])
+    ctx.write(words.format_counts(*merged), len(merged[2]))
 
 
 JOB = Job.of_blocks("wordcount", map=map_words, reduce=reduce_counts, input="words")

@@ -231,7 +231,6 @@ class Driver:
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
                 del group[attempt]
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
-        self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
         self._restart_checks(arrival.worker)
         if arrival.worker in self._setup_pending:
             self._idle_deaths += 1
@@ -241,6 +240,8 @@ class Driver:
         if replacement is not None:
             self.workers[replacement.name] = replacement
             self._begin(replacement.name)
+        self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
+        if replacement is not None:
             self._events.append(m.WorkerJoined(replacement.name, replacement.domain))
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
@@ -315,8 +316,14 @@ class Driver:
         kept = self._kept[source.attempt]
         p = kept.reply.parts[part]
         return wire.Stored(
-            source.attempt, kept.worker.name, kept.worker.node, kept.reply.path, p.offset, p.nbytes, p.digest
+            source.attempt, self._holder(kept.worker), kept.worker.node, kept.reply.path, p.offset, p.nbytes, p.digest
         )
+
+    def _holder(self, writer: WorkerInfo) -> str:
+        """Who gives out what ``writer`` has stored: itself, or if it is dead any worker on its node."""
+        if writer.name in self.workers:
+            return writer.name
+        return next((w.name for w in self.workers.values() if w.node == writer.node), writer.name)
 
     def _discard(self, attempt: int) -> None:
         kept = self._kept.get(attempt)

@@ -40,7 +40,7 @@ class RayWorker:
     def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str) -> None:
         import ray
 
-        from quoreduce.runtime.store import create_session_folder
+        from quoreduce.runtime.store import PREFIX, join_session_folder
         from quoreduce.runtime.worker import Worker
 
         self._ray = ray
@@ -49,7 +49,8 @@ class RayWorker:
         self._core = None if number is None else usable[number % len(usable)]
         self._pinned: set[int] = set()
         self._pin()
-        self._folder, self._lock = create_session_folder(store)
+        # One folder for all workers of a node: what one has stored can still be read when that one is dead.
+        self._folder, self._lock = join_session_folder(store, f"{namespace.removeprefix(PREFIX)}-{node[:12]}")
         self._peers: dict[str, Any] = {}
         self._worker = Worker(name, node, self._folder / name, self._fetch)
 
@@ -116,7 +117,7 @@ class RayExecutor:
         self._place = place
         self._ray: Any = None
         self._owned = False
-        self._namespace = f"quoreduce-{secrets.token_hex(4)}"
+        self._namespace = f"quoreduce-{secrets.token_hex(8)}"
         self._actors: dict[str, _Actor] = {}
         self._dead: dict[str, _Actor] = {}
         self._calls: dict[Any, str] = {}
@@ -235,13 +236,13 @@ class RayExecutor:
         return [Arrival(worker, raw)] if isinstance(raw, bytes) else self._bury(worker)
 
     def _bury(self, worker: str) -> list[Arrival]:
-        """The actor is dead, or is made so; its blocks are swept by whoever comes after it."""
+        """The actor is dead, or is made so; its blocks can be read as long as its node lives."""
         actor = self._actors.pop(worker)
         self._dead[worker] = actor
         self._calls = {call: name for call, name in self._calls.items() if name != worker}
         with contextlib.suppress(Exception):
             self._ray.kill(actor.handle, no_restart=True)
-        return [Arrival(worker, None, blocks_lost=True)]
+        return [Arrival(worker, None, blocks_lost=actor.node_id not in {node["NodeID"] for node in self._alive_nodes()})]
 
     def _check_nodes(self) -> None:
         """A call to an actor on a lost node may never fail: look at the nodes themselves now and then."""

@@ -14,6 +14,8 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,15 +162,48 @@ def create_session_folder(root: str | None) -> tuple[Path, int]:
     ``root``: where; default is shared memory if half of it is free, else the folder for temporary files.
     """
     base = Path(root) if root else _default_root()
-    try:
+    with _folder_errors(base):
         base.mkdir(parents=True, exist_ok=True)
         sweep(base)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        return folder, _hold(folder)
+
+
+def join_session_folder(root: str | None, name: str) -> tuple[Path, int]:
+    """As :func:`create_session_folder`, for a folder that several workers share: it lives as long as any of them."""
+    base = Path(root) if root else _default_root()
+    with _folder_errors(base):
+        folder = base / f"{PREFIX}{name}"
+        lock = _hold(folder)  # before the sweep: the folder may be that of a worker which has just died
+        sweep(base)
+        return folder, lock
+
+
+@contextmanager
+def _folder_errors(base: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise HostError(f"cannot make a folder for blocks in {base}: {error.strerror}") from error
-    lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return folder, lock
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder, which is made if need be, against sweepers; return the lock's fd."""
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # swept between its making and its locking
+            lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is_file(lock, folder / LOCK_NAME):
+                return lock
+            os.close(lock)
+
+
+def _is_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(base: Path) -> None:
