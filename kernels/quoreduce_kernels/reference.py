@@ -248,3 +248,49 @@ def generate_text(chunk: int, nbytes: int, seed: int, words: Sequence[bytes], la
         k += 1
     letters = b"etaoinsrhldcumfpgwybvkxjqz" * 4
     return bytes(text) + letters[: nbytes - len(text) - 1] + b"\n"
+
+
+# ---- BLAKE3
+
+BLAKE3_IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+BLAKE3_PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+
+
+def blake3_compress(cv: Sequence[int], block: bytes, counter: int, length: int, flags: int) -> list[int]:
+    """The compression function: 8 words of chaining value from 8 words and a block of 64 bytes."""
+    m = [int.from_bytes(block[i : i + 4], "little") for i in range(0, 64, 4)]
+    v = [*cv, *BLAKE3_IV[:4], counter & 0xFFFFFFFF, counter >> 32, length, flags]
+
+    def rotate(x: int, n: int) -> int:
+        return (x >> n | x << 32 - n) & 0xFFFFFFFF
+
+    def mix(a: int, b: int, c: int, d: int, x: int, y: int) -> None:
+        for word, first, second in ((x, 16, 12), (y, 8, 7)):
+            v[a] = v[a] + v[b] + word & 0xFFFFFFFF
+            v[d] = rotate(v[d] ^ v[a], first)
+            v[c] = v[c] + v[d] & 0xFFFFFFFF
+            v[b] = rotate(v[b] ^ v[c], second)
+
+    for _ in range(7):
+        for i in range(4):
+            mix(i, 4 + i, 8 + i, 12 + i, m[2 * i], m[2 * i + 1])
+        for i in range(4):
+            mix(i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4, m[8 + 2 * i], m[9 + 2 * i])
+        m = [m[p] for p in BLAKE3_PERMUTATION]
+    return [v[i] ^ v[i + 8] for i in range(8)]
+
+
+def blake3(data: bytes, first_chunk: int = 0, root: bool = True) -> bytes:
+    """BLAKE3 of ``data``, or the chaining value of a subtree that begins with chunk ``first_chunk`` and is not the root."""
+    if len(data) > 1024:
+        left = 1024 << ((len(data) - 1) // 1024).bit_length() - 1
+        pair = blake3(data[:left], first_chunk, False) + blake3(data[left:], first_chunk + left // 1024, False)
+        words = blake3_compress(BLAKE3_IV, pair, 0, 64, 4 | (8 if root else 0))
+    else:
+        blocks = [data[i : i + 64] for i in range(0, len(data), 64)] or [b""]
+        words = list(BLAKE3_IV)
+        for k, block in enumerate(blocks):
+            last = k == len(blocks) - 1
+            flags = (k == 0) | (2 | (8 if root else 0) if last else 0)
+            words = blake3_compress(words, block.ljust(64, b"\0"), first_chunk, len(block), flags)
+    return b"".join(word.to_bytes(4, "little") for word in words)

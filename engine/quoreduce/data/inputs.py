@@ -311,7 +311,11 @@ def _with_path(uri: str, path: str) -> str:
 
 @contextmanager
 def open_split(
-    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], max_member_bytes: int = MEMBER_BYTES_MAX
+    split: Split,
+    fmt: RecordFormat,
+    scratch_dir: str | os.PathLike[str],
+    max_member_bytes: int = MEMBER_BYTES_MAX,
+    populate: bool = True,
 ) -> Iterator[U8]:
     """Yield u8[n], read-only: the bytes of exactly the records that start in the split.
 
@@ -322,12 +326,13 @@ def open_split(
         fmt: as planned.
         scratch_dir: directory for the decompressed bytes of a gz or zst member (a file without a name).
         max_member_bytes: bound on the bytes of a decompressed member, and on what is read of a URI into memory.
+        populate: bring all of the split in at once; False if only a little of it will be looked at.
 
     Raises:
         InputError: the file is gone, has changed its size, cannot be read, is corrupt, or exceeds the bound.
         HostError: no space for decompressed bytes.
     """
-    array, mapping = _open(split, fmt, scratch_dir, max_member_bytes)
+    array, mapping = _open(split, fmt, scratch_dir, max_member_bytes, populate)
     try:
         yield array
     finally:
@@ -338,7 +343,7 @@ def open_split(
 
 
 def _open(
-    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int, populate: bool
 ) -> tuple[U8, mmap.mmap | None]:
     if split.compression != "none":
         with _inflate(split, scratch_dir, bytes_max) as spilled:
@@ -357,7 +362,7 @@ def _open(
             begin, stop = record_range(read_at, fmt, split.start, split.start + split.length, split.size)
         except OSError as error:
             raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
-        return _map(fd, split.path, begin, stop, split.length)
+        return _map(fd, split.path, begin, stop, split.length if populate else mmap.PAGESIZE)
 
 
 def _open_file(split: Split) -> IO[bytes]:

@@ -16,7 +16,7 @@ from quoreduce.runtime.port import kernel_cache, kernel_version, worker_env
 
 _CODE = (
     "import quoreduce_kernels.words, quoreduce_kernels.records, quoreduce_kernels.fingerprint, "
-    "quoreduce_kernels.gensort, quoreduce_kernels.textgen"
+    "quoreduce_kernels.gensort, quoreduce_kernels.textgen, quoreduce_kernels.blake3"
 )
 TIMEOUT_S = 600
 KEEP_S = 30 * 24 * 3600

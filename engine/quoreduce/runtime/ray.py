@@ -287,6 +287,7 @@ def _with_io_group(cls: type[RayWorker]) -> type[RayWorker]:
     import ray
 
     cls.read_range = ray.method(concurrency_group="io")(cls.read_range)  # type: ignore[method-assign]
+    cls.tidy = ray.method(concurrency_group="io")(cls.tidy)  # type: ignore[method-assign]
     return cls
 
 

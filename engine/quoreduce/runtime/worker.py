@@ -218,7 +218,9 @@ class Worker:
         assert self._setup is not None
         assert self._job.sample is not None
         ctx = MapContext(0, self._setup.reducers, b"", self._seed("sample", 0), False, self._digester, self.store.scratch)
-        openers = [lambda s=s: open_split(s, self._format, self.store.folder) for s in self._setup.sources]
+        openers = [
+            lambda s=s: open_split(s, self._format, self.store.folder, populate=False) for s in self._setup.sources
+        ]
         data = bytes(self._job.sample(openers, ctx))
         if len(data) > wire.SIDE_BYTES_MAX:
             raise ValueError(f"sample returned {len(data)} bytes; at most {wire.SIDE_BYTES_MAX} are agreed on")
