@@ -12,11 +12,18 @@ import pytest
 from runs import WORDCOUNT, Runner, coreutils
 
 from quoreduce import Options, Session
+from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.options import Place
 
 KJV_LINES = 400  # 25 kB or so
 
 Sessions = Callable[..., Session]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """So that no test has to wait for that, or to see it said."""
+    ensure_kernels()
 
 
 def _sessions(stack: ExitStack, folder: Path) -> Sessions:
