@@ -14,7 +14,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv demo test lint kernels bench bench-full clean
+.PHONY: help venv demo test lint kernels bench bench-full bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,14 +31,19 @@ lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/peers kernels  ## run every benchmark once and print the figures (nothing is stored)
+bench: kernels  ## measure kernels, jobs plain and voted, and Ray, on 256 MB (nothing is stored)
+	@$(BIN)/python -m bench.data
 	@$(ASV) machine --yes >/dev/null
-	@$(ASV) run --quick --show-stderr --environment existing $(ARGS)
+	@QUOREDUCE_BENCH_SIZE=quick $(ASV) run --quick --show-stderr --environment existing $(ARGS)
 
-bench-full: $(VENV)/peers kernels  ## benchmark the last commit in an environment of its own; results and pages go to .asv
+bench-full: kernels  ## the same on 1 GB, of the last commit, in an environment of its own; results and pages go to .asv
+	@QUOREDUCE_BENCH_SIZE=full $(BIN)/python -m bench.data
 	@$(ASV) machine --yes >/dev/null
-	PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" $(ASV) run --show-stderr $(ARGS) 'HEAD^!'
+	QUOREDUCE_BENCH_SIZE=full PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" $(ASV) run --show-stderr $(ARGS) 'HEAD^!'
 	$(ASV) publish
+
+bench-peers: $(VENV)/peers kernels  ## compare with DuckDB, Polars and coreutils on 256 MB (1 GB: ARGS="--size full")
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 venv: $(READY)  ## make .venv only
 

@@ -6,8 +6,8 @@ commit), faults to inject, and the figures of the result.
 
 from __future__ import annotations
 
-import hmac
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from quoreduce.tracker.tracker import JobTracker, Plan
 DEADLINE_FIRST_S = 600.0
 DEADLINE_LEAST_S = 10.0
 DEADLINE_FACTOR = 20.0
+DEADLINE_START_S = 60.0
 HOST_ERRORS_MAX = 3
 RESTARTS_WITHOUT_WORK_MAX = 3
 STORAGE_COPIES = 3
@@ -49,6 +50,15 @@ class Running:
     deadline: float
     started: float
     fault: wire.Fault | None
+
+
+@dataclass(slots=True)
+class Checking:
+    """A part's digest that is being recomputed by ``worker`` before the part is published."""
+
+    agreed: m.Agreed
+    worker: str
+    deadline: float
 
 
 @dataclass(slots=True)
@@ -91,12 +101,12 @@ class Driver:
     _cancelled: dict[int, Running] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _events: list[m.Event] = field(default_factory=list)
-    _replays: list[wire.Reply] = field(default_factory=list)
-    _checks: dict[int, m.Agreed] = field(default_factory=dict)
-    _checkers: dict[int, str] = field(default_factory=dict)
+    _replays: list[m.Event] = field(default_factory=list)
+    _checks: dict[int, Checking] = field(default_factory=dict)
     _agreed: dict[m.Task, m.Agreed] = field(default_factory=dict)
     _slowest: dict[str, float] = field(default_factory=dict)
     _setup_pending: set[str] = field(default_factory=set)
+    _unloadable: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
     _host_errors: int = 0
     _detected: int = 0
@@ -132,8 +142,8 @@ class Driver:
     def _step(self) -> None:
         for arrival in self.executor.wait(self._timeout()):
             self._arrive(arrival)
-        for reply in self._replays:
-            self._late(reply)
+        for event in self._replays:
+            self._late(event)
         self._replays.clear()
         self._expire()
         if not self._events and not self._running and not self._checks and not self._cancelled and not self._done:
@@ -149,7 +159,8 @@ class Driver:
         if self._replays:
             return 0.0
         now = time.monotonic()
-        first = min((r.deadline for group in (self._running, self._cancelled) for r in group.values()), default=now + TICK_S)
+        groups = (self._running, self._cancelled, self._checks)
+        first = min((one.deadline for group in groups for one in group.values()), default=now + TICK_S)
         return max(0.0, min(TICK_S, first - now))
 
     def _begin(self, worker: str) -> None:
@@ -169,55 +180,73 @@ class Driver:
             return
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
-        if reply.status == "ready" or reply.attempt < 0:
-            self._setup_pending.discard(arrival.worker)
-            if reply.status != "ready":
+        if reply.attempt < 0:
+            self._begun(arrival.worker, reply)
+        elif (checking := self._checks.get(reply.attempt)) and checking.worker == arrival.worker:
+            self._checked(checking.agreed, reply)
+        else:
+            self._result(arrival.worker, reply)
+
+    def _begun(self, worker: str, reply: wire.Reply) -> None:
+        """A worker has begun the job, so its deadlines run from now on; or it could not, which f+1 domains must say."""
+        self._setup_pending.discard(worker)
+        if reply.status != "ready":
+            self._unloadable.add(self.workers[worker].domain)
+            if len(self._unloadable) >= self.options.replicas_needed:
                 raise errors.JobError(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
+            self.executor.kill(worker)
             return
-        if reply.attempt in self._checks and reply.attempt not in self._running:
-            self._checked(reply)
-            return
-        self._result(arrival.worker, reply)
+        now = time.monotonic()
+        for running in self._running.values():
+            if running.launch.worker == worker:
+                running.started, running.deadline = now, now + self._deadline(running.launch)
 
     def _result(self, worker: str, reply: wire.Reply) -> None:
+        known = self._running.get(reply.attempt) or self._cancelled.get(reply.attempt)
+        if known is None or known.launch.worker != worker:
+            return  # late, or an answer for somebody else (R10)
         self.result.cpu_s += reply.cpu_s
-        running = self._running.pop(reply.attempt, None)
-        if running is None or running.launch.worker != worker:
-            self._cancelled.pop(reply.attempt, None)
-            self._events.append(self._event(reply))
+        event = self._event(known.launch, reply)
+        if self._cancelled.pop(reply.attempt, None):
+            self._events.append(event)
             return
+        del self._running[reply.attempt]
         self._idle_deaths = 0
-        kind = running.launch.task.kind
-        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - running.started)
+        kind = known.launch.task.kind
+        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - known.started)
         if reply.status == "host":
             self._host_error(reply)
         if reply.status == "ok":
             self._kept[reply.attempt] = Kept(reply, self.workers[worker])
             self.result.bytes_shipped += reply.bytes_shipped
             self._detected += reply.refetched
-            self._events += [m.BlockLost(attempt) for attempt in reply.bad]
-        self._events.append(self._event(reply))
-        if running.fault and running.fault.kind == "late":
-            self._replays.append(reply)
+            read = {source.attempt for copies in known.launch.sources for source in copies}
+            self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
+        self._events.append(event)
+        if known.fault and known.fault.kind == "late":
+            self._replays.append(event)
 
-    def _event(self, reply: wire.Reply) -> m.Event:
+    def _event(self, launch: m.Launch, reply: wire.Reply) -> m.Event:
         if reply.status == "ok":
             parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
-            return m.Finished(reply.attempt, m.Output(self._vote(reply), parts))
+            return m.Finished(reply.attempt, m.Output(self._vote(launch.task.kind, reply), parts))
         if reply.status == "failed":
-            return m.Failed(reply.attempt, reply.error, reply.digest)
+            return m.Failed(reply.attempt, reply.error, Digester("blake3").of(reply.error.encode()))
         return m.Refused(reply.attempt, reply.bad)
 
-    def _vote(self, reply: wire.Reply) -> bytes:
-        """The digest voted on; that of a sample covers the data that came with the reply, which is not taken on trust."""
-        if reply.data and Digester("blake3").of(reply.data) != reply.parts[0].digest:
-            return b"altered" + reply.parts[0].digest
-        return vote_digest(reply.parts)
+    def _vote(self, kind: str, reply: wire.Reply) -> bytes:
+        """The digest voted on (R4): nothing that is used later is taken from one replica on trust.
 
-    def _late(self, reply: wire.Reply) -> None:
+        That is the partitions' digests, record counts and sizes, the records read, and for a sample the data in the reply.
+        """
+        figures = struct.pack(f"<{len(reply.parts) + 1}Q", reply.records_in, *(part.nbytes for part in reply.parts))
+        data = Digester("blake3").of(reply.data) if kind == "sample" else b""
+        return Digester("blake3").of(vote_digest(reply.parts) + figures + data)
+
+    def _late(self, event: m.Event) -> None:
         """A duplicate of a reply: the tracker ignores it (R10)."""
         self._detected += 1
-        self._events.append(self._event(reply))
+        self._events.append(event)
 
     def _host_error(self, reply: wire.Reply) -> None:
         self._host_errors += 1
@@ -258,6 +287,10 @@ class Driver:
                 if running.deadline <= now:
                     running.deadline = now + DEADLINE_FIRST_S
                     self.executor.kill(running.launch.worker)
+        for checking in self._checks.values():
+            if checking.deadline <= now:
+                checking.deadline = now + DEADLINE_FIRST_S
+                self.executor.kill(checking.worker)
 
     # ---- commands
 
@@ -284,7 +317,8 @@ class Driver:
         names = (info.domain, info.name, f"{sorted({w.domain for w in self.workers.values()}).index(info.domain)}")
         fault = self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
         now = time.monotonic()
-        self._running[launch.attempt] = Running(launch, now + self._deadline(launch), now, fault)
+        limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
+        self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
 
     def _deadline(self, launch: m.Launch) -> float:
@@ -349,33 +383,32 @@ class Driver:
         writer = self._kept[agreed.attempt].worker
         busy = {r.launch.worker for r in self._running.values()}
         others = sorted(self.workers.values(), key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
-        self._checks[agreed.attempt] = agreed
         if not others:
             self._fail_check(agreed)
             return
-        path = self._kept[agreed.attempt].reply.path
-        stride = record_width(self.job.output) or 128
-        request = wire.CheckTask(agreed.attempt, path, stride)
-        self._checkers[agreed.attempt] = others[0].name
-        self.executor.submit(others[0].name, wire.encode(request))
+        checker = others[0].name
+        path = self.output.attempt_path(agreed.task.index, agreed.attempt)
+        request = wire.CheckTask(agreed.attempt, path, record_width(self.job.output) or 128)
+        limit_s = 2 * (self.options.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
+        self._checks[agreed.attempt] = Checking(agreed, checker, time.monotonic() + limit_s)
+        self.executor.submit(checker, wire.encode(request))
 
-    def _checked(self, reply: wire.Reply) -> None:
+    def _checked(self, agreed: m.Agreed, reply: wire.Reply) -> None:
         self.result.cpu_s += reply.cpu_s
-        agreed = self._checks[reply.attempt]
-        if reply.status == "checked" and hmac.compare_digest(reply.digest, agreed.output.parts[0].digest):
-            del self._checks[reply.attempt]
+        del self._checks[reply.attempt]
+        if reply.status == "checked" and reply.digest == agreed.output.parts[0].digest:
             self._publish(agreed)
         else:
             self._fail_check(agreed)
 
     def _fail_check(self, agreed: m.Agreed) -> None:
-        self._checks.pop(agreed.attempt, None)
         self._events.append(m.BlockLost(agreed.attempt))
 
     def _restart_checks(self, worker: str) -> None:
-        for attempt, checker in list(self._checkers.items()):
-            if checker == worker and attempt in self._checks:
-                self._check(self._checks[attempt])
+        for attempt, checking in list(self._checks.items()):
+            if checking.worker == worker:
+                del self._checks[attempt]
+                self._check(checking.agreed)
 
     def _publish(self, agreed: m.Agreed) -> None:
         self.output.publish(agreed.task.index, agreed.attempt)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
 from quoreduce.runtime.store import create_session_folder
+from quoreduce.runtime.wire import REPLY_BYTES_MAX
 
 _LENGTH = struct.Struct("<Q")
-MESSAGE_BYTES_MAX = 1 << 30
 CRASH_STATUS = 13
 
 
@@ -60,7 +60,7 @@ class _Process:
         messages: list[bytes] = []
         while len(self.incoming) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self.incoming)
-            if length > MESSAGE_BYTES_MAX:
+            if length > REPLY_BYTES_MAX:
                 return messages, False
             end = _LENGTH.size + length
             if len(self.incoming) < end:

@@ -208,11 +208,11 @@ def _executor(on: str, place: Place) -> Executor:
 
 
 def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, driver: Driver) -> Manifest:
-    sizes = {split.path: split.size for split in splits}
+    inputs = [InputFile(split.path, split.size) for split in splits if split.start == 0]
     parts = [Part(part_name(i), p.digest.hex(), p.nbytes, p.records) for i, p in enumerate(driver.parts())]
     return Manifest.build(
         quoreduce=quoreduce.__version__, job=job.name, mode=options.mode, f=options.f, digest_algorithm=options.algorithm,
-        digest_key=key.hex() or None, parts=parts, inputs=[InputFile(path, size) for path, size in sizes.items()],
+        digest_key=key.hex() or None, parts=parts, inputs=inputs,
         records_in=driver.result.records_in, extras={"stride": record_width(job.output) or 128, "output": job.output},
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ Nothing that a worker returns is unpickled. The job's code goes the other way on
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,6 +16,11 @@ from quoreduce.errors import HostError
 REPLY_BYTES_MAX = 64 << 20
 SIDE_BYTES_MAX = 1 << 20
 ERROR_CHARS_MAX = 2000
+INT_MAX = (1 << 63) - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+Offset = Annotated[int, msgspec.Meta(ge=-1, le=INT_MAX)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
@@ -100,10 +105,10 @@ Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard
 class PartReply(msgspec.Struct, frozen=True, array_like=True):
     """One partition: digest, records, size and offset of its block within the stored file, in bytes."""
 
-    digest: bytes
-    records: int
-    nbytes: int
-    offset: int
+    digest: Digest
+    records: Count
+    nbytes: Count
+    offset: Offset
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -113,20 +118,20 @@ class Reply(msgspec.Struct, frozen=True):
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
     """
 
-    attempt: int
+    attempt: Offset
     status: Literal["ok", "failed", "refused", "host", "ready", "checked"]
     parts: tuple[PartReply, ...] = ()
     path: str = ""
     data: bytes = b""
-    records_in: int = 0
-    bytes_in: int = 0
-    bytes_shipped: int = 0
+    records_in: Count = 0
+    bytes_in: Count = 0
+    bytes_shipped: Count = 0
     cpu_s: float = 0.0
-    error: str = ""
-    digest: bytes = b""
-    bad: tuple[int, ...] = ()
-    refetched: int = 0
-    generation: int = 0
+    error: Annotated[str, msgspec.Meta(max_length=2 * ERROR_CHARS_MAX)] = ""
+    digest: Digest | None = None
+    bad: tuple[Count, ...] = ()
+    refetched: Count = 0
+    generation: Count = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

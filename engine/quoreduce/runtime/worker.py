@@ -76,7 +76,7 @@ class Worker:
             reply = wire.Reply(attempt, "host", error=str(error) or "out of memory")
         except OSError as error:
             reply = self._os_error(attempt, error)
-        except Exception as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
         generation = self._setup.generation if self._setup else 0
         return wire.encode(structs.replace(reply, cpu_s=time.thread_time() - start, generation=generation))
@@ -318,10 +318,10 @@ def ctx_records(ctx: MapContext) -> int:
     return int(getattr(ctx, "records_in", 0))
 
 
-def _failure(attempt: int, error: Exception) -> wire.Reply:
+def _failure(attempt: int, error: BaseException) -> wire.Reply:
     """An exception is an outcome: its text, without addresses, is what replicas agree or disagree on."""
     text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)[: wire.ERROR_CHARS_MAX]
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)[: wire.ERROR_CHARS_MAX].encode(errors="replace").decode()
     return wire.Reply(attempt, "failed", error=text, digest=blake3(text.encode()).digest())
 
 

@@ -1,0 +1,259 @@
+"""What a worker says is bytes, decoded under size caps, and a claim about its own execution only (R10, R12).
+
+One worker of three says whatever it likes. It may cost executions; it may never decide anything.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from meddling import Meddler, meddled_session
+from runs import SORT, WORDCOUNT, Runner, left_in, parts_of
+
+from quoreduce import Options, Session
+from quoreduce.errors import HostError
+from quoreduce.runtime import local, wire
+from quoreduce.runtime.session import verify
+
+EVIL = "worker1"
+OPTIONS = {"reducers": 2, "split_mb": 0.012}
+
+digests = st.one_of(st.binary(min_size=32, max_size=32), st.just(bytes(32)))
+counts = st.one_of(st.integers(0, 5), st.integers(0, 2**63 - 1))
+part_replies = st.builds(wire.PartReply, digests, counts, counts, st.one_of(st.just(-1), counts))
+replies = st.builds(
+    wire.Reply, st.one_of(st.integers(-1, 40), counts), st.sampled_from(["ok", "failed", "refused", "ready", "checked"]),
+    parts=st.lists(part_replies, max_size=4).map(tuple), path=st.sampled_from(["", "/dev/zero", "/nowhere", "../.."]),
+    data=st.binary(max_size=50), records_in=counts, bytes_in=counts, bytes_shipped=counts,
+    cpu_s=st.floats(0, 10), error=st.text(max_size=20), digest=st.one_of(st.none(), digests),
+    bad=st.lists(st.integers(0, 40), max_size=5).map(tuple), refetched=st.integers(0, 3), generation=st.integers(0, 3),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def meddled() -> Iterator[tuple[Session, Meddler]]:
+    with meddled_session() as both:
+        yield both
+
+
+@pytest.fixture(autouse=True)
+def _honest(meddled: tuple[Session, Meddler]) -> Iterator[None]:
+    yield
+    for name in ("replies", "requests"):
+        meddled[1].__dict__.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def right(verses: Path, processes: object, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    _, parts = Runner(processes, tmp_path_factory.mktemp("right"))(  # type: ignore[arg-type]
+        "inline", WORDCOUNT, verses, mode="original", **OPTIONS
+    )
+    return parts
+
+
+# ---- decoding
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_reply_or_a_host_error(raw: bytes) -> None:
+    try:
+        assert isinstance(wire.decode_reply(raw), wire.Reply)
+    except HostError as error:
+        assert "no reply" in str(error)
+
+
+@given(replies, st.data())
+def test_a_damaged_reply_is_a_reply_or_a_host_error(reply: wire.Reply, data: st.DataObject) -> None:
+    raw = bytearray(wire.encode(reply))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    raw = raw[: data.draw(st.integers(0, len(raw)))]
+    try:
+        assert isinstance(wire.decode_reply(bytes(raw)), wire.Reply)
+    except HostError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [wire.Reply(0, "ok", (wire.PartReply(bytes(32), -1, 0, 0),)), wire.Reply(0, "ok", (wire.PartReply(bytes(31), 0, 0, 0),)),
+     wire.Reply(0, "ok", (wire.PartReply(bytes(32), 0, 1 << 63, 0),)), wire.Reply(0, "ok", records_in=-1),
+     wire.Reply(-2, "ok"), wire.Reply(0, "done"), wire.Reply(0, "ok", error="x" * 5000), wire.Reply(0, "ok", bad=(-1,))],
+)  # fmt: skip
+def test_a_reply_out_of_bounds_is_a_host_error(reply: wire.Reply) -> None:
+    with pytest.raises(HostError):
+        wire.decode_reply(wire.encode(reply))
+
+
+def test_a_reply_over_the_size_cap_is_not_decoded() -> None:
+    with pytest.raises(HostError, match="at most"):
+        wire.decode_reply(bytes(wire.REPLY_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize("length", [wire.REPLY_BYTES_MAX + 1, 1 << 40, (1 << 64) - 1])
+def test_a_message_over_the_size_cap_is_not_even_received(length: int) -> None:
+    """The worker behind the socket counts as dead: its driver does not fill its memory with what it sends."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall(struct.pack("<Q", 3) + b"abc" + struct.pack("<Q", length) + b"more")
+        process = local._Process("w0", None, ours, None)  # type: ignore[arg-type]
+        assert process.receive() == ([b"abc"], False)
+
+
+# ---- one evil worker of three
+
+
+class Evil:
+    """Lets ``change`` alter the replies of one worker to tasks, once for each of ``strikes`` replies."""
+
+    def __init__(self, change: object, strikes: int = 1000) -> None:
+        self.change, self.strikes = change, strikes
+
+    def __call__(self, worker: str, reply: wire.Reply) -> bytes | wire.Reply | None:
+        if not worker.startswith(EVIL) or reply.attempt < 0 or not self.strikes:
+            return reply
+        self.strikes -= 1
+        return self.change(reply)  # type: ignore[operator, no-any-return]
+
+
+def run_meddled(meddled: tuple[Session, Meddler], text: Path, folder: Path, **options: object) -> list[bytes]:
+    output = folder / "out"
+    meddled[0].run(WORDCOUNT, [str(text)], str(output), Options(**{**OPTIONS, **options}))  # type: ignore[arg-type]
+    assert left_in(folder) == ["out"]
+    assert verify(str(output)).ok
+    return parts_of(output)
+
+
+def test_a_worker_that_answers_garbage_is_killed_and_replaced(
+    meddled: tuple[Session, Meddler], verses: Path, tmp_path: Path, right: list[bytes]
+) -> None:
+    meddled[1].replies = Evil(lambda reply: b"\xc1 garbage", strikes=2)
+    before = {info.name for info in meddled[0].workers}
+    assert run_meddled(meddled, verses, tmp_path) == right
+    assert len(before - {info.name for info in meddled[0].workers}) == 2 - 1 or len(before) == 3
+
+
+def test_a_worker_that_answers_too_much_is_killed_and_replaced(
+    meddled: tuple[Session, Meddler], verses: Path, tmp_path: Path, right: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 1 << 20)
+    meddled[1].replies = Evil(lambda reply: msgspec.structs.replace(reply, data=bytes(1 << 20)), strikes=1)
+    assert run_meddled(meddled, verses, tmp_path) == right
+    assert all(not info.name == f"{EVIL}.1" for info in meddled[0].workers)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(said=st.lists(st.one_of(replies, st.none()), min_size=1, max_size=12))
+def test_whatever_one_worker_says_the_output_is_right(
+    meddled: tuple[Session, Meddler], verses: Path, right: list[bytes], tmp_path_factory: pytest.TempPathFactory,
+    said: list[wire.Reply | None],
+) -> None:  # fmt: skip
+    """Any reply that decodes, in place of the true one; the true one comes after it, as a late reply would."""
+    late: list[wire.Reply] = []
+
+    def speak(worker: str, reply: wire.Reply) -> wire.Reply | None:
+        if worker.startswith(EVIL) and reply.attempt >= 0 and said:
+            false = said.pop()
+            late.append(reply)
+            return msgspec.structs.replace(false or reply, generation=reply.generation) if false else reply
+        return reply
+
+    meddled[1].replies = speak
+    # A worker whose answers are all for others is past its deadline at some point; here that point comes soon.
+    assert run_meddled(meddled, verses, tmp_path_factory.mktemp("said"), deadline_s=0.05) == right
+
+
+def forge_others(reply: wire.Reply) -> wire.Reply:
+    """Vote for somebody else's execution too: its own digests under another attempt's number."""
+    wrong = tuple(wire.PartReply(bytes(32), p.records, p.nbytes, p.offset) for p in reply.parts)
+    return msgspec.structs.replace(reply, attempt=max(0, reply.attempt - 1), parts=wrong)
+
+
+def lie_about_sizes(reply: wire.Reply) -> wire.Reply:
+    """Right digests with wrong sizes: the manifest must not believe them."""
+    parts = tuple(wire.PartReply(p.digest, p.records, p.nbytes + 8, p.offset) for p in reply.parts)
+    return msgspec.structs.replace(reply, parts=parts, records_in=reply.records_in + 1)
+
+
+def lie_about_records(reply: wire.Reply) -> wire.Reply:
+    parts = tuple(wire.PartReply(p.digest, p.records + 1, p.nbytes, p.offset) for p in reply.parts)
+    return msgspec.structs.replace(reply, parts=parts)
+
+
+def point_elsewhere(reply: wire.Reply) -> wire.Reply:
+    """Claim that the output lies in another file."""
+    return msgspec.structs.replace(reply, path="/dev/zero" if reply.path else "")
+
+
+def blame_others(reply: wire.Reply) -> wire.Reply:
+    """Say that everything it has read, and everything else, is bad."""
+    return msgspec.structs.replace(reply, bad=tuple(range(50)))
+
+
+def no_parts(reply: wire.Reply) -> wire.Reply:
+    return msgspec.structs.replace(reply, parts=(), data=b"x")
+
+
+def too_many_parts(reply: wire.Reply) -> wire.Reply:
+    return msgspec.structs.replace(reply, parts=reply.parts * 3)
+
+
+def says_it_failed(reply: wire.Reply) -> wire.Reply:
+    return wire.Reply(reply.attempt, "failed", error="made up", generation=reply.generation)
+
+
+def says_it_refused(reply: wire.Reply) -> wire.Reply:
+    return wire.Reply(reply.attempt, "refused", bad=(0, 1, 2), generation=reply.generation)
+
+
+LIES = [forge_others, lie_about_sizes, lie_about_records, point_elsewhere, blame_others, no_parts, too_many_parts,
+        says_it_failed]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_worker_that_always_lies_decides_nothing(
+    lie: object, meddled: tuple[Session, Meddler], verses: Path, tmp_path: Path, right: list[bytes]
+) -> None:
+    meddled[1].replies = Evil(lie)
+    assert run_meddled(meddled, verses, tmp_path, deadline_s=0.05 if lie is forge_others else None) == right
+
+
+def test_a_worker_that_refuses_everything_for_a_while_decides_nothing(
+    meddled: tuple[Session, Meddler], verses: Path, tmp_path: Path, right: list[bytes]
+) -> None:
+    meddled[1].replies = Evil(says_it_refused, strikes=6)
+    assert run_meddled(meddled, verses, tmp_path) == right
+
+
+def test_a_forged_sample_decides_nothing(
+    meddled: tuple[Session, Meddler], records: Path, records_sorted: bytes, tmp_path: Path
+) -> None:
+    """The digest is right and the data that come with it are not: the split keys are not taken on trust."""
+    meddled[1].replies = Evil(lambda reply: msgspec.structs.replace(reply, data=b"" if reply.data else reply.data))
+    options = Options(reducers=3, split_mb=0.05)
+    meddled[0].run(SORT, [str(records)], str(tmp_path / "out"), options)
+    assert b"".join(parts_of(tmp_path / "out")) == records_sorted
+
+
+def test_only_the_worker_that_was_asked_may_check_a_part(
+    meddled: tuple[Session, Meddler], verses: Path, tmp_path: Path, right: list[bytes]
+) -> None:
+    """An answer to a check from anybody else changes nothing; and whoever checks is not who wrote."""
+    checkers: list[str] = []
+
+    def note(worker: str, request: wire.Request) -> bool:
+        if isinstance(request, wire.CheckTask):
+            checkers.append(worker)
+        return True
+
+    meddled[1].requests = note
+    assert run_meddled(meddled, verses, tmp_path) == right
+    assert len(checkers) == OPTIONS["reducers"]
