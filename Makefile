@@ -32,7 +32,7 @@ lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/lint-imports
 
 bench: kernels  ## measure kernels, jobs plain and voted, and Ray, on 256 MB (nothing is stored)
-	@$(BIN)/python -m bench.data
+	@QUOREDUCE_BENCH_SIZE=quick $(BIN)/python -m bench.data
 	@$(ASV) machine --yes >/dev/null
 	@QUOREDUCE_BENCH_SIZE=quick $(ASV) run --quick --show-stderr --environment existing $(ARGS)
 

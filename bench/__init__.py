@@ -1,0 +1,1 @@
+"""asv suites, and two command lines: ``python -m bench.jobs`` and ``python -m bench.peers``. See docs/benchmarks.md."""

@@ -7,14 +7,16 @@ full cores. ``core to spare``: plain on one worker, voted (f=1) on two: each rep
 
 from __future__ import annotations
 
+import argparse
 import filecmp
+import json
 import os
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,66 +33,61 @@ Cells = dict[str, Cell]
 
 
 class Bench:
-    """Runs jobs in sessions of one and two workers that are started once."""
+    """Runs jobs in sessions of one and of two workers."""
 
-    def __init__(self, sessions: dict[int, Session], inputs: dict[str, Path], folder: Path) -> None:
-        self._sessions = sessions
+    def __init__(self, inputs: dict[str, Path], folder: Path) -> None:
         self._inputs = inputs
         self._folder = folder
 
     def cell(self, job: str, digest: str, workers: tuple[int, int], pairs_wanted: int) -> Cell:
-        """Measure plain against voted."""
-        from quoreduce import Options
+        """Measure plain against voted: memory, each in a session of its own, then time, in turn, in sessions that are warm."""
+        from quoreduce import Options, Place, Session
 
-        plain = self._runner(job, workers[0], Options(mode="original"))
-        voted = self._runner(job, workers[1], Options(f=1, digest=digest))  # type: ignore[arg-type]
-        self._compare(plain, voted)
-        memory = {"plain": self._memory(plain, workers[0]), "voted": self._memory(voted, workers[1])}
-        pairs = measure.interleave(lambda: plain(None), lambda: voted(None), pairs_wanted)
-        return _figures(pairs, memory)
+        options = (Options(mode="original"), Options(f=1, digest=digest))  # type: ignore[arg-type]
+        memory = [self._memory(job, n, o, self._folder / str(i)) for i, (n, o) in enumerate(zip(workers, options, strict=True))]
+        self._compare(self._folder / "0", self._folder / "1")
+        with ExitStack() as stack:
+            sessions = {n: stack.enter_context(Session(Place("local", n))) for n in set(workers)}
+            plain, voted = (partial(self._run, job, sessions[n], o) for n, o in zip(workers, options, strict=True))
+            plain()
+            voted()
+            return _figures(measure.interleave(plain, voted, pairs_wanted), memory)
 
-    def _runner(self, job: str, workers: int, options: Options) -> Callable[[Path | None], measure.Run]:
-        """Return what runs the job once, to the folder given, or to one that is deleted at once."""
+    def _memory(self, job: str, workers: int, options: Options, output: Path) -> tuple[int, int]:
+        """Bytes: the peak of the largest worker, and the peak of all memory of workers together; not timed."""
+        from quoreduce import Place, Session
+
+        with Session(Place("local", workers)) as session:
+            pids = [info.pid for info in session.workers]
+            with measure.watch_memory(lambda: pids) as peak:
+                self._run(job, session, options, output)
+            return measure.peak_rss(pids), peak.nbytes
+
+    def _run(self, job: str, session: Session, options: Options, output: Path | None = None) -> measure.Run:
+        """Run a job once, to the folder given, or to one that is deleted at once."""
         from quoreduce.jobs.find import find_job
 
-        session, found, path = self._sessions[workers], find_job(job), str(self._inputs[job])
+        target = output or self._folder / "out"
+        window = measure.Window()
+        result = session.run(find_job(job), [str(self._inputs[job])], str(target), options)
+        noise = window.close(result.cpu_s)
+        if result.reexecutions or result.faults.detected:
+            raise RuntimeError(f"{job}: a run without injected faults had {result.faults.detected}: not a benchmark")
+        if output is None:
+            shutil.rmtree(target)
+        return measure.Run(noise.wall_s, result.cpu_s, noise, result.wall_s, result)
 
-        def run(output: Path | None) -> measure.Run:
-            target = output or self._folder / "out"
-            window = measure.Window()
-            start = time.perf_counter()
-            result = session.run(found, [path], str(target), options)
-            wall = time.perf_counter() - start
-            noise = window.close(result.cpu_s)
-            if result.reexecutions or result.faults.detected:
-                raise RuntimeError(f"{job}: a run without injected faults had {result.faults.detected}: not a benchmark")
-            if output is None:
-                shutil.rmtree(target)
-            return measure.Run(wall, result.cpu_s, noise, result.wall_s, result)
-
-        return run
-
-    def _compare(self, plain: Callable[[Path], measure.Run], voted: Callable[[Path], measure.Run]) -> None:
-        """Run both once, which warms them up, and compare the outputs."""
-        a, b = self._folder / "plain", self._folder / "voted"
-        names = [f"part-r-{i:05d}" for i in range(plain(a).detail.parts)]
-        voted(b)
-        _, differ, missing = filecmp.cmpfiles(a, b, names, shallow=False)
-        shutil.rmtree(a)
-        shutil.rmtree(b)
-        if differ or missing:
-            raise RuntimeError(f"plain and voted outputs differ in {differ or missing}")
-
-    def _memory(self, run: Callable[[None], measure.Run], workers: int) -> tuple[int, int]:
-        """Bytes: the peak of the largest worker, and the peak of all memory of workers together; not timed."""
-        pids = [info.pid for info in self._sessions[workers].workers]
-        measure.reset_peak_rss(pids)
-        with measure.watch_memory(lambda: pids) as peak:
-            run(None)
-        return measure.peak_rss(pids), peak.nbytes
+    def _compare(self, plain: Path, voted: Path) -> None:
+        """Compare the parts of two outputs, and delete both."""
+        names = {path.name for output in (plain, voted) for path in output.glob("part-*")}
+        _, differ, missing = filecmp.cmpfiles(plain, voted, names, shallow=False)
+        shutil.rmtree(plain)
+        shutil.rmtree(voted)
+        if differ or missing or not names:
+            raise RuntimeError(f"plain and voted outputs differ in {differ or missing or 'everything'}")
 
 
-def _figures(pairs: measure.Pairs, memory: dict[str, tuple[int, int]]) -> Cell:
+def _figures(pairs: measure.Pairs, memory: Sequence[tuple[int, int]]) -> Cell:
     plain, voted = ([pair[i] for pair in pairs.kept] for i in (0, 1))
     a, b = plain[0].detail, voted[0].detail
     ratios = pairs.ratios(lambda run: run.wall_s)
@@ -107,10 +104,10 @@ def _figures(pairs: measure.Pairs, memory: dict[str, tuple[int, int]]) -> Cell:
         "voted_s": statistics.median(r.wall_s for r in voted),
         "plain_cpu_s": statistics.median(r.cpu_s for r in plain),
         "voted_cpu_s": statistics.median(r.cpu_s for r in voted),
-        "peak_rss_plain": memory["plain"][0],
-        "peak_rss_voted": memory["voted"][0],
-        "peak_memory_plain": memory["plain"][1],
-        "peak_memory_voted": memory["voted"][1],
+        "peak_rss_plain": memory[0][0],
+        "peak_rss_voted": memory[1][0],
+        "peak_memory_plain": memory[0][1],
+        "peak_memory_voted": memory[1][1],
         "pairs_clean": pairs.clean,
         "pairs_tried": pairs.tried,
         "pressure": statistics.median(r.noise.pressure_s / r.noise.wall_s for r in plain + voted),
@@ -118,36 +115,26 @@ def _figures(pairs: measure.Pairs, memory: dict[str, tuple[int, int]]) -> Cell:
     }
 
 
-@contextmanager
-def opened() -> Iterator[Bench]:
-    """Sessions of one and of two local workers, kept to two cores."""
-    from quoreduce import Place, Session
-
+def measure_all() -> Cells:
+    """All cells, kept to two cores."""
     data.prepare()
     inputs = {"wordcount": data.text(), "sort": data.records()}
     if len(measure.two_cores()) < 2:
         raise RuntimeError("voting with f=1 needs two cores")
     folder = Path(tempfile.mkdtemp(prefix="out-", dir=os.environ.get("QUOREDUCE_BENCH_OUT") or data.folder()))
+    bench = Bench(inputs, folder)
     try:
-        with Session(Place("local", 1)) as one, Session(Place("local", 2)) as two:
-            yield Bench({1: one, 2: two}, inputs, folder)
+        return {
+            _name(name, room): bench.cell(job, digest, workers, PAIRS[data.size()])
+            for name, (job, digest) in JOBS.items()
+            for room, workers in ROOMS.items()
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name(job: str, room: str) -> str:
-    return f"{job}/{room}"
-
-
-def measure_all() -> Cells:
-    """All cells."""
-    pairs = PAIRS[data.size()]
-    with opened() as bench:
-        return {
-            _name(name, room): bench.cell(job, digest, workers, pairs)
-            for name, (job, digest) in JOBS.items()
-            for room, workers in ROOMS.items()
-        }
+    return f"{job}, {room}"
 
 
 class Voted:
@@ -195,3 +182,38 @@ for _figure, _unit, _about in (
     ("steal", "of core time", "Taken by the hypervisor (the worst run)."),
 ):
     setattr(Voted, f"track_{_figure}", _track(_figure, _unit, _about))
+
+
+# ---- python -m bench.jobs
+
+
+def markdown(cells: Cells) -> str:
+    """A table with a row for each cell."""
+    lines = [
+        "| job, room | plain s | voted s | time ratio (min/min; quartiles) | CPU ratio | peak GB plain, voted | clean pairs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, c in cells.items():
+        ratio = f"{c['time_ratio']:.2f} ({c['time_ratio_min']:.2f}; {c['time_ratio_spread']:.2f})"
+        memory = f"{c['peak_memory_plain'] / 1e9:.2f}, {c['peak_memory_voted'] / 1e9:.2f}"
+        clean = f"{c['pairs_clean']:.0f} of {c['pairs_tried']:.0f}"
+        seconds = f"{c['plain_s']:.3f} | {c['voted_s']:.3f}"
+        lines.append(f"| {name} | {seconds} | {ratio} | {c['cpu_ratio']:.2f} | {memory} | {clean} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.jobs", description="Measure jobs plain and voted; print one table.")
+    parser.add_argument("--size", choices=list(data.SIZES), default=data.size(), help="quick: 256 MB each; full: 1 GiB and 1 GB")
+    parser.add_argument("--json", metavar="FILE", help="write all figures, too")
+    a = parser.parse_args()
+    os.environ["QUOREDUCE_BENCH_SIZE"] = a.size
+    cells = measure_all()
+    about = measure.about()
+    print(f"{measure.headline(about)}\n\n{markdown(cells)}")
+    if a.json:
+        Path(a.json).write_text(json.dumps({**about, "size": a.size, "cells": cells}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

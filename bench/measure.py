@@ -11,12 +11,15 @@ number of clean ones, which is always reported, tells.
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +208,6 @@ def _timed(function: Callable[[], object], calls: int) -> float:
 # ---- memory
 
 
-def reset_peak_rss(pids: Sequence[int]) -> None:
-    """Begin to look for peaks of resident memory anew."""
-    for pid in pids:
-        with suppress(OSError):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
 def peak_rss(pids: Sequence[int]) -> int:
     """Peak of resident memory of the largest of these processes, in bytes; mapped files count."""
     return max((_status(pid, "VmHWM:") for pid in pids), default=0)
@@ -279,12 +275,24 @@ def _memory(pid: int) -> int:
 # ---- the machine
 
 
-def machine() -> dict[str, object]:
-    """What figures depend on."""
+def about() -> dict[str, Any]:
+    """Date, machine and versions: what figures depend on, for reports."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
+    machine = {
         "cpu": cpu, "cores": os.cpu_count(), "cores_used": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
         "kernel": os.uname().release, "architecture": os.uname().machine,
     }  # fmt: skip
+    versions = {"python": platform.python_version()}
+    for name in ("quoreduce", "numba", "ray", "duckdb", "polars"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "versions": versions}
+
+
+def headline(about: dict[str, Any]) -> str:
+    """The same in one line."""
+    machine = about["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    return f"{about['date']}; {machine['cpu']}, {machine['cores_used']} of {machine['cores']} cores; {versions}"

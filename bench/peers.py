@@ -11,7 +11,6 @@ start-up and imports; for quoreduce on a warm session (workers that have run job
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import importlib.util
 import json
@@ -39,7 +38,7 @@ DUCKDB_WORDCOUNT = """
 import sys, time, duckdb
 start = time.perf_counter()
 c = duckdb.connect()
-c.execute("SET threads=2; SET preserve_insertion_order=false")
+c.execute("SET threads=2; SET enable_progress_bar=false; SET preserve_insertion_order=false")
 c.execute(f'''COPY (SELECT w, count(*) FROM (SELECT unnest(string_split(line, ' ')) w FROM read_csv('{sys.argv[1]}',
 delim='\\x01', quote='', escape='', header=false, auto_detect=false, columns={{'line': 'VARCHAR'}})) WHERE w <> '' GROUP BY w)
 TO '{sys.argv[2]}' (FORMAT csv, HEADER false, DELIMITER '\\t')''')
@@ -49,7 +48,7 @@ DUCKDB_SORT = """
 import sys, time, duckdb
 start = time.perf_counter()
 c = duckdb.connect()
-c.execute("SET threads=2")
+c.execute("SET threads=2; SET enable_progress_bar=false")
 c.execute(f'''COPY (SELECT line FROM read_csv('{sys.argv[1]}', delim='\\x01', quote='', escape='', header=false,
 auto_detect=false, columns={{'line': 'VARCHAR'}}) ORDER BY line) TO '{sys.argv[2]}'
 (FORMAT csv, HEADER false, DELIMITER '\\x01', QUOTE '', ESCAPE '')''')
@@ -110,7 +109,7 @@ def engines(job: str, session: Session, coreutils: bool) -> list[Engine]:
     found += [_ours_cold(name, flags) for name, flags in _flags(job)]
     found += [_script(name) for name in SCRIPTS]
     if shutil.which("sort") is None:
-        return [*found, Engine(TITLES["coreutils"], False, None, "no `sort` on PATH")]
+        return [*found, Engine(TITLES["coreutils"], False, None, "missing: no `sort` on PATH")]
     if coreutils:
         return [*found, Engine(TITLES["coreutils"], False, _coreutils)]
     return [*found, Engine(TITLES["coreutils"], False, None, "left out: 20 s for each 256 MB (--coreutils-wordcount)")]
@@ -149,11 +148,11 @@ def _ours_warm(name: str, flags: Sequence[str], session: Session) -> Engine:
 
 def _script(name: str) -> Engine:
     if importlib.util.find_spec(name) is None:
-        return Engine(TITLES[name], False, None, f"the package {name} is not installed")
+        return Engine(TITLES[name], False, None, f"missing: the package {name} is not installed")
 
     def run(source: Path, output: Path, job: str) -> measure.Run:
         done, text = _process([sys.executable, "-c", SCRIPTS[name][job], str(source), str(output)])
-        done.job_s = float(text)
+        done.job_s = float(text.split()[-1])
         return done
 
     return Engine(TITLES[name], False, run)
@@ -279,21 +278,20 @@ def markdown(title: str, found: Sequence[Engine]) -> str:
     lines = [f"### {title}", "", head, "|---|---|---|---|---|---|"]
     for engine in found:
         if engine.run is None:
-            lines.append(f"| {engine.name} | missing: {engine.why_missing} | | | | |")
+            lines.append(f"| {engine.name} | {engine.why_missing} | | | | |")
             continue
         m = Median.of(engine)
         clean = f"{sum(not run.noise.dirty for run in engine.runs)} of {len(engine.runs)}"
         wall = f"{m.wall:.3f} ({m.low:.3f}-{m.high:.3f})"
         lines.append(f"| {engine.name} | {wall} | {m.job:.3f} | {m.cpu:.2f} | {engine.memory_bytes / 1e9:.2f} | {clean} |")
-    return "\n".join([*lines, "", *_ratios(found)])
-
-
-def _ratios(found: Sequence[Engine]) -> list[str]:
-    ours = [engine for engine in found if engine.ours]
     theirs = [engine for engine in found if not engine.ours and engine.run is not None]
+    return "\n".join([*lines, "", *_ratios(found, theirs)] if theirs else lines)
+
+
+def _ratios(found: Sequence[Engine], theirs: Sequence[Engine]) -> list[str]:
     names = " | ".join(engine.name for engine in theirs)
     lines = [f"| wall: ours / theirs (min/min; job/job) | {names} |", "|---" * (1 + len(theirs)) + "|"]
-    for engine in ours:
+    for engine in (engine for engine in found if engine.ours):
         m = Median.of(engine)
         cells = [f"{m.wall / p.wall:.3f} ({m.low / p.low:.3f}; {m.job / p.job:.3f})" for p in map(Median.of, theirs)]
         lines.append(f"| {engine.name} | " + " | ".join(cells) + " |")
@@ -315,18 +313,6 @@ def as_json(engine: Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def about() -> dict[str, Any]:
-    """Date, machine and versions."""
-    import quoreduce
-
-    versions = {"python": sys.version.split()[0], "quoreduce": quoreduce.__version__}
-    for name in SCRIPTS:
-        if importlib.util.find_spec(name) is not None:
-            versions[name] = importlib.import_module(name).__version__
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": measure.machine(), "versions": versions}
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench.peers", description="Compare quoreduce with other engines.")
     top.add_argument("--size", choices=list(data.SIZES), default=data.size(), help="quick: 256 MB each; full: 1 GiB and 1 GB")
@@ -345,9 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(measure.two_cores()) < 2:
         raise SystemExit("voting with f=1 needs two cores")
     sources = {"wordcount": data.text, "sort": data.records}
-    report: dict[str, Any] = {**about(), "size": a.size, "jobs": {}}
-    where = report["machine"]
-    print(f"{report['date']}; {where['cpu']}, {where['cores_used']} cores used; {report['versions']}\n")
+    report: dict[str, Any] = {**measure.about(), "size": a.size, "jobs": {}}
+    print(measure.headline(report) + "\n")
     for job in a.job or list(sources):
         source = sources[job]()
         slow = a.size == "quick" if a.coreutils_wordcount is None else a.coreutils_wordcount

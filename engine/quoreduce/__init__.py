@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
+    from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Options, Place, Result
     from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run"]
+__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from quoreduce.runtime import options
 
         return getattr(options, name)
+    if name == "stream_job":
+        from quoreduce.jobs.streaming import stream_job
+
+        return stream_job
     if name in ("Session", "run"):
         from quoreduce.runtime import session
 

@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quoreduce import __version__
 from quoreduce.errors import FaultsMasked, QuoreduceError, UsageError
 
 if TYPE_CHECKING:
+    from quoreduce.job import Job
     from quoreduce.runtime.options import Options, Place, Result
 
 EXIT_CODES = """exit codes:
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"quoreduce {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_parser(commands)
+    _stream_parser(commands)
     verify = commands.add_parser("verify", help="recompute every digest of an output against its manifest")
     verify.add_argument("output", metavar="OUTPUT")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -74,6 +76,26 @@ def _run_parser(commands: Any) -> None:
         description="Run a job over inputs and write part-r-00000... and a manifest, _SUCCESS, to a new directory.",
     )  # fmt: skip
     run.add_argument("job", metavar="JOB", help="wordcount, sort, FILE.py:NAME or MODULE:NAME")
+    _run_options(run)
+
+
+def _stream_parser(commands: Any) -> None:
+    stream = commands.add_parser(
+        "stream", help="run a job of two commands that read and write lines", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Map with one command and reduce with another, as Hadoop streaming does: the mapper reads the lines of a split and\n"
+        "writes lines KEY<TAB>VALUE; the reducer reads these sorted by key. Every replica runs the commands and is voted on.",
+    )  # fmt: skip
+    command = stream.add_argument_group("commands")
+    command.add_argument("--mapper", required=True, metavar="CMD", help="split into words as a shell would, and run without a shell")
+    command.add_argument("--reducer", required=True, metavar="CMD", help="the same; cat passes lines on as they are")
+    command.add_argument("--shell", action="store_true", help="run both with sh -c: for pipes, variables and redirections")
+    command.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds that a command may take over one task (default 300)")
+    command.add_argument("--input-format", choices=["lines", "sequence"], default="lines", help="sequence: SequenceFiles as lines KEY<TAB>VALUE")
+    _run_options(stream)
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("paths", metavar="INPUT... OUTPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs; last: output")
     vote = run.add_argument_group("voting")
     vote.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
@@ -134,13 +156,26 @@ def _terminate(number: int, frame: object) -> None:
 
 def _run(a: argparse.Namespace) -> int:
     from quoreduce.jobs.find import find_job
+
+    return _run_job(a, lambda: find_job(a.job))
+
+
+def _stream(a: argparse.Namespace) -> int:
+    from quoreduce.jobs.streaming import deadline_s, stream_job
+
+    if a.deadline is None:
+        a.deadline = deadline_s(a.timeout)
+    return _run_job(a, lambda: stream_job(a.mapper, a.reducer, shell=a.shell, timeout_s=a.timeout, input=a.input_format))
+
+
+def _run_job(a: argparse.Namespace, make: Callable[[], Job]) -> int:
     from quoreduce.report.progress import progress_bar
     from quoreduce.runtime.session import Session
 
     if len(a.paths) < 2:
         raise UsageError("name at least one INPUT, and the OUTPUT last")
     place, options = _place(a), _options(a)
-    job = find_job(a.job)
+    job = make()
     with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, Session(place, bar.say) as session:
         result = session.run(job, a.paths[:-1], a.paths[-1], options, bar.update)
     _print_result(result, a.json)
@@ -221,7 +256,7 @@ def _doctor(a: argparse.Namespace) -> int:
     return doctor(a.address, a.json)
 
 
-_COMMANDS = {"run": _run, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "doctor": _doctor}
+_COMMANDS = {"run": _run, "stream": _stream, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "doctor": _doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -288,3 +288,29 @@ def probe_bucket(_typing: Any, bucket: Any, key: Any) -> Any:
         return builder.and_(builder.and_(halves, builder.lshr(halves, I64(1))), I64(0b010101))
 
     return _U64(_U64, _U64), codegen
+
+
+@intrinsic
+def byte_mask(_typing: Any, address: Any, byte: Any) -> Any:
+    """Bit i is set when byte i of the 64 bytes at an address is ``byte``."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        block = _load(builder, args[0], V64X8)
+        undefined = ir.Constant(V64X8, ir.Undefined)
+        first = builder.insert_element(undefined, builder.trunc(args[1], I8), I32(0))
+        wanted = builder.shuffle_vector(first, undefined, _splat(I32, 64, 0))
+        return builder.bitcast(builder.icmp_unsigned("==", block, wanted), I64)
+
+    return _U64(_U64, _U64), codegen
+
+
+@intrinsic
+def copy_memory(_typing: Any, target: Any, source: Any, length: Any) -> Any:
+    """Copy any number of bytes that do not overlap: memcpy of the C library."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        target, source, length = args
+        cgutils.raw_memcpy(builder, _pointer(builder, target, I8), _pointer(builder, source, I8), length, 1)
+        return context.get_dummy_value()
+
+    return types.void(_U64, _U64, _U64), codegen

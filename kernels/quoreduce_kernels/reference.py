@@ -2,13 +2,14 @@
 
 Words are ``bytes``, a run is a list of (word, count). A record is ``bytes`` of length 100, its key the first 10; a fingerprint is
 a pair (low, high) of ints. Each function does the same as its namesake in ``words``, ``records``, ``fingerprint``, ``gensort`` or
-``textgen``, from the definition and without regard to speed.
+``textgen``, ``gridgen`` or ``sequence``, from the definition and without regard to speed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -250,6 +251,47 @@ def generate_text(chunk: int, nbytes: int, seed: int, words: Sequence[bytes], la
     return bytes(text) + letters[: nbytes - len(text) - 1] + b"\n"
 
 
+# ---- pairs
+
+
+def split_pairs(text: bytes) -> list[tuple[bytes, bytes]]:
+    """Twin of ``pairs.lines``: (before the first tab, after it) of each line."""
+    whole = [line.removesuffix(b"\r") for line in text.split(b"\n")]
+    whole[-1] = text.rpartition(b"\n")[2]  # the last line lacks its end, so it has nothing to lose
+    if not whole[-1]:
+        whole.pop()
+    return [(key, value) for key, _, value in (line.partition(b"\t") for line in whole)]
+
+
+def partition_pairs(pairs: Sequence[tuple[bytes, bytes]], partitions: int) -> list[list[tuple[bytes, bytes]]]:
+    """Twin of ``pairs.partition`` and ``pairs.scatter``."""
+    return [[pair for pair in pairs if partition_of(pair[0], partitions) == p] for p in range(partitions)]
+
+
+def sort_pairs(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[int], int]:
+    """Twin of ``pairs.sort``: positions by (key, position), and the number of distinct keys."""
+    return sorted(range(len(pairs)), key=lambda i: (pairs[i][0], i)), len({key for key, _ in pairs})
+
+
+def format_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Twin of ``pairs.text_chunks``."""
+    return b"".join(key + b"\t" + value + b"\n" for key, value in pairs)
+
+
+def float32(x: float) -> float:
+    """The nearest number of 32 bits. (A quotient of two such, rounded to 64 bits first, is rounded right all the same.)"""
+    return float(struct.unpack("<f", struct.pack("<f", x))[0])
+
+
+def keep_positions(seen: int, percent: float) -> list[int]:
+    """Twin of ``pairs.keep_positions``."""
+    share, kept = float32(float32(percent) / 100), list[int]()
+    for i in range(1, seen + 1):
+        while float32(float32(len(kept)) / float32(i)) < share:
+            kept.append(i - 1)
+    return kept
+
+
 # ---- BLAKE3
 
 BLAKE3_IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
@@ -294,3 +336,92 @@ def blake3(data: bytes, first_chunk: int = 0, root: bool = True) -> bytes:
             flags = (k == 0) | (2 | (8 if root else 0) if last else 0)
             words = blake3_compress(words, block.ljust(64, b"\0"), first_chunk, len(block), flags)
     return b"".join(word.to_bytes(4, "little") for word in words)
+
+
+# ---- GridMix's words, and Hadoop's serialised forms
+
+
+def vint(n: int) -> bytes:
+    """Hadoop's VInt of a length."""
+    raw = n.to_bytes((n.bit_length() + 7) // 8, "big")
+    return bytes([n]) if n < 128 else bytes([0x90 - len(raw)]) + raw
+
+
+def serialised(payload: bytes, form: int) -> bytes:
+    """A key or value of a form (see ``sequence``): Text, BytesWritable, or as it is."""
+    return {-1: vint(len(payload)), -2: len(payload).to_bytes(4, "big")}.get(form, b"") + payload
+
+
+def walk_records(data: bytes, sync: bytes) -> list[tuple[bytes, bytes]]:
+    """Serialised (key, value) of the records in a SequenceFile without blocks; fails for what is none."""
+    records, at = [], 0
+    while at < len(data):
+        if data[at : at + 4] == b"\xff" * 4:
+            assert data[at + 4 : at + 20] == sync
+            at += 20
+            continue
+        length, key = (int.from_bytes(data[i : i + 4], "big", signed=True) for i in (at, at + 4))
+        assert 0 <= key <= length <= len(data) - at - 8
+        records.append((data[at + 8 : at + 8 + key], data[at + 8 + key : at + 8 + length]))
+        at += 8 + length
+    return records
+
+
+def grid_chunk(words: Sequence[bytes], ranges: Sequence[int], nbytes: int, stream: int) -> list[tuple[list[int], list[int]]]:
+    """Twin of ``gridgen.draw_chunks`` for a part of one chunk: for each record the numbers of its key's and value's words."""
+    state, k, records, size = splitmix64(stream, 0), 0, [], 0
+    while size < nbytes:
+        u = splitmix64(state, k)
+        keys = ranges[0] + ((u & 0xFFFFFFFF) * ranges[1] >> 32)
+        values = ranges[2] + ((u >> 32) * ranges[3] >> 32)
+        draws = [splitmix64(state, k + 1 + i) for i in range((keys + values + 1) // 2)]
+        tokens = [half * len(words) >> 32 for u in draws for half in (u & 0xFFFFFFFF, u >> 32)][: keys + values]
+        size += sum(len(words[token]) + 1 for token in tokens)
+        records.append((tokens[:keys], tokens[keys:]))
+        k += 1 + len(draws)
+    return records
+
+
+def grid_text(words: Sequence[bytes], tokens: Iterable[int]) -> bytes:
+    """A key or value: words, each with a space after it."""
+    return b"".join(words[token] + b" " for token in tokens)
+
+
+def huffman_codes(lengths: Sequence[int]) -> dict[int, str]:
+    """Canonical codes as strings of bits (RFC 1951, 3.2.2)."""
+    codes, code, last = {}, 0, 0
+    for length, symbol in sorted((length, symbol) for symbol, length in enumerate(lengths) if length):
+        code <<= length - last
+        codes[symbol] = f"{code:0{length}b}"
+        code, last = code + 1, length
+    return codes
+
+
+def grid_deflate(words: Sequence[bytes], items: Sequence[Sequence[int]], lengths: tuple[list[int], list[int]]) -> bytes:
+    """Twin of ``gridgen.deflate``: the items as Text, each word matched with its latest place; code lengths are given."""
+    literals, distances = huffman_codes(lengths[0]), huffman_codes(lengths[1])
+    text, latest = bytearray(), dict[int, int]()
+    order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+    bits = "101" + f"{29:05b}"[::-1] + f"{29:05b}"[::-1] + f"{15:04b}"[::-1]
+    bits += "".join("001" if symbol < 16 else "000" for symbol in order)
+    bits += "".join(f"{length:04b}" for length in (*lengths[0], *lengths[1]))
+    for tokens in items:
+        prefix = vint(sum(len(words[token]) + 1 for token in tokens))
+        bits += "".join(literals[byte] for byte in prefix)
+        text += prefix
+        for token in tokens:
+            size, distance = len(words[token]) + 1, len(text) - latest.get(token, -(1 << 40))
+            if distance <= 1 << 15:
+                symbol, extra, count = (254 + size, 0, 0) if size <= 10 else (265 + (size - 11) // 2, (size - 11) % 2, 1)
+                bits += literals[symbol] + f"{extra:b}" * count
+                count = (distance - 1).bit_length() - 2
+                symbol = 2 * (count + 1) + ((distance - 1) >> count & 1)
+                bits += distances[symbol]
+                bits += f"{(distance - 1) & ((1 << count) - 1):0{count}b}"[::-1] if count else ""
+            else:
+                bits += "".join(literals[byte] for byte in words[token] + b" ")
+            latest[token] = len(text)
+            text += words[token] + b" "
+    bits += literals[256]
+    body = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    return b"\x78\x01" + body + zlib.adler32(text).to_bytes(4, "big")

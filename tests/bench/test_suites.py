@@ -96,6 +96,6 @@ def test_sorted_outputs_are_compared_byte_by_byte(tmp_path: Path) -> None:
 
 
 def test_a_missing_engine_is_reported_as_missing() -> None:
-    engine = peers.Engine("DuckDB", False, None, "the package duckdb is not installed")
+    engine = peers.Engine("DuckDB", False, None, "missing: the package duckdb is not installed")
     assert "| DuckDB | missing: the package duckdb is not installed |" in peers.markdown("sort", [engine])
-    assert peers.as_json(engine)["missing"] == "the package duckdb is not installed"
+    assert peers.as_json(engine)["missing"] == "missing: the package duckdb is not installed"

@@ -34,7 +34,9 @@ def _sessions(stack: ExitStack, folder: Path) -> Sessions:
     def get(on: str, workers: int) -> Session:
         session = opened.get((on, workers))
         if session is None:
-            session = opened[on, workers] = stack.enter_context(Session(Place(on, workers, "worker")))  # type: ignore[arg-type]
+            session = opened[on, workers] = stack.enter_context(
+                Session(Place(on, workers, "worker", store=str(folder / "store")))  # type: ignore[arg-type]
+            )  # fmt: skip
             output = folder / f"{on}-{workers}"
             session.run(WORDCOUNT, [str(warm)], str(output), Options(f=min(1, workers - 1)))
         return session

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import pytest
 
 from quoreduce import Session
+from quoreduce.runtime import driver as driver_module
 from quoreduce.runtime import session as session_module
 from quoreduce.runtime import wire
 from quoreduce.runtime.inline import InlineExecutor
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival
 
-Replies = Callable[[str, wire.Reply], "bytes | wire.Reply | None"]
+Said = bytes | wire.Reply
+Replies = Callable[[str, wire.Reply], "Sequence[Said]"]
 Requests = Callable[[str, wire.Request], bool]
 _decoder = msgspec.msgpack.Decoder(wire.Reply)
 
 
-class Meddler(InlineExecutor):
-    """``replies(worker, reply)`` gives what arrives in its stead (None: nothing); ``requests`` says what gets through."""
+class Clock:
+    """Stands in for the driver's module ``time``: it moves only when it is told to. In seconds."""
 
-    replies: Replies = staticmethod(lambda worker, reply: reply)  # type: ignore[assignment]
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Meddler(InlineExecutor):
+    """``replies(worker, reply)`` gives what arrives in its stead; ``requests`` says what gets through."""
+
+    replies: Replies = staticmethod(lambda worker, reply: [reply])  # type: ignore[assignment]
     requests: Requests = staticmethod(lambda worker, request: True)  # type: ignore[assignment]
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.clock = Clock()
 
     def submit(self, worker: str, raw: bytes) -> None:
         if self.requests(worker, wire.decode_request(raw)):
@@ -36,18 +52,24 @@ class Meddler(InlineExecutor):
             if arrival.raw is None:
                 arrivals.append(arrival)
                 continue
-            given = self.replies(arrival.worker, _decoder.decode(arrival.raw))
-            if given is not None:
-                raw = given if isinstance(given, bytes) else wire.encode(given)
+            for said in self.replies(arrival.worker, _decoder.decode(arrival.raw)):
+                raw = said if isinstance(said, bytes) else wire.encode(said)
                 arrivals.append(Arrival(arrival.worker, raw))
+        if not arrivals and not self._queue:
+            self.clock.now += timeout_s + 0.001
         return arrivals
 
 
 @contextmanager
 def meddled_session(workers: int = 3) -> Iterator[tuple[Session, Meddler]]:
-    """A session on an executor to meddle with."""
+    """A session on an executor to meddle with; time passes only while the driver waits in vain."""
     meddler = Meddler(workers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session_module, "_executor", lambda on, place: meddler)
-        with Session(Place("inline", workers, "worker")) as session:
+        session = Session(Place("inline", workers, "worker")).__enter__()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(driver_module, "time", meddler.clock)
             yield session, meddler
+    finally:
+        session.close()

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import blocking
 import pytest
 from blocking import Gate, blocking_job
 from runs import left_in, parts_of, poll, running
 
-import blocking
 from quoreduce import Options, Result, Session
 from quoreduce.cli import main
 from quoreduce.runtime.options import Place

@@ -93,8 +93,8 @@ def test_dictionaries_are_written_in_the_order_of_their_keys(run: Runner, tmp_pa
     """Else two replicas whose dictionaries were filled in another order would disagree."""
 
     def filled(line: bytes) -> Iterator[tuple[str, Any]]:
-        names = sorted("abcdef", key=lambda name: random.random())  # noqa: S311
-        yield "k", {name: {other: 1 for other in names} for name in names}
+        names = sorted("abcdef", key=lambda name: random.random())
+        yield "k", {name: dict.fromkeys(names, 1) for name in names}
 
     result, parts = run("inline", Job("dictionaries", filled, gather), write_lines(tmp_path, [b"x"]), reducers=1)
     assert result.reexecutions == 0

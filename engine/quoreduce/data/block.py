@@ -179,6 +179,11 @@ class Block:
         return self.layout.records
 
     @property
+    def nbytes(self) -> int:
+        """Size in bytes, as of an array."""
+        return self.buffer.size
+
+    @property
     def schema(self) -> tuple[str, ...]:
         """Column types by name, as given to :meth:`create`."""
         names = {code: name for name, code in _NAMES.items()}

@@ -29,18 +29,19 @@ _SEPARATORS = {
     "lines": (b"\n",),
     "words": (b" ", b"\n", b"\t", b"\r", b"\f"),  # those of Java's StringTokenizer
     "fixed": (),
+    "sequence": (),
 }
 
 
 class RecordFormat(msgspec.Struct, frozen=True):
     """What the records of an input are: ``kind``, and for ``fixed`` the ``width`` of a record in bytes (else 0)."""
 
-    kind: Literal["lines", "words", "fixed"]
+    kind: Literal["lines", "words", "fixed", "sequence"]
     width: int = 0
 
     @property
     def separators(self) -> tuple[bytes, ...]:
-        """The single bytes that end a record; none for ``fixed``."""
+        """The single bytes that end a record; none for ``fixed`` and ``sequence``."""
         return _SEPARATORS[self.kind]
 
     def __str__(self) -> str:
@@ -52,7 +53,8 @@ def parse_format(text: str) -> RecordFormat:
 
     Args:
         text: ``lines`` (a record ends with ``\n``; the last may lack it), ``words`` (maximal runs of bytes other than
-            space, ``\t``, ``\n``, ``\r``, ``\f``) or ``fixed:N`` (records of N bytes, 1..65536).
+            space, ``\t``, ``\n``, ``\r``, ``\f``), ``fixed:N`` (records of N bytes, 1..65536) or ``sequence`` (Hadoop's
+            SequenceFiles, :mod:`quoreduce.data.sequencefile`).
 
     Raises:
         UsageError: any other text.
@@ -61,10 +63,12 @@ def parse_format(text: str) -> RecordFormat:
         return RecordFormat("lines")
     if text == "words":
         return RecordFormat("words")
+    if text == "sequence":
+        return RecordFormat("sequence")
     kind, _, width = text.partition(":")
     if kind == "fixed" and width.isascii() and width.isdigit() and len(width) < 9 and 1 <= int(width) <= WIDTH_MAX:
         return RecordFormat("fixed", int(width))
-    raise UsageError(f"unknown record format {text!r}: use lines, words or fixed:N with N in 1..{WIDTH_MAX}")
+    raise UsageError(f"unknown record format {text!r}: use lines, words or fixed:N with N in 1..{WIDTH_MAX}, or sequence")
 
 
 def record_range(read_at: ReadAt, fmt: RecordFormat, start: int, end: int, size: int) -> tuple[int, int]:

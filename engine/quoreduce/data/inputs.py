@@ -20,7 +20,7 @@ import re
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -28,12 +28,15 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from quoreduce.data.formats import RecordFormat, record_range
+from quoreduce.data.formats import ReadAt, RecordFormat, record_range
+from quoreduce.data.sequencefile import RECORDS_BYTES_MAX, decode_records, read_header, sync_range
 from quoreduce.errors import HostError, InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from quoreduce.data.block import Block
 
     U8 = NDArray[np.uint8]
 
@@ -85,10 +88,11 @@ def plan_splits(inputs: Sequence[str], fmt: RecordFormat, split_bytes: int) -> t
         split_bytes: length of a split in bytes, >= 1; the last of a file may be shorter.
 
     Returns:
-        The splits, ``index`` running from 0. Empty files give none.
+        The splits, ``index`` running from 0. Empty files give none, but for ``sequence``, where they are an error.
 
     Raises:
-        InputError: something is missing, unreadable, not a regular file or of the wrong size; over SPLITS_MAX splits.
+        InputError: something is missing, unreadable, not a regular file or of the wrong size; no SequenceFile where there
+            should be one; over SPLITS_MAX splits.
         UsageError: no inputs, or ``split_bytes`` below 1.
     """
     if split_bytes < 1:
@@ -208,7 +212,7 @@ def _file_member(path: str) -> _Member:
 def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int) -> Iterator[Split]:
     """Yield the splits of one file, numbered from ``index``."""
     path, size, uri = member
-    if size == 0:
+    if size == 0 and fmt.kind != "sequence":
         return
     compression: Literal["none", "gz", "zst"] = "none"
     suffix = os.path.splitext(public_name(path))[1].lower()
@@ -218,6 +222,8 @@ def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int)
     if fmt.kind == "fixed" and compression == "none":
         _check_width(public_name(path), size, fmt)
         step = max(1, split_bytes // fmt.width) * fmt.width
+    if fmt.kind == "sequence" and compression == "none" and not uri:
+        _check_header(Split(path, 0, size, size, "none", False, index))
     if index + -(-size // step) > SPLITS_MAX:
         raise InputError(f"{public_name(path)} takes the job over {SPLITS_MAX} splits; use a larger --split-mb")
     for start in range(0, size, step):
@@ -228,6 +234,11 @@ def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int)
 def _check_width(name: str, size: int, fmt: RecordFormat) -> None:
     if fmt.kind == "fixed" and size % fmt.width:
         raise InputError(f"{name} has {size} bytes, not a multiple of {fmt.width}, the width of the job's records")
+
+
+def _check_header(split: Split) -> None:
+    with _open_file(split) as file:
+        read_header(_reader(file.fileno(), split), split.size, public_name(split.path))
 
 
 def _hidden(path: str) -> bool:
@@ -317,7 +328,7 @@ def open_split(
     max_member_bytes: int = MEMBER_BYTES_MAX,
     populate: bool = True,
 ) -> Iterator[U8]:
-    """Yield u8[n], read-only: the bytes of exactly the records that start in the split.
+    """Yield u8[n], read-only: the bytes of exactly the records that start in the split. Not for ``sequence``.
 
     For ``words``, separators may stand at either end. The last record is complete, however far past the split it ends.
 
@@ -342,9 +353,94 @@ def open_split(
                 mapping.close()
 
 
+@contextmanager
+def open_records(
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], populate: bool = True
+) -> Iterator[U8 | Block]:
+    """Yield what a map gets: for ``sequence`` a block of keys and values, else what :func:`open_split` yields.
+
+    Args and errors as for :func:`open_split`.
+    """
+    if fmt.kind == "sequence":
+        yield read_sequence_split(split, scratch_dir)
+        return
+    with open_split(split, fmt, scratch_dir, populate=populate) as array:
+        yield array
+
+
+def read_sequence_split(
+    split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_MAX
+) -> Block:
+    """Return the records of a SequenceFile whose sync points lie in the split: a block of keys and values, in memory.
+
+    Args:
+        split: as planned; a gz or zst member is one split. scratch_dir: as for :func:`open_split`.
+        bytes_max: bound on the decoded records, in bytes.
+
+    Raises:
+        InputError: as for :func:`open_split`, and whatever is wrong in the file, with its name and the byte.
+        HostError: no space for decompressed bytes.
+    """
+    if split.compression != "none":
+        with _inflate(split, scratch_dir, MEMBER_BYTES_MAX) as spilled:
+            size = os.fstat(spilled.fileno()).st_size
+            whole = msgspec.structs.replace(split, start=0, length=size, size=size)
+            return _decode_mapped(whole, spilled.fileno(), bytes_max)
+    if not split.uri:
+        with _open_file(split) as file:
+            return _decode_mapped(split, file.fileno(), bytes_max)
+    with _open_raw(split) as file:
+
+        def read_at(at: int, n: int) -> bytes:
+            with uri_errors(split.path):
+                return _some(file.read_at(n, at), split)
+
+        return _decode_split(split, read_at, lambda begin, stop: _read_range(read_at, begin, stop), bytes_max)
+
+
+def _decode_mapped(split: Split, fd: int, bytes_max: int) -> Block:
+    mappings: list[mmap.mmap | None] = []
+
+    def view(begin: int, stop: int) -> U8:
+        array, mapping = _map(fd, split.path, begin, stop, split.length)
+        mappings.append(mapping)
+        return array
+
+    try:
+        return _decode_split(split, _reader(fd, split), view, bytes_max)
+    except OSError as error:
+        raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
+    finally:
+        for mapping in filter(None, mappings):
+            with suppress(BufferError):  # after an error, whose traceback holds a view
+                mapping.close()
+
+
+def _decode_split(split: Split, read_at: ReadAt, view: Callable[[int, int], U8], bytes_max: int) -> Block:
+    name = public_name(split.path)
+    header = read_header(read_at, split.size, name)
+    begin, stop = sync_range(read_at, header, split.start, split.start + split.length, split.size)
+    return decode_records(view(begin, stop), header, begin, name, bytes_max)
+
+
+def _read_range(read_at: ReadAt, begin: int, stop: int) -> U8:
+    import numpy as np
+
+    data = bytearray()
+    while begin + len(data) < stop:
+        data += read_at(begin + len(data), stop - begin - len(data))
+    return np.frombuffer(data, np.uint8)
+
+
+def _reader(fd: int, split: Split) -> ReadAt:
+    return lambda offset, n: _some(os.pread(fd, n, offset), split)
+
+
 def _open(
     split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int, populate: bool
 ) -> tuple[U8, mmap.mmap | None]:
+    if fmt.kind == "sequence":
+        raise UsageError("the records of a SequenceFile are no run of bytes: use open_records")
     if split.compression != "none":
         with _inflate(split, scratch_dir, bytes_max) as spilled:
             size = os.fstat(spilled.fileno()).st_size
@@ -354,12 +450,8 @@ def _open(
         return _read_uri(split, fmt, bytes_max), None
     with _open_file(split) as file:
         fd = file.fileno()
-
-        def read_at(offset: int, n: int) -> bytes:
-            return _some(os.pread(fd, n, offset), split)
-
         try:
-            begin, stop = record_range(read_at, fmt, split.start, split.start + split.length, split.size)
+            begin, stop = record_range(_reader(fd, split), fmt, split.start, split.start + split.length, split.size)
         except OSError as error:
             raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
         return _map(fd, split.path, begin, stop, split.length if populate else mmap.PAGESIZE)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
+from quoreduce.data.sequencefile import SequenceWriter
 from quoreduce.job import Job, record_width
 
 U8 = NDArray[np.uint8]
@@ -42,7 +43,7 @@ class _Program:
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def map(self, data: U8, ctx: Any) -> list[Block]:
+    def map(self, data: U8 | Block, ctx: Any) -> list[Block]:
         """Run the job's map over every record, then combine, sort by key and partition."""
         groups: dict[bytes, list[bytes]] = {}
         count = 0
@@ -54,8 +55,11 @@ class _Program:
                 raise ValueError(f"map failed at record {count} of split {ctx.index}: {_say(error)}") from error
             count += 1
         ctx.records_in = count
+        ctx.count("MAP_OUTPUT_RECORDS", _values(groups))
         if self._job.combine is not None:
+            ctx.count("COMBINE_INPUT_RECORDS", _values(groups))
             groups = self._combined(groups)
+            ctx.count("COMBINE_OUTPUT_RECORDS", _values(groups))
         partitions: list[list[tuple[bytes, bytes]]] = [[] for _ in range(ctx.reducers)]
         for key in sorted(groups):
             partitions[self._partition(key, ctx.reducers)] += [(key, value) for value in groups[key]]
@@ -67,10 +71,22 @@ class _Program:
         for block in blocks:
             for key, value in _pairs(block):
                 groups.setdefault(key, []).append(value)
+        ctx.count("REDUCE_INPUT_GROUPS", len(groups))
+        if self._job.output == "sequence":
+            self._write_sequence(groups, ctx)
+            return
         width = record_width(self._job.output)
         for key in sorted(groups):
             for new_key, value in self._call("reduce", self._job.reduce, key, groups[key]):
                 ctx.write(_fixed(value, width) if width else format_line(new_key, value), 1)
+
+    def _write_sequence(self, groups: dict[bytes, list[bytes]], ctx: Any) -> None:
+        """Write what the reduce yields as Text, as in a line of text output, to a SequenceFile."""
+        with SequenceWriter(lambda data: ctx.write(data, 0), ctx.seed) as writer:
+            for key in sorted(groups):
+                for new_key, value in self._call("reduce", self._job.reduce, key, groups[key]):
+                    writer.write(_text(new_key), _text(value))
+        ctx.write(b"", writer.records)
 
     def _combined(self, groups: dict[bytes, list[bytes]]) -> dict[bytes, list[bytes]]:
         assert self._job.combine is not None
@@ -96,12 +112,19 @@ class _Program:
         return number
 
 
+def _values(groups: dict[bytes, list[bytes]]) -> int:
+    return sum(map(len, groups.values()))
+
+
 def _say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def records_of(data: U8, kind: str) -> Iterator[bytes]:
-    """Yield the records in ``data``: lines without ``\\n`` or ``\\r\\n``, words, or N bytes each."""
+def records_of(data: U8 | Block, kind: str) -> Iterator[Any]:
+    """Yield the records in ``data``: lines without ``\\n`` or ``\\r\\n``, words, N bytes each, or a block's (key, value)."""
+    if isinstance(data, Block):
+        yield from _pairs(data)
+        return
     raw = data.tobytes()
     width = record_width(kind)
     if width:

@@ -48,6 +48,9 @@ def map_words(data: NDArray[np.uint8], ctx: Any) -> list[Block]:
         counts = block.numbers(1)
         counter.fill(r, *block.binary(0), counts)
         ctx.records_in += int(counts.sum())
+    ctx.count("MAP_OUTPUT_RECORDS", ctx.records_in)
+    ctx.count("COMBINE_INPUT_RECORDS", ctx.records_in)
+    ctx.count("COMBINE_OUTPUT_RECORDS", int(entries.sum()))
     return blocks
 
 
@@ -55,6 +58,7 @@ def reduce_counts(blocks: Sequence[Block], ctx: Any) -> None:
     """Add up the counts of the blocks of one partition, and write them as text."""
     words = _scratch().words
     merged = words.merge_counts([(*block.binary(0), block.numbers(1)) for block in blocks])
+    ctx.count("REDUCE_INPUT_GROUPS", len(merged[2]))
     ctx.write(words.format_counts(*merged), len(merged[2]))
 
 

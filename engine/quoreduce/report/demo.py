@@ -11,6 +11,7 @@ from pathlib import Path
 from quoreduce.errors import InputError, QuoreduceError
 from quoreduce.jobs.find import find_job
 from quoreduce.report.generate import text_chunks, write_file
+from quoreduce.runtime.compile import use_kernels
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.session import Session
 
@@ -27,6 +28,7 @@ def demo(text: str | None, generated_mb: int, on: str) -> int:
         raise InputError(f"no such file: {text}")
     folder = Path(tempfile.mkdtemp(prefix="quoreduce-demo-"))
     try:
+        use_kernels(_say)
         generated = folder / "generated.txt"
         _say(f"generating {generated_mb} MB of text ...")
         write_file(generated, text_chunks(generated_mb * 1_000_000, seed=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from quoreduce.data.commit import output_errors
 from quoreduce.errors import OutputError, UsageError
+from quoreduce.runtime.compile import use_kernels
 
 RECORDS_PER_CHUNK = 100_000
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -20,6 +22,7 @@ _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 def generate(kind: str, amount: str, file: str, seed: int, first: int, overwrite: bool) -> int:
     """Write ``amount`` bytes of text or records of ``kind`` to ``file``; print what was written; return 0."""
     count = parse_amount(amount)
+    use_kernels(lambda text: print(text, file=sys.stderr))
     path = Path(file)
     if path.exists() and not overwrite:
         raise OutputError(f"{file} exists: use --overwrite to replace it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_split, plan_splits
 from quoreduce.data.manifest import read_manifest
 from quoreduce.errors import InputError, OutputError
+from quoreduce.runtime.compile import use_kernels
 
 RECORD_BYTES = 100
 CHUNK_RECORDS = 500_000
@@ -32,6 +34,7 @@ class Summary:
 
 def validate_sort(output: str, inputs: Sequence[str] | None, as_json: bool) -> int:
     """Check an output of the job ``sort`` (or one file of records); print the findings; return 0 if all is well, else 2."""
+    use_kernels(lambda text: print(text, file=sys.stderr))
     found = _summary_of_output(output)
     sources = list(inputs) if inputs else _sources(output)
     expected = summarise(sources) if sources else None

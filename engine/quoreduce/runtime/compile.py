@@ -16,7 +16,8 @@ from quoreduce.runtime.port import kernel_cache, kernel_version, worker_env
 
 _CODE = (
     "import quoreduce_kernels.words, quoreduce_kernels.records, quoreduce_kernels.fingerprint, "
-    "quoreduce_kernels.gensort, quoreduce_kernels.textgen, quoreduce_kernels.blake3"
+    "quoreduce_kernels.gensort, quoreduce_kernels.textgen, quoreduce_kernels.blake3, quoreduce_kernels.sequence, "
+    "quoreduce_kernels.gridgen, quoreduce_kernels.pairs"
 )
 TIMEOUT_S = 600
 KEEP_S = 30 * 24 * 3600
@@ -39,6 +40,12 @@ def ensure_kernels(say: Callable[[str], None] = lambda text: None) -> None:
                 stamp.touch()
     except OSError as error:
         raise HostError(f"cannot write the kernel cache {folder}: {error.strerror}; set QUOREDUCE_CACHE") from error
+
+
+def use_kernels(say: Callable[[str], None] = lambda text: None) -> None:
+    """Let this process load kernels from the cache too: call it before the first import of one."""
+    ensure_kernels(say)
+    os.environ.setdefault("NUMBA_CACHE_DIR", worker_env()["NUMBA_CACHE_DIR"])
 
 
 def _forget_old(folder: Path) -> None:

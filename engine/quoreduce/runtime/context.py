@@ -11,13 +11,29 @@ from numpy.typing import NDArray
 from quoreduce.data.block import Block, Buffer, parse_schema
 from quoreduce.data.block import Layout as BlockLayout
 from quoreduce.data.digest import Digester, Stream
+from quoreduce.runtime.wire import COUNTER_CHARS_MAX, COUNTERS_MAX
 
 U8 = NDArray[np.uint8]
 Size = tuple[int, Sequence[int]]
 CHUNK_BYTES = 1 << 20
 
 
-class MapContext:
+class Counting:
+    """What a task counts, by name: figures for the user, which are not voted on."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add ``n`` >= 0 to a counter; a job has at most 64 of them, with names of up to 64 characters."""
+        if n < 0 or not 1 <= len(name) <= COUNTER_CHARS_MAX:
+            raise ValueError(f"a counter has a name of 1 to {COUNTER_CHARS_MAX} characters and only goes up, not {name!r}: {n}")
+        if name not in self.counters and len(self.counters) >= COUNTERS_MAX:
+            raise ValueError(f"a job has at most {COUNTERS_MAX} counters; there is no place for {name!r}")
+        self.counters[name] = self.counters.get(name, 0) + int(n)
+
+
+class MapContext(Counting):
     """Given to a map.
 
     Attributes:
@@ -31,6 +47,7 @@ class MapContext:
         self, index: int, reducers: int, side: bytes, seed: int, store: bool, digester: Digester,
         allocate: Callable[[int], U8],
     ) -> None:  # fmt: skip
+        super().__init__()
         self.index = index
         self.reducers = reducers
         self.side = side
@@ -64,7 +81,7 @@ def _slice(memory: U8, start: int) -> Callable[[int], U8]:
     return lambda nbytes: memory[start : start + nbytes]
 
 
-class ReduceContext:
+class ReduceContext(Counting):
     """Given to a reduce.
 
     Attributes:
@@ -76,6 +93,7 @@ class ReduceContext:
         self, index: int, reducers: int, side: bytes, seed: int, digester: Digester, stride: int,
         files: Sequence[int], spoil: Callable[[bytearray], bytearray] | None = None,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.index = index
         self.reducers = reducers
         self.side = side

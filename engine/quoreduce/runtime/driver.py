@@ -189,6 +189,8 @@ class Driver:
 
     def _begun(self, worker: str, reply: wire.Reply) -> None:
         """A worker has begun the job, so its deadlines run from now on; or it could not, which f+1 domains must say."""
+        if worker not in self._setup_pending:
+            return
         self._setup_pending.discard(worker)
         if reply.status != "ready":
             self._unloadable.add(self.workers[worker].domain)
@@ -212,8 +214,7 @@ class Driver:
             return
         del self._running[reply.attempt]
         self._idle_deaths = 0
-        kind = known.launch.task.kind
-        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - known.started)
+        self._time(known)
         if reply.status == "host":
             self._host_error(reply)
         if reply.status == "ok":
@@ -231,7 +232,8 @@ class Driver:
             parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
             return m.Finished(reply.attempt, m.Output(self._vote(launch.task.kind, reply), parts))
         if reply.status == "failed":
-            return m.Failed(reply.attempt, reply.error, Digester("blake3").of(reply.error.encode()))
+            voted = reply.error.partition("\n")[0]  # the lines after it are details, in which replicas may differ
+            return m.Failed(reply.attempt, reply.error, Digester("blake3").of(voted.encode()))
         return m.Refused(reply.attempt, reply.bad)
 
     def _vote(self, kind: str, reply: wire.Reply) -> bytes:
@@ -320,6 +322,14 @@ class Driver:
         limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
         self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
+
+    def _time(self, finished: Running) -> None:
+        """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""
+        kind = finished.launch.task.kind
+        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - finished.started)
+        for running in self._running.values():
+            if running.launch.task.kind == kind:
+                running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
 
     def _deadline(self, launch: m.Launch) -> float:
         """A fixed deadline, or one far above the slowest task so far, doubled at every retry."""
@@ -445,6 +455,29 @@ class Driver:
         winners = [self._kept.get(agreed.attempt) for task, agreed in self._agreed.items() if task.kind == "map"]
         r.records_in = sum(kept.reply.records_in for kept in winners if kept)
         r.bytes_in = sum(kept.reply.bytes_in for kept in winners if kept)
+        r.counters = self._counters()
+
+    def _counters(self) -> dict[str, int]:
+        """Hadoop's counters and the job's, over the agreed attempts. What follows from votes goes before what a job says."""
+        kept = [(task.kind, self._kept[a.attempt].reply) for task, a in self._agreed.items() if a.attempt in self._kept]
+        maps = [reply for kind, reply in kept if kind == "map"]
+        reduces = [reply for kind, reply in kept if kind == "reduce"]
+        between = [part for reply in maps for part in reply.parts]
+        written = [part for reply in reduces for part in reply.parts]
+        voted = {
+            "MAP_INPUT_RECORDS": sum(reply.records_in for reply in maps),
+            "REDUCE_SHUFFLE_BYTES": sum(part.nbytes for part in between),
+            "REDUCE_INPUT_RECORDS": sum(part.records for part in between),
+            "REDUCE_OUTPUT_RECORDS": sum(part.records for part in written),
+            "BYTES_READ": sum(split.length for split in self.splits),
+            "BYTES_WRITTEN": sum(part.nbytes for part in written),
+        }
+        counted: dict[str, int] = {}
+        for reply in (*maps, *reduces):
+            for name, n in reply.counters.items():
+                counted[name] = counted.get(name, 0) + n
+        before_combine = {"MAP_OUTPUT_RECORDS": voted["REDUCE_INPUT_RECORDS"]}  # unless the job says that it combined
+        return dict(sorted((before_combine | counted | voted).items()))
 
     def parts(self) -> list[m.Part]:
         """The agreed output, part by part."""

@@ -68,8 +68,8 @@ class Options:
             raise UsageError(f"a split has at least one byte, not {self.split_mb} MB")
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise UsageError("a deadline is more than 0 seconds")
-        if self.attempts_max is not None and self.attempts_max < 1:
-            raise UsageError("at least one attempt is needed for each task")
+        if self.attempts_max is not None and self.attempts_max < self.replicas_first:
+            raise UsageError(f"attempts of a task are at least the {self.replicas_first} that are planned, not {self.attempts_max}")
         for text in self.faults:
             parse_fault(text)
 
@@ -82,6 +82,12 @@ class Options:
     def replicas_needed(self) -> int:
         """Distinct failure domains that must agree."""
         return 1 if self.mode == "original" else self.f + 1
+
+    @property
+    def replicas_first(self) -> int:
+        """Executions of a task that are planned before anything goes wrong."""
+        upfront = self.mode == "basic" or (self.mode == "bft" and not self.deferred)
+        return 2 * self.f + 1 if upfront else self.replicas_needed
 
     @property
     def algorithm(self) -> Algorithm:
@@ -126,7 +132,11 @@ class FaultCount:
 
 @dataclass(slots=True)
 class Result:
-    """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex."""
+    """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
+
+    ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
+    Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
+    """
 
     job: str
     mode: str
@@ -146,6 +156,7 @@ class Result:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     executions: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
     reexecutions: int = 0
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)

@@ -16,11 +16,15 @@ from quoreduce.errors import HostError
 REPLY_BYTES_MAX = 64 << 20
 SIDE_BYTES_MAX = 1 << 20
 ERROR_CHARS_MAX = 2000
+COUNTERS_MAX = 64
+COUNTER_CHARS_MAX = 64
 INT_MAX = (1 << 63) - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Offset = Annotated[int, msgspec.Meta(ge=-1, le=INT_MAX)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+CounterName = Annotated[str, msgspec.Meta(min_length=1, max_length=COUNTER_CHARS_MAX)]
+Counters = Annotated[dict[CounterName, Count], msgspec.Meta(max_length=COUNTERS_MAX)]
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
@@ -116,6 +120,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     ``ok``: ``parts`` hold the output. ``failed``: the job's code raised; ``error`` and its digest are voted on. ``refused``: the
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
+    ``counters``: what the job counted; they are not voted on.
     """
 
     attempt: Offset
@@ -132,6 +137,7 @@ class Reply(msgspec.Struct, frozen=True):
     bad: tuple[Count, ...] = ()
     refetched: Count = 0
     generation: Count = 0
+    counters: Counters = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -156,5 +162,5 @@ def decode_reply(raw: bytes) -> Reply:
         raise HostError(f"a worker returned {len(raw)} bytes; at most {REPLY_BYTES_MAX} are read")
     try:
         return _replies.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: strings that are not UTF-8
         raise HostError(f"a worker returned bytes that are no reply: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from msgspec import structs
 from quoreduce.data.block import Block, Buffer
 from quoreduce.data.digest import Digester, Sealed, output_digest
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import open_split
+from quoreduce.data.inputs import open_records
 from quoreduce.errors import BlockError, HostError
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
@@ -67,7 +68,7 @@ class Worker:
             self._discard(request)
             return None
         attempt = getattr(request, "attempt", -1)
-        start = time.thread_time()
+        start = _cpu_s()
         try:
             reply = self._run(request)
         except _Refused as refused:
@@ -79,7 +80,7 @@ class Worker:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
         generation = self._setup.generation if self._setup else 0
-        return wire.encode(structs.replace(reply, cpu_s=time.thread_time() - start, generation=generation))
+        return wire.encode(structs.replace(reply, cpu_s=_cpu_s() - start, generation=generation))
 
     def _run(self, request: wire.Request) -> wire.Reply:
         match request:
@@ -120,9 +121,9 @@ class Worker:
             task.store or task.fault is not None, self._digester, allocate,
         )  # fmt: skip
         try:
-            with open_split(task.split, self._format, self.store.folder) as data:
+            with open_records(task.split, self._format, self.store.folder) as data:
                 outputs = self._partitions(self._job.map(data, ctx), ctx)
-                bytes_in = int(data.size)
+                bytes_in = int(data.nbytes)
                 del data
             if task.fault and task.fault.kind in COMPUTE_FAULTS:
                 faults.spoil_blocks(task.fault, ctx.placed or ())
@@ -133,7 +134,9 @@ class Worker:
         path = self.store.path(task.attempt) if task.store else ""
         if task.fault:
             parts = self._after(task.fault, parts, path, ctx.placed or ())
-        return wire.Reply(task.attempt, "ok", parts, path, records_in=ctx_records(ctx), bytes_in=bytes_in)
+        return wire.Reply(
+            task.attempt, "ok", parts, path, records_in=ctx_records(ctx), bytes_in=bytes_in, counters=ctx.counters
+        )
 
     def _partitions(self, result: Any, ctx: MapContext) -> Sequence[Block | Sealed]:
         """Bring what a map returned into R partitions that lie where they belong."""
@@ -201,7 +204,7 @@ class Worker:
             part = self._after_reduce(task.fault, part, task.paths)
         return wire.Reply(
             task.attempt, "ok", (part,), task.paths[0] if task.paths else "", bad=tuple(inputs.bad),
-            refetched=inputs.refetched, bytes_in=inputs.nbytes, bytes_shipped=inputs.shipped,
+            refetched=inputs.refetched, bytes_in=inputs.nbytes, bytes_shipped=inputs.shipped, counters=ctx.counters,
         )  # fmt: skip
 
     def _after_reduce(self, fault: wire.Fault, part: wire.PartReply, paths: Sequence[str]) -> wire.PartReply:
@@ -219,7 +222,7 @@ class Worker:
         assert self._job.sample is not None
         ctx = MapContext(0, self._setup.reducers, b"", self._seed("sample", 0), False, self._digester, self.store.scratch)
         openers = [
-            lambda s=s: open_split(s, self._format, self.store.folder, populate=False) for s in self._setup.sources
+            lambda s=s: open_records(s, self._format, self.store.folder, populate=False) for s in self._setup.sources
         ]
         data = bytes(self._job.sample(openers, ctx))
         if len(data) > wire.SIDE_BYTES_MAX:
@@ -301,6 +304,12 @@ class _Inputs:
         copy = bytearray(raw)
         copy[len(copy) // 2] ^= 1
         return copy
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this thread and of the commands that it has run and waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.thread_time() + children.ru_utime + children.ru_stime
 
 
 def _create(path: str, stack: ExitStack) -> int:

@@ -1,0 +1,304 @@
+"""The report: one HTML file with everything in it, and its figures as SVG files beside it.
+
+Nothing is loaded from elsewhere, and there are no scripts. The page is well-formed XML after its first line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from quoreduce.data.commit import output_errors
+from quoreduce.errors import OutputError
+from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart
+from quoreduce_gridmix.results import (
+    PLAIN, Cell, Comparison, Figure, Results, Run, Setting, by_setting, cells, compare, geometric_mean, variants,
+)  # fmt: skip
+
+PUBLISHED_TIME = Band(1.5, 2.5, "published, 10 nodes: 1.5 to 2.5")
+EVEN = Band(1.0, 1.0, "plain = 1")
+PUBLISHED = (
+    ("BFT MapReduce (the slides), f=1, GridMix, 10 nodes", "1.5 to 2.5", "2"),
+    ("BFT MapReduce (the slides), f=1, GridMix, 20 nodes", "only slightly longer", "2"),
+    ("FTMR's logs, f=1, deferred, GridMix 2, twice the nodes", "1.02 to 1.04", "2.05 to 2.08 (node-seconds)"),
+    ("FTMR's logs, f=1, all 2f+1 replicas", "", "3.14 to 3.22 (node-seconds)"),
+)
+SPLITS_FIRST = "webdataScan"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; } h2 { font-size: 1.3em; margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { font-size: 1.05em; margin-top: 1.6em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; } th { background: #f6f6f6; vertical-align: bottom; }
+th.text, td.text { text-align: left; } tr.total td { font-weight: bold; border-top: 2px solid #888; }
+.wide { overflow-x: auto; } .charts { display: flex; flex-wrap: wrap; gap: 12px; } svg { max-width: 100%; height: auto; }
+.note { color: #555; font-size: 13px; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A chart with the name that its file gets."""
+
+    name: str
+    svg: str
+
+
+def write_report(all_results: Sequence[Results], out: Path, overwrite: bool = False) -> list[Path]:
+    """Write the page to ``out`` and its figures beside it; return the paths written, the page first.
+
+    Raises:
+        OutputError: one of the files exists and ``overwrite`` is False, or cannot be written.
+    """
+    page, drawings = render(all_results)
+    texts = {out: page, **{out.with_name(f"{out.stem}-{drawing.name}.svg"): drawing.svg for drawing in drawings}}
+    for path in texts:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists: use --overwrite to replace it")
+    for path, text in texts.items():
+        with output_errors(path):
+            path.write_text(text, encoding="utf-8")
+    return list(texts)
+
+
+def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
+    """Make the page, and the figures in it, of one or more results."""
+    drawings: list[Drawing] = []
+    sections = []
+    settings = by_setting(all_results)
+    for number, (setting, results) in enumerate(settings, 1):
+        prefix = f"{number}-" if len(settings) > 1 else ""
+        section, own = _section(setting, results, prefix)
+        sections.append(section)
+        drawings += own
+    body = "\n".join([*sections, _published()])
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/><title>GridMix on quoreduce</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<style>{STYLE}</style></head>\n<body>\n<h1>GridMix on quoreduce: what voting costs</h1>\n"
+        "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain job "
+        "runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the median of "
+        "the ratios of pairs, ± half of the distance between the quartiles. All runs of an application wrote the same bytes.</p>"
+        f"\n{body}\n</body></html>\n"
+    ), drawings
+
+
+# --- one setting
+
+
+def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple[str, list[Drawing]]:
+    runs = [run for result in results for run in result.runs]
+    table = cells(runs)
+    drawings: list[Drawing] = []
+    heading = f"{setting.on}, {setting.workers} workers in {setting.domains} failure domains"
+    html = [f"<h2>{escape(heading)}</h2>", _about(setting, results)]
+    for variant in _voted(runs):
+        found = compare(table, PLAIN, variant)
+        for size in dict.fromkeys(c.base.size for c in found):
+            part = [c for c in found if c.base.size == size]
+            drawing = Drawing(f"{prefix}ratios-{_slug(size)}-{_slug(variant)}", ratio_chart(part, size, variant))
+            drawings.append(drawing)
+            html.append(f"<h3>{escape(f'{variant} against plain, {size}')}</h3>")
+            html += [drawing.svg, ratio_table(part)]
+    if not drawings:
+        html += ["<h3>Seconds</h3>", _seconds(table.values())]
+    html.append("<h3>Job time against the number of splits</h3>")
+    lines = splits_charts(table)
+    drawings += [Drawing(f"{prefix}splits-{_slug(app)}", svg) for app, svg in lines]
+    html.append(
+        f'<div class="charts">{"".join(svg for _, svg in lines)}</div>' if lines
+        else '<p class="note">Needs runs of one application with different numbers of splits: --size small,medium,large.</p>'
+    )  # fmt: skip
+    html.append("<h3>What each modification buys</h3>")
+    abl = _ablation(table, runs, prefix)
+    html += [text for text, _ in abl] or ['<p class="note">Needs the runs of --ablation.</p>']
+    drawings += [drawing for _, drawing in abl]
+    return "\n".join(html), drawings
+
+
+def _about(setting: Setting, results: Sequence[Results]) -> str:
+    m = setting.machine
+    versions = "; ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in result.versions.items()) for result in results))
+    sets = "; ".join(f"{kind}: {int(s['nbytes']):,} bytes, {s['parts']} parts, seed {s['seed']}" for kind, s in setting.data.items())
+    facts = (
+        ("Date", ", ".join(dict.fromkeys(result.date for result in results))),
+        ("Machine", f"{m['cpu']}, {m['cores_used']} of {m['cores']} cores, {m['memory_gb']} GB, {m['kernel']} {m['architecture']}"),
+        ("Versions", versions),
+        ("Data", f"{sets} (keys and values, before compression)"),
+        ("Options", f"splits of {setting.split_mb:g} MB, digest of voted runs {setting.digest}"),
+    )
+    return _table([], [[name, text] for name, text in facts], text=2)
+
+
+def ratio_chart(found: Sequence[Comparison], size: str, variant: str) -> str:
+    """Draw the ratios in time and CPU of each application (slide 25), with the seconds below."""
+    groups = [
+        Group(
+            c.base.app,
+            (_bar(c.wall, _note(c, "time")), _bar(c.cpu, _note(c, "CPU"))),
+            (f"{c.base.wall.median:.3g} → {c.other.wall.median:.3g} s", f"CPU {c.base.cpu.median:.3g} → {c.other.cpu.median:.3g} s"),
+        )
+        for c in found
+    ]
+    if len(found) > 1:
+        means = [geometric_mean(getattr(c, name).median for c in found) for name in ("wall", "cpu")]
+        groups.append(Group("geometric mean", tuple(Bar(mean, note=f"{mean:.3f}") for mean in means)))
+    return bar_chart(f"{variant} / plain, {size}", "ratio", ("time", "CPU"), groups, (PUBLISHED_TIME, EVEN))
+
+
+def ratio_table(found: Sequence[Comparison]) -> str:
+    """Ratios as an HTML table, seconds beside them."""
+    heads = [
+        "application", "splits", "pairs", "plain s", "voted s", "time ratio", "shortest runs' ratio", "plain CPU s", "voted CPU s",
+        "CPU ratio", "executions plain → voted", "MB stored plain → voted", "MB shipped plain → voted",
+    ]  # fmt: skip
+    rows = []
+    for c in found:
+        rows.append([
+            c.base.app, f"{c.base.splits:,}", str(c.wall.count), _spread(c.base.wall), _spread(c.other.wall), _spread(c.wall),
+            f"{c.least:.2f}", f"{c.base.cpu.median:.3g}", f"{c.other.cpu.median:.3g}", _spread(c.cpu),
+            _both(c, _executions, ",.0f"), _both(c, lambda run: run.bytes.stored / 1e6, ",.1f"),
+            _both(c, lambda run: run.bytes.shipped / 1e6, ",.1f"),
+        ])  # fmt: skip
+    if len(found) > 1:
+        wall, cpu = (geometric_mean(getattr(c, name).median for c in found) for name in ("wall", "cpu"))
+        least = geometric_mean(c.least for c in found)
+        rows.append(["geometric mean", "", "", "", "", f"{wall:.2f}", f"{least:.2f}", "", "", f"{cpu:.2f}", "", "", ""])
+    return _table(heads, rows, total=len(found) > 1)
+
+
+def splits_charts(table: dict[tuple[str, str, str], Cell]) -> list[tuple[str, str]]:
+    """Draw job time against splits (slide 24) of each application that ran with different numbers of them: (application, SVG)."""
+    points: dict[str, dict[str, dict[float, Bar]]] = {}
+    for cell in table.values():
+        note = f"{cell.variant}, {cell.splits} splits ({cell.size}): {cell.wall.median:.3f} s"
+        points.setdefault(cell.app, {}).setdefault(cell.variant, {})[cell.splits] = _bar(cell.wall, note)
+    charts = []
+    for app in sorted(points, key=lambda name: name != SPLITS_FIRST):
+        lines = [Line(name, tuple(of.items())) for name, of in points[app].items() if len(of) > 1]
+        if lines:
+            charts.append((app, line_chart(app, "job time, s", "splits", lines)))
+    return charts
+
+
+def _ablation(table: dict[tuple[str, str, str], Cell], runs: Sequence[Run], prefix: str) -> list[tuple[str, Drawing]]:
+    """For each size and f with all the runs: a chart and two tables, and the chart."""
+    found = []
+    for size in dict.fromkeys(run.size for run in runs):
+        for f in sorted({run.f for run in runs if run.off}):
+            names = [name for name in variants(run for run in runs if run.f == f and run.size == size) if name != PLAIN]
+            base = f"basic f={f}"
+            if base in names and any(run.off and run.f == f and run.size == size for run in runs):
+                own = {key: cell for key, cell in table.items() if key[1] == size}
+                by_variant = [(name, compare(own, base, name)) for name in names]
+                chart = ablation_chart(by_variant, base, size)
+                title = f"<p>Relative to {escape(base)} (2f+1 executions), {escape(size)}; geometric means over the applications.</p>"
+                text = "\n".join([title, chart, _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])])
+                found.append((text, Drawing(f"{prefix}ablation-{_slug(size)}-f{f}", chart)))
+    return found
+
+
+def ablation_chart(by_variant: Sequence[tuple[str, Sequence[Comparison]]], base: str, size: str) -> str:
+    """Draw time, CPU, bytes stored and executions of each variant relative to ``base``."""
+    groups = []
+    for name, found in by_variant:
+        if found:
+            bars = tuple(Bar(value, note=f"{name}: {value:.3f}") for value in _means(found))
+            groups.append(Group(name, bars))
+    series = ("time", "CPU", "bytes stored", "executions")
+    return bar_chart(f"relative to {base}, {size}", "ratio", series, groups, (Band(1.0, 1.0, f"{base} = 1"),), group_px=140)
+
+
+def _ablation_table(by_variant: Sequence[tuple[str, Sequence[Comparison]]]) -> str:
+    heads = ["variant", "time", "CPU", "bytes stored", "executions"]
+    return _table(heads, [[name, *(f"{value:.2f}" for value in _means(found))] for name, found in by_variant if found])
+
+
+def _ablation_seconds(table: dict[tuple[str, str, str], Cell], names: Sequence[str]) -> str:
+    """Median seconds of each application and variant."""
+    apps = list(dict.fromkeys(cell.app for cell in table.values()))
+    rows = []
+    for app in apps:
+        found = {cell.variant: cell for cell in table.values() if cell.app == app}
+        rows.append([app, *(_spread(found[name].wall) if name in found else "" for name in names)])
+    return _table(["seconds", *names], rows)
+
+
+def _means(found: Sequence[Comparison]) -> tuple[float, float, float, float]:
+    return (
+        geometric_mean(c.wall.median for c in found),
+        geometric_mean(c.cpu.median or 1.0 for c in found),
+        geometric_mean(_quotient(c, lambda run: run.bytes.stored) for c in found),
+        geometric_mean(_quotient(c, _executions) for c in found),
+    )
+
+
+def _seconds(found: Iterable[Cell]) -> str:
+    rows = [[c.app, c.size, c.variant, f"{c.splits:,}", _spread(c.wall), _spread(c.cpu)] for c in found]
+    return _table(["application", "size", "variant", "splits", "s", "CPU s"], rows, text=3)
+
+
+def _published() -> str:
+    rows = [[what, time, cpu] for what, time, cpu in PUBLISHED]
+    return (
+        "<h2>Published, for comparison</h2>\n<p class=\"note\">Other systems on other machines, as their authors give them; "
+        "not measured here.</p>\n" + _table(["published", "time ratio", "CPU ratio"], rows, text=3)
+    )  # fmt: skip
+
+
+# --- pieces
+
+
+def _voted(runs: Sequence[Run]) -> list[str]:
+    """Variants to compare with plain: not those of an ablation."""
+    names = variants(run for run in runs if not run.off)
+    return [name for name in names if name != PLAIN]
+
+
+def _executions(run: Run) -> float:
+    return float(sum(run.executions.values()))
+
+
+def _both(c: Comparison, figure: object, style: str) -> str:
+    assert callable(figure)
+    return f"{c.base.amount(figure):{style}} → {c.other.amount(figure):{style}}"
+
+
+def _quotient(c: Comparison, figure: object) -> float:
+    assert callable(figure)
+    base, other = c.base.amount(figure), c.other.amount(figure)
+    return other / base if base > 0 and other > 0 else 1.0
+
+
+def _bar(figure: Figure, note: str) -> Bar:
+    return Bar(figure.median, figure.low, figure.high, note)
+
+
+def _note(c: Comparison, what: str) -> str:
+    a, b = (c.base.wall, c.other.wall) if what == "time" else (c.base.cpu, c.other.cpu)
+    ratio = c.wall if what == "time" else c.cpu
+    return f"{c.base.app}, {what}: {a.median:.3f} s plain, {b.median:.3f} s {c.other.variant}: {ratio.median:.3f}"
+
+
+def _spread(figure: Figure) -> str:
+    return f"{figure.median:.3g} ± {figure.spread / 2:.2g}" if figure.count > 1 else f"{figure.median:.3g}"
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1, total: bool = False) -> str:
+    """Make a table; the first ``text`` columns are left-aligned, and with ``total`` the last row stands out."""
+
+    def row(tag: str, values: Sequence[str]) -> str:
+        kind = (' class="text"' if k < text else "" for k in range(len(values)))
+        return "".join(f"<{tag}{c}>{escape(value)}</{tag}>" for c, value in zip(kind, values, strict=True))
+
+    head = f"<thead><tr>{row('th', heads)}</tr></thead>" if heads else ""
+    lines = [
+        f"<tr{' class="total"' if total and k == len(rows) - 1 else ''}>{row('td', values)}</tr>" for k, values in enumerate(rows)
+    ]
+    body = "\n".join(lines)
+    return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'

@@ -1,0 +1,264 @@
+"""What runs gave, as JSON and back; and the figures made of them: medians, spreads, ratios.
+
+A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that what
+disturbs the machine for a while disturbs both. Figures of different settings (executor, workers, machine, data) never mix.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quoreduce.errors import InputError
+
+FORMAT = 1
+PLAIN = "plain"
+MODIFICATIONS = ("deferred", "tentative", "digest_outputs", "tight_storage")
+_PACKAGES = ("quoreduce", "numba", "numpy", "ray", "blake3")
+
+
+class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes read, written as output, stored for the shuffle and as output, and shipped between workers."""
+
+    read: int = msgspec.field(name="in")
+    written: int = msgspec.field(name="out")
+    stored: int
+    shipped: int
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One job of an application; ``reexecutions`` are executions that were not planned."""
+
+    job: str
+    wall_s: float
+    cpu_s: float
+    bytes: Amounts
+    executions: dict[str, int]
+    counters: dict[str, int]
+    splits: int
+    parts: int
+    reexecutions: int
+    faults_detected: int
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One run of an application: the sum of its stages. ``digest`` is of the last stage's part files.
+
+    ``variant`` names mode, f and ``off``, the modifications of ``bft`` that were switched off.
+    """
+
+    app: str
+    size: str
+    variant: str
+    mode: str
+    f: int
+    off: list[str]
+    repetition: int
+    wall_s: float
+    cpu_s: float
+    bytes: Amounts
+    executions: dict[str, int]
+    counters: dict[str, int]
+    digest: str
+    splits: int
+    stages: list[Stage]
+
+
+class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What must be the same for figures to be compared."""
+
+    on: str
+    workers: int
+    domains: int
+    machine: dict[str, str | int | float]
+    data: dict[str, dict[str, str | int]]
+    split_mb: float
+    digest: str
+
+
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All runs of one command."""
+
+    format: int
+    date: str
+    versions: dict[str, str]
+    setting: Setting
+    runs: list[Run]
+
+    def encode(self) -> bytes:
+        """Return JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read what :meth:`Results.encode` wrote; raise InputError if the file is missing or says something else."""
+    try:
+        results = msgspec.json.decode(Path(path).read_bytes(), type=Results)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no result of quoreduce gridmix run: {error}") from error
+    if results.format != FORMAT:
+        raise InputError(f"{path} has format {results.format}, this version reads {FORMAT}: run it again")
+    if not results.runs:
+        raise InputError(f"{path} has no runs")
+    if any(run.wall_s <= 0 or run.cpu_s < 0 for run in results.runs):
+        raise InputError(f"{path} has a run that took no time: it was not measured")
+    return results
+
+
+# --- where and when
+
+
+def now() -> str:
+    """Date and time, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, str | int | float]:
+    """Describe the machine."""
+    cpu = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": cpu or platform.processor() or "unknown", "cores": os.cpu_count() or 1,
+        "cores_used": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
+        "kernel": platform.release(), "architecture": platform.machine(),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what does the work."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+# --- figures
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A median with its quartiles and its least."""
+
+    median: float
+    low: float
+    high: float
+    least: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """Make it of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high, min(values), len(values))
+
+    @property
+    def spread(self) -> float:
+        """Distance from the lower to the upper quartile."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """All runs of one application, size and variant."""
+
+    app: str
+    size: str
+    variant: str
+    runs: tuple[Run, ...]
+
+    @property
+    def wall(self) -> Figure:
+        """Seconds."""
+        return Figure.of([run.wall_s for run in self.runs])
+
+    @property
+    def cpu(self) -> Figure:
+        """Seconds of all processes."""
+        return Figure.of([run.cpu_s for run in self.runs])
+
+    @property
+    def splits(self) -> int:
+        """Of all stages."""
+        return self.runs[0].splits
+
+    def amount(self, figure: Callable[[Run], float]) -> float:
+        """Median of another figure."""
+        return statistics.median(map(figure, self.runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A variant against another one, for one application and size."""
+
+    base: Cell
+    other: Cell
+    wall: Figure
+    cpu: Figure
+
+    @property
+    def least(self) -> float:
+        """Ratio of the shortest runs: what is left of the ratio without noise."""
+        return self.other.wall.least / self.base.wall.least
+
+
+def cells(runs: Iterable[Run]) -> dict[tuple[str, str, str], Cell]:
+    """Group runs by (app, size, variant), in order of appearance."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.app, run.size, run.variant), []).append(run)
+    return {key: Cell(*key, tuple(group)) for key, group in groups.items()}
+
+
+def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) -> list[Comparison]:
+    """Compare ``variant`` with ``base`` wherever both have been run."""
+    found = []
+    for (app, size, name), cell in table.items():
+        other = table.get((app, size, variant))
+        if name == base and other is not None:
+            pairs = list(zip(cell.runs, other.runs, strict=False))
+            wall = Figure.of([b.wall_s / a.wall_s for a, b in pairs])
+            cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s else 1.0 for a, b in pairs])
+            found.append(Comparison(cell, other, wall, cpu))
+    return found
+
+
+def variants(runs: Iterable[Run]) -> list[str]:
+    """Names of variants, in order of appearance."""
+    return list(dict.fromkeys(run.variant for run in runs))
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Geometric mean of positive numbers."""
+    return statistics.geometric_mean(values)
+
+
+def by_setting(all_results: Sequence[Results]) -> list[tuple[Setting, list[Results]]]:
+    """Group results whose settings are the same."""
+    groups: dict[bytes, tuple[Setting, list[Results]]] = {}
+    for results in all_results:
+        key = msgspec.json.encode(results.setting, order="deterministic")
+        groups.setdefault(key, (results.setting, []))[1].append(results)
+    return list(groups.values())
+
+
+def as_json(results: Results) -> Any:
+    """Plain objects, for tests and for other programs."""
+    return msgspec.to_builtins(results)

@@ -1,0 +1,124 @@
+"""Workers that hang: killed at their deadline and replaced (R9), whatever it was that they were asked to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from meddling import Said, meddled_session
+from runs import WORDCOUNT, left_in, parts_of, poll, running
+
+from quoreduce import Job, Options, Session
+from quoreduce.errors import NoQuorum
+from quoreduce.runtime import driver, wire
+from quoreduce.runtime.options import Place
+
+DEADLINE_S = 2.0
+
+
+def stopping_job(folder: str, role: str) -> Job:
+    """The first execution of ``role`` stops its own process, all threads of it, as a debugger would."""
+
+    def stop_once(where: str) -> None:
+        if where == role:
+            try:
+                os.close(os.open(f"{folder}/stopped", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            Path(f"{folder}/pid").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def map_line(line: bytes) -> Iterator[tuple[bytes, int]]:
+        stop_once("map")
+        yield line, 1
+
+    def add(key: bytes, values: list[int]) -> Iterator[tuple[bytes, int]]:
+        stop_once("reduce")
+        yield key, sum(values)
+
+    return Job("stopping", map_line, add)
+
+
+@pytest.mark.parametrize(
+    ("on", "role"), [("local", "map"), ("local", "reduce"), pytest.param("ray", "reduce", marks=pytest.mark.ray)]
+)
+def test_a_worker_that_is_stopped_is_killed_and_replaced(
+    on: str, role: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if on == "ray":
+        request.getfixturevalue("ray_cluster")
+    (tmp_path / "text").write_bytes(b"a\nb\na\n")
+    store, output = tmp_path / "store", tmp_path / "outputs" / "out"
+    with Session(Place(on, 2, "worker", store=str(store))) as session:  # type: ignore[arg-type]
+        job = stopping_job(str(tmp_path), role)
+        result = session.run(job, [str(tmp_path / "text")], str(output), Options(reducers=1, deadline_s=DEADLINE_S))
+    assert parts_of(output) == [b"a\t2\nb\t1\n"]
+    assert result.executions == {"map": 2 + (role == "map"), "reduce": 2 + (role == "reduce")}
+    assert result.faults.detected == result.faults.masked == 1
+    assert left_in(store) == []
+    poll(lambda: not running(int((tmp_path / "pid").read_text())), "the stopped worker to end")
+
+
+def test_a_worker_that_hangs_while_it_checks_a_part_is_replaced(verses: Path, tmp_path: Path) -> None:
+    """The digest of a part is recomputed before it is published: that has a deadline too."""
+    lost: list[str] = []
+
+    def lose_first_check(worker: str, request: wire.Request) -> bool:
+        if isinstance(request, wire.CheckTask) and not lost:
+            lost.append(worker)
+            return False
+        return True
+
+    with meddled_session(2) as (session, meddler):
+        meddler.requests = lose_first_check
+        result = session.run(
+            WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(reducers=1, deadline_s=30, split_mb=0.02)
+        )
+        assert lost[0] not in {info.name for info in session.workers}
+    assert sum(part.count(b"\n") for part in parts_of(tmp_path / "out")) == result.records_out
+
+
+def test_a_task_that_always_hangs_ends_in_no_quorum(verses: Path, tmp_path: Path) -> None:
+    """R3: a bound on executions, not on time."""
+    with meddled_session(2) as (session, meddler):
+        meddler.requests = lambda worker, request: not (isinstance(request, wire.MapTask) and request.index == 0)
+        options = Options(deadline_s=20, attempts_max=5)
+        with pytest.raises(NoQuorum, match=r"map 0 after 5 executions: \d crashed"):
+            session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
+    assert left_in(tmp_path / "outputs") == []
+
+
+def test_a_deadline_counts_from_when_the_worker_has_begun(verses: Path, tmp_path: Path) -> None:
+    """A deadline that is shorter than the start of a worker must not kill every replacement before it begins."""
+    with meddled_session(1) as (session, meddler):
+
+        def slow_start(worker: str, reply: wire.Reply) -> list[Said]:
+            meddler.clock.now += 2.0 if reply.attempt < 0 else 0.0
+            return [reply]
+
+        meddler.replies = slow_start
+        options = Options(f=0, deadline_s=1.0, faults=("crash:map:1",), split_mb=0.01)
+        result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), options)
+    assert result.reexecutions == 1
+
+
+def test_without_a_deadline_the_slowest_task_so_far_sets_it(verses: Path, tmp_path: Path) -> None:
+    """Ten seconds at least, twenty times the slowest; so nobody has to know how long a task takes."""
+    with meddled_session(2) as (session, meddler):
+        begun = meddler.clock.now
+        meddler.requests = lambda worker, request: not (
+            isinstance(request, wire.MapTask) and request.index == 2 and worker == session.workers[0].name
+        )
+        session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.01))
+        assert driver.DEADLINE_LEAST_S <= meddler.clock.now - begun < driver.DEADLINE_FIRST_S
+
+
+def test_a_worker_that_never_begins_is_replaced(verses: Path, tmp_path: Path) -> None:
+    with meddled_session(2) as (session, meddler):
+        silent = session.workers[1].name
+        meddler.requests = lambda worker, request: worker != silent
+        session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.01, deadline_s=1.0))
+        assert silent not in {info.name for info in session.workers}
