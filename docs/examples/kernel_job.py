@@ -10,11 +10,13 @@ from quoreduce import Job, run
 
 @numba.njit(nogil=True)  # no fastmath, no parallel: honest replicas must agree to the bit
 def count_bytes(data, counts):
+    """Add to ``counts`` how often each byte is in ``data``."""
     for byte in data:
         counts[byte] += 1
 
 
 def count(data, ctx):
+    """Map: one split in, one block (byte, count) for each partition out."""
     counts = np.zeros(256, np.uint64)
     count_bytes(data, counts)
     ranges = np.array_split(np.arange(256, dtype=np.uint64), ctx.reducers)  # partition r: the r-th range of bytes
@@ -25,6 +27,7 @@ def count(data, ctx):
 
 
 def add(blocks, ctx):
+    """Reduce: the blocks of one partition in, lines out."""
     total = sum(block.numbers(1) for block in blocks)
     for byte, n in zip(blocks[0].numbers(0), total, strict=True) if blocks else ():
         if n:

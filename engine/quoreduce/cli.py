@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--text", metavar="FILE", default=None, help="a text of your own (default: tests/data/kjv.txt if it is here)")
     demo.add_argument("--generated-mb", type=int, default=256, metavar="MB", help="size of the generated text (default 256)")
     demo.add_argument("--on", choices=["local", "ray"], default="ray", help="executor (default ray)")
+    gridmix = commands.add_parser("gridmix", add_help=False, prefix_chars="\0", help="GridMix: generate its data, run its applications, report")
+    gridmix.add_argument("arguments", nargs="*")  # options too, as they are: they are parsed where they are known
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -250,13 +252,22 @@ def _demo(a: argparse.Namespace) -> int:
     return demo(a.text, a.generated_mb, a.on)
 
 
+def _gridmix(a: argparse.Namespace) -> int:
+    from quoreduce_gridmix.cli import main as gridmix
+
+    return gridmix(a.arguments)
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
     return doctor(a.address, a.json)
 
 
-_COMMANDS = {"run": _run, "stream": _stream, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "doctor": _doctor}
+_COMMANDS = {
+    "run": _run, "stream": _stream, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "gridmix": _gridmix,
+    "doctor": _doctor,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

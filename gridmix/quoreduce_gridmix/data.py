@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,8 @@ def generate(
         UsageError: numbers out of range. OutputError: the directory exists or cannot be written (no space): nothing of the
         new set is left. HostError: a worker died.
     """
-    if kind not in KINDS or not 0 <= nbytes <= NBYTES_MAX or not 1 <= parts <= PARTS_MAX or (workers or 1) < 1:
+    in_range = 0 <= nbytes <= NBYTES_MAX and 1 <= parts <= PARTS_MAX and (workers is None or workers >= 1)
+    if kind not in KINDS or not in_range:
         raise UsageError(f"no set {kind!r} of {nbytes} bytes in {parts} parts by {workers} workers: sets are {', '.join(KINDS)}")
     target = Path(os.path.abspath(directory))
     _refuse_existing(target, overwrite)
@@ -333,6 +335,7 @@ def _lines(processes: Sequence[subprocess.Popen[bytes]], stack: ExitStack) -> It
 
 def _worker() -> None:
     """Make the parts that stdin names, and say so on stdout: the main function of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started this ends it
     request = json.loads(sys.stdin.buffer.read())
     order = _Order(**request["order"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5d5d5d", "#f0e442")  # Okabe and Ito's
-INK, FAINT, BAND = "#222222", "#d0d0d0", "#eef3e6"
+INK, FAINT, BAND = "#222222", "#d0d0d0", "#dfead0"
 FONT = "font-family=\"system-ui, 'DejaVu Sans', sans-serif\""
 TEXT_PX = 12
 CHARACTER_PX = 7.2  # on average, at TEXT_PX
@@ -119,7 +119,7 @@ def bar_chart(
     highest = max([_top(bar) for group in groups for bar in group.bars if bar is not None] + [b.high for b in bands])
     ticks = ticks_to(highest)
     width = max(LEFT_PX + RIGHT_PX + group_px * len(groups), 430.0)
-    rows = _legend_rows(series, width)
+    rows = _legend_rows([*series, *(band.label for band in bands)], width)
     canvas = _Canvas(width, 34 + LINE_PX * len(rows) + LINE_PX, ticks[-1])
     _frame(canvas, title, axis, ticks, rows, bands)
     for number, group in enumerate(groups):
@@ -128,7 +128,8 @@ def bar_chart(
         for k, bar in enumerate(group.bars):
             if bar is not None:
                 x = left + group_px * GROUP_GAP / 2 + k * each
-                canvas.box(x, canvas.y(bar.value), each - 1, canvas.y(0) - canvas.y(bar.value), COLOURS[k % len(COLOURS)], bar.note)
+                top, colour = canvas.y(bar.value), COLOURS[k % len(COLOURS)]
+                canvas.box(x, top, each - 1, canvas.y(0) - top, colour, bar.note)
                 canvas.whisker(x + each / 2, bar)
                 canvas.text(x + each / 2, canvas.y(_top(bar)) - 4, short(bar.value), size=10)
         for k, line in enumerate([*_wrapped(group.label, group_px), *group.below]):
@@ -160,7 +161,8 @@ def line_chart(title: str, axis: str, axis_x: str, lines: Sequence[Line], width:
         for x, bar in points:
             canvas.whisker(at(x), bar)
             canvas.items.append(
-                f'<circle cx="{at(x):.1f}" cy="{canvas.y(bar.value):.1f}" r="4" fill="{colour}"><title>{escape(bar.note)}</title></circle>'
+                f'<circle cx="{at(x):.1f}" cy="{canvas.y(bar.value):.1f}" r="4" fill="{colour}">'
+                f"<title>{escape(bar.note)}</title></circle>"
             )
     return canvas.svg(canvas.y(0) + 3 * LINE_PX, title)
 
@@ -212,7 +214,11 @@ def _frame(
     canvas.text(12, 18, title, "start", 14, "bold")
     for k, row in enumerate(rows):
         for x, number, label in row:
-            canvas.box(x, 27 + LINE_PX * k, 10, 10, COLOURS[number % len(COLOURS)])
+            band = bands[number - sum(map(len, rows))] if number >= sum(map(len, rows)) - len(bands) else None
+            if band is not None and band.high == band.low:
+                canvas.rule(x - 3, 32 + LINE_PX * k, x + 11, 32 + LINE_PX * k, INK, "5 4")
+            else:
+                canvas.box(x, 27 + LINE_PX * k, 10, 10, BAND if band else COLOURS[number % len(COLOURS)])
             canvas.text(x + 14, 36 + LINE_PX * k, label, "start", 11)
     right = canvas.width - RIGHT_PX
     for band in bands:
@@ -224,7 +230,6 @@ def _frame(
     for band in bands:
         if band.high == band.low:
             canvas.rule(LEFT_PX, canvas.y(band.low), right, canvas.y(band.low), INK, "5 4")
-        canvas.text(right - 4, canvas.y(band.high) + (12 if band.high > band.low else -4), band.label, "end", 10)
     middle = canvas.top + PLOT_PX / 2
     canvas.items.append(
         f'<text x="16" y="{middle:.1f}" text-anchor="middle" font-size="11" fill="{INK}" '

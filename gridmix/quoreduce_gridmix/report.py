@@ -14,8 +14,19 @@ from quoreduce.data.commit import output_errors
 from quoreduce.errors import OutputError
 from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart
 from quoreduce_gridmix.results import (
-    PLAIN, Cell, Comparison, Figure, Results, Run, Setting, by_setting, cells, compare, geometric_mean, variants,
-)  # fmt: skip
+    PLAIN,
+    Cell,
+    Comparison,
+    Figure,
+    Results,
+    Run,
+    Setting,
+    by_setting,
+    cells,
+    compare,
+    geometric_mean,
+    variants,
+)
 
 PUBLISHED_TIME = Band(1.5, 2.5, "published, 10 nodes: 1.5 to 2.5")
 EVEN = Band(1.0, 1.0, "plain = 1")
@@ -28,10 +39,14 @@ PUBLISHED = (
 SPLITS_FIRST = "webdataScan"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.3em; margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { font-size: 1.05em; margin-top: 1.6em; }
+h1 { font-size: 1.6em; }
+h2 { font-size: 1.3em; margin-top: 2em; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1.05em; margin-top: 1.6em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; } th { background: #f6f6f6; vertical-align: bottom; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; }
+th { background: #f6f6f6; vertical-align: bottom; }
 th.text, td.text { text-align: left; } tr.total td { font-weight: bold; border-top: 2px solid #888; }
+th { white-space: normal; } td { white-space: nowrap; } table.facts td { white-space: normal; }
 .wide { overflow-x: auto; } .charts { display: flex; flex-wrap: wrap; gap: 12px; } svg { max-width: 100%; height: auto; }
 .note { color: #555; font-size: 13px; }
 """
@@ -77,9 +92,11 @@ def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/><title>GridMix on quoreduce</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<style>{STYLE}</style></head>\n<body>\n<h1>GridMix on quoreduce: what voting costs</h1>\n"
-        "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain job "
-        "runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the median of "
-        "the ratios of pairs, ± half of the distance between the quartiles. All runs of an application wrote the same bytes.</p>"
+        "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain "
+        "job runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the "
+        "median of the ratios of pairs, ± half of the distance between the quartiles. Runs that other processes disturbed are "
+        "dropped, unless fewer than half are clean. All runs of an application wrote the same "
+        "bytes.</p>"
         f"\n{body}\n</body></html>\n"
     ), drawings
 
@@ -120,10 +137,11 @@ def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple
 def _about(setting: Setting, results: Sequence[Results]) -> str:
     m = setting.machine
     versions = "; ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in result.versions.items()) for result in results))
-    sets = "; ".join(f"{kind}: {int(s['nbytes']):,} bytes, {s['parts']} parts, seed {s['seed']}" for kind, s in setting.data.items())
+    sets = "; ".join(f"{kind}: {s['nbytes']:,} bytes, {s['parts']} parts, seed {s['seed']}" for kind, s in setting.data.items())
+    cores = f"{m['cores_used']} of {m['cores']} cores"
     facts = (
         ("Date", ", ".join(dict.fromkeys(result.date for result in results))),
-        ("Machine", f"{m['cpu']}, {m['cores_used']} of {m['cores']} cores, {m['memory_gb']} GB, {m['kernel']} {m['architecture']}"),
+        ("Machine", f"{m['cpu']}, {cores}, {m['memory_gb']} GB, {m['kernel']} {m['architecture']}"),
         ("Versions", versions),
         ("Data", f"{sets} (keys and values, before compression)"),
         ("Options", f"splits of {setting.split_mb:g} MB, digest of voted runs {setting.digest}"),
@@ -137,27 +155,32 @@ def ratio_chart(found: Sequence[Comparison], size: str, variant: str) -> str:
         Group(
             c.base.app,
             (_bar(c.wall, _note(c, "time")), _bar(c.cpu, _note(c, "CPU"))),
-            (f"{c.base.wall.median:.3g} → {c.other.wall.median:.3g} s", f"CPU {c.base.cpu.median:.3g} → {c.other.cpu.median:.3g} s"),
+            (
+                f"{c.base.wall.median:.3g} → {c.other.wall.median:.3g} s",
+                f"CPU {c.base.cpu.median:.3g} → {c.other.cpu.median:.3g} s",
+            ),
         )
         for c in found
     ]
     if len(found) > 1:
         means = [geometric_mean(getattr(c, name).median for c in found) for name in ("wall", "cpu")]
         groups.append(Group("geometric mean", tuple(Bar(mean, note=f"{mean:.3f}") for mean in means)))
-    return bar_chart(f"{variant} / plain, {size}", "ratio", ("time", "CPU"), groups, (PUBLISHED_TIME, EVEN))
+    bands = (PUBLISHED_TIME, EVEN) if {c.other.runs[0].mode for c in found} == {"bft"} else (EVEN,)
+    return bar_chart(f"{variant} / plain, {size}", "ratio", ("time", "CPU"), groups, bands, group_px=142)
 
 
 def ratio_table(found: Sequence[Comparison]) -> str:
     """Ratios as an HTML table, seconds beside them."""
     heads = [
-        "application", "splits", "pairs", "plain s", "voted s", "time ratio", "shortest runs' ratio", "plain CPU s", "voted CPU s",
-        "CPU ratio", "executions plain → voted", "MB stored plain → voted", "MB shipped plain → voted",
+        "application", "splits", "pairs (clean)", "plain s", "voted s", "time ratio", "shortest runs' ratio",
+        "plain CPU s", "voted CPU s", "CPU ratio",
+        "executions plain → voted", "MB stored plain → voted", "MB shipped plain → voted",
     ]  # fmt: skip
     rows = []
     for c in found:
         rows.append([
-            c.base.app, f"{c.base.splits:,}", str(c.wall.count), _spread(c.base.wall), _spread(c.other.wall), _spread(c.wall),
-            f"{c.least:.2f}", f"{c.base.cpu.median:.3g}", f"{c.other.cpu.median:.3g}", _spread(c.cpu),
+            c.base.app, f"{c.base.splits:,}", f"{c.pairs} ({c.clean})", str(c.base.wall), str(c.other.wall), str(c.wall),
+            f"{c.least:.2f}", f"{c.base.cpu.median:.3g}", f"{c.other.cpu.median:.3g}", str(c.cpu),
             _both(c, _executions, ",.0f"), _both(c, lambda run: run.bytes.stored / 1e6, ",.1f"),
             _both(c, lambda run: run.bytes.shipped / 1e6, ",.1f"),
         ])  # fmt: skip
@@ -193,7 +216,7 @@ def _ablation(table: dict[tuple[str, str, str], Cell], runs: Sequence[Run], pref
                 own = {key: cell for key, cell in table.items() if key[1] == size}
                 by_variant = [(name, compare(own, base, name)) for name in names]
                 chart = ablation_chart(by_variant, base, size)
-                title = f"<p>Relative to {escape(base)} (2f+1 executions), {escape(size)}; geometric means over the applications.</p>"
+                title = f"<p>Relative to {base} (2f+1 executions), {escape(size)}; geometric means over the applications.</p>"
                 text = "\n".join([title, chart, _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])])
                 found.append((text, Drawing(f"{prefix}ablation-{_slug(size)}-f{f}", chart)))
     return found
@@ -221,7 +244,7 @@ def _ablation_seconds(table: dict[tuple[str, str, str], Cell], names: Sequence[s
     rows = []
     for app in apps:
         found = {cell.variant: cell for cell in table.values() if cell.app == app}
-        rows.append([app, *(_spread(found[name].wall) if name in found else "" for name in names)])
+        rows.append([app, *(str(found[name].wall) if name in found else "" for name in names)])
     return _table(["seconds", *names], rows)
 
 
@@ -235,7 +258,7 @@ def _means(found: Sequence[Comparison]) -> tuple[float, float, float, float]:
 
 
 def _seconds(found: Iterable[Cell]) -> str:
-    rows = [[c.app, c.size, c.variant, f"{c.splits:,}", _spread(c.wall), _spread(c.cpu)] for c in found]
+    rows = [[c.app, c.size, c.variant, f"{c.splits:,}", str(c.wall), str(c.cpu)] for c in found]
     return _table(["application", "size", "variant", "splits", "s", "CPU s"], rows, text=3)
 
 
@@ -281,10 +304,6 @@ def _note(c: Comparison, what: str) -> str:
     return f"{c.base.app}, {what}: {a.median:.3f} s plain, {b.median:.3f} s {c.other.variant}: {ratio.median:.3f}"
 
 
-def _spread(figure: Figure) -> str:
-    return f"{figure.median:.3g} ± {figure.spread / 2:.2g}" if figure.count > 1 else f"{figure.median:.3g}"
-
-
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()
 
@@ -297,8 +316,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1, t
         return "".join(f"<{tag}{c}>{escape(value)}</{tag}>" for c, value in zip(kind, values, strict=True))
 
     head = f"<thead><tr>{row('th', heads)}</tr></thead>" if heads else ""
-    lines = [
-        f"<tr{' class="total"' if total and k == len(rows) - 1 else ''}>{row('td', values)}</tr>" for k, values in enumerate(rows)
-    ]
-    body = "\n".join(lines)
-    return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
+    opened = ["<tr>"] * len(rows)
+    if total:
+        opened[-1] = '<tr class="total">'
+    body = "\n".join(f"{start}{row('td', values)}</tr>" for start, values in zip(opened, rows, strict=True))
+    kind = "" if heads else ' class="facts"'
+    return f'<div class="wide"><table{kind}>{head}<tbody>\n{body}\n</tbody></table></div>'

@@ -1,11 +1,13 @@
 """What runs gave, as JSON and back; and the figures made of them: medians, spreads, ratios.
 
 A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that what
-disturbs the machine for a while disturbs both. Figures of different settings (executor, workers, machine, data) never mix.
+disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless fewer than
+half are clean: then all are used, and the number of clean ones, which is always shown, tells. Figures of different settings (executor, workers, machine, data) never mix.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -15,12 +17,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from quoreduce.errors import InputError
+from quoreduce_gridmix.noise import Noise
 
+T = TypeVar("T")
 FORMAT = 1
 PLAIN = "plain"
 MODIFICATIONS = ("deferred", "tentative", "digest_outputs", "tight_storage")
@@ -71,6 +75,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     counters: dict[str, int]
     digest: str
     splits: int
+    noise: Noise
     stages: list[Stage]
 
 
@@ -169,10 +174,10 @@ class Figure:
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high, min(values), len(values))
 
-    @property
-    def spread(self) -> float:
-        """Distance from the lower to the upper quartile."""
-        return self.high - self.low
+    def __str__(self) -> str:
+        """The median ± half the distance of the quartiles, in the median's digits."""
+        digits = max(0, 2 - math.floor(math.log10(self.median))) if self.median > 0 else 2
+        return f"{self.median:.{digits}f}" + (f" ± {(self.high - self.low) / 2:.{digits}f}" if self.count > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +190,24 @@ class Cell:
     runs: tuple[Run, ...]
 
     @property
+    def kept(self) -> list[Run]:
+        """The runs that figures are made of."""
+        return undisturbed(self.runs, lambda run: not run.noise.dirty)
+
+    @property
+    def clean(self) -> int:
+        """How many runs nobody disturbed."""
+        return sum(not run.noise.dirty for run in self.runs)
+
+    @property
     def wall(self) -> Figure:
         """Seconds."""
-        return Figure.of([run.wall_s for run in self.runs])
+        return Figure.of([run.wall_s for run in self.kept])
 
     @property
     def cpu(self) -> Figure:
         """Seconds of all processes."""
-        return Figure.of([run.cpu_s for run in self.runs])
+        return Figure.of([run.cpu_s for run in self.kept])
 
     @property
     def splits(self) -> int:
@@ -201,7 +216,7 @@ class Cell:
 
     def amount(self, figure: Callable[[Run], float]) -> float:
         """Median of another figure."""
-        return statistics.median(map(figure, self.runs))
+        return statistics.median(map(figure, self.kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +227,8 @@ class Comparison:
     other: Cell
     wall: Figure
     cpu: Figure
+    pairs: int
+    clean: int
 
     @property
     def least(self) -> float:
@@ -233,11 +250,19 @@ def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) ->
     for (app, size, name), cell in table.items():
         other = table.get((app, size, variant))
         if name == base and other is not None:
-            pairs = list(zip(cell.runs, other.runs, strict=False))
+            all_pairs = list(zip(cell.runs, other.runs, strict=False))
+            pairs = undisturbed(all_pairs, lambda pair: not (pair[0].noise.dirty or pair[1].noise.dirty))
+            clean = sum(not (a.noise.dirty or b.noise.dirty) for a, b in all_pairs)
             wall = Figure.of([b.wall_s / a.wall_s for a, b in pairs])
             cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s else 1.0 for a, b in pairs])
-            found.append(Comparison(cell, other, wall, cpu))
+            found.append(Comparison(cell, other, wall, cpu, len(all_pairs), clean))
     return found
+
+
+def undisturbed(items: Sequence[T], clean: Callable[[T], bool]) -> list[T]:
+    """Return those that are clean if they are half of all or more, else all."""
+    kept = [item for item in items if clean(item)]
+    return kept if kept and 2 * len(kept) >= len(items) else list(items)
 
 
 def variants(runs: Iterable[Run]) -> list[str]:

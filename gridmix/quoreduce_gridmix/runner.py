@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import structs
 
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data
+from quoreduce_gridmix.noise import Noise, Watch
 from quoreduce_gridmix.results import FORMAT, MODIFICATIONS, PLAIN, Amounts, Results, Run, Setting, Stage, machine, now, versions
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 REPEAT_USUAL = 5
 REPEAT_MAX = 1000
 RESULTS = "gridmix.json"
+UNKNOWN = Noise(0.0, 0.0, 0.0, False)
 SIZES: tuple[data.Size, ...] = ("small", "medium", "large")
 Say = Callable[[str], None]
 
@@ -93,8 +98,19 @@ class Study:
         digest = None if variant.mode == "original" else self.digest
         return Options(
             f=variant.f, mode=variant.mode, digest=digest, split_mb=self.split_mb, reducers=reducers,  # type: ignore[arg-type]
-            **{name: name not in variant.off for name in MODIFICATIONS},
+            deferred="deferred" not in variant.off, tentative="tentative" not in variant.off,
+            digest_outputs="digest_outputs" not in variant.off, tight_storage="tight_storage" not in variant.off,
         )  # fmt: skip
+
+
+def applications(names: Sequence[str], stages: Literal["code", "readme"] = "code") -> tuple[Application, ...]:
+    """Find applications by name; ``stages`` is for monsterQuery. Raise UsageError for names that GridMix does not have."""
+    from quoreduce_gridmix import apps
+
+    for name in names:
+        if name not in apps.NAMES:
+            raise UsageError(f"no application {name!r}: use all, or some of {', '.join(apps.NAMES)}")
+    return tuple(Application(name, apps.KINDS[name], apps.jobs_of(name, stages), apps.REDUCES[name]) for name in names)
 
 
 def compared(fs: Sequence[int], modes: Sequence[str]) -> tuple[Variant, ...]:
@@ -174,19 +190,23 @@ class _Runner:
                     yield run
         if not self.study.keep:
             shutil.rmtree(self.folder)
+            with suppress(OSError):  # others' outputs may be there
+                self.folder.parent.rmdir()
 
     def _run(self, variant: Variant, repetition: int) -> Run:
         folder = self.folder / variant.name.replace(" ", "-").replace(",", "")
         _clear(folder)
         options = self.study.options(self.app, self.size, variant)
-        inputs, stages, output = self.files, [], folder
+        inputs, stages, output, watch = self.files, [], folder, Watch()
         for number, job in enumerate(self.app.stages, 1):
-            output = folder / f"{number}-{job.name}" if len(self.app.stages) > 1 else folder
+            output = folder / f"stage-{number}" if len(self.app.stages) > 1 else folder
             result = self.session.run(job, inputs, str(output), options)
             stages.append(result)
             inputs = [str(output)]
+        noise = watch.close(sum(result.cpu_s for result in stages))
         digest = self._check(variant, output, stages[-1])
-        return _sum(self.app.name, self.size, variant, repetition, digest, [_stage(result) for result in stages])
+        run = _sum(self.app.name, self.size, variant, [_stage(result) for result in stages])
+        return structs.replace(run, repetition=repetition, digest=digest, noise=noise)
 
     def _check(self, variant: Variant, output: Path, result: Result) -> str:
         """Digest the part files as they lie there, and compare with what was voted on and with all runs before."""
@@ -206,22 +226,21 @@ class _Runner:
 
 
 def digest_parts(output: Path) -> str:
-    """Digest the part files of an output: what its manifest gives as the digest of the whole, for blake3.
+    """Digest the part files of an output as they lie there: what a manifest says of the whole, for blake3, whatever it says.
 
     Raises:
-        OutputError: there are none, or they cannot be read.
+        OutputError: it is no output of a job, or cannot be read.
     """
     from quoreduce.data.digest import Digester
-    from quoreduce.data.manifest import Part, output_digest
+    from quoreduce.data.manifest import Part, output_digest, read_manifest
 
-    digester = Digester("blake3")
+    digester, parts = Digester("blake3"), []
     try:
-        paths = sorted(output.glob("part-r-*"))
-        parts = [Part(path.name, digester.file(path).hex(), path.stat().st_size, 0) for path in paths]
+        for part in read_manifest(str(output)).parts:
+            path = output / part.name
+            parts.append(Part(part.name, digester.file(path).hex(), path.stat().st_size, part.records))
     except OSError as error:
         raise OutputError(f"cannot read {output}: {error.strerror or error}") from error
-    if not parts:
-        raise OutputError(f"{output} has no part files")
     return output_digest(parts)
 
 
@@ -244,17 +263,17 @@ def _stage(result: Result) -> Stage:
     )  # fmt: skip
 
 
-def _sum(app: str, size: str, variant: Variant, repetition: int, digest: str, stages: list[Stage]) -> Run:
+def _sum(app: str, size: str, variant: Variant, stages: list[Stage]) -> Run:
     amounts = [stage.bytes for stage in stages]
     return Run(
-        app=app, size=size, variant=variant.name, mode=variant.mode, f=variant.f, off=list(variant.off), repetition=repetition,
+        app=app, size=size, variant=variant.name, mode=variant.mode, f=variant.f, off=list(variant.off), repetition=0,
         wall_s=sum(stage.wall_s for stage in stages), cpu_s=sum(stage.cpu_s for stage in stages),
         bytes=Amounts(
             sum(a.read for a in amounts), sum(a.written for a in amounts),
             sum(a.stored for a in amounts), sum(a.shipped for a in amounts),
         ),
         executions=_added([stage.executions for stage in stages]), counters=_added([stage.counters for stage in stages]),
-        digest=digest, splits=sum(stage.splits for stage in stages), stages=stages,
+        digest="", splits=sum(stage.splits for stage in stages), noise=UNKNOWN, stages=stages,
     )  # fmt: skip
 
 

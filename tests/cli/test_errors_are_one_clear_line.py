@@ -107,7 +107,8 @@ def test_a_flag_that_cannot_be(flags: tuple[str, ...], says: str, quoreduce: Com
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "wordcount", "in", "out", "--mode", "raft"), ("run",), ("walk",), ("run", "wordcount", "-f", "two", "i", "o"), ()],
+    "words",
+    [("run", "wordcount", "in", "out", "--mode", "raft"), ("run",), ("walk",), ("run", "wordcount", "-f", "two", "i", "o"), ()],
 )  # fmt: skip
 def test_what_the_parser_refuses(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
@@ -275,7 +276,10 @@ def with_small_disk(mount: Path, kib: int, *arguments: object) -> tuple[int, str
     """Run a command with a small tmpfs at ``mount``, seen by nobody else; (code, stdout, stderr, files left on it)."""
     mount.mkdir(exist_ok=True)
     left = mount.with_name("left-on-disk")
-    script = 'mount -t tmpfs -o size="$1"k none "$2" || exit 99; d=$2 l=$3; shift 3; "$@"; c=$?; find "$d" -mindepth 1 >"$l"; exit $c'
+    script = (
+        'mount -t tmpfs -o size="$1"k none "$2" || exit 99; disk=$2 left=$3; shift 3; '
+        '"$@"; code=$?; find "$disk" -mindepth 1 >"$left"; exit $code'
+    )
     command = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.geteuid() else [])]
     command += ["sh", "-c", script, "sh", str(kib), str(mount), str(left), sys.executable, "-m", "quoreduce.cli"]
     done = subprocess.run(

@@ -82,7 +82,8 @@ def test_inputs_of_all_kinds_count_the_same(quoreduce: Command, tmp_path: Path, 
     (folder / "c.zst").write_bytes(zstandard.compress(data))
     (folder / "_not").write_bytes(b"read")
     (folder / "below").mkdir()
-    for i, inputs in enumerate([[folder], [folder / "*.*"], [folder / "a.txt", folder / "b.gz", folder / "c.zst"], [text, text, text]]):
+    members = [folder / "a.txt", folder / "b.gz", folder / "c.zst"]
+    for i, inputs in enumerate([[folder], [folder / "*.*"], members, [text, text, text]]):
         out = tmp_path / f"out{i}"
         ended = quoreduce("run", "wordcount", *inputs, out, "--split-mb", "0.0005", "--reducers", "1")
         assert ended.code == 0, ended.stderr

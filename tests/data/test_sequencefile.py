@@ -5,14 +5,14 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quoreduce.data import sequencefile as sf
@@ -132,7 +132,7 @@ def test_columns_are_written_as_single_records_are(
     options: Any = {"compression": way[0], "codec": way[1], "block_bytes": block_bytes}
     with SequenceWriter(out.extend, 1, **options) as writer:
         bounds = sorted({0, len(records), *(min(cut, len(records)) for cut in cuts)})
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             some, columns = records[start:stop], []
             for side in (0, 1):
                 columns.append(np.array([0, *accumulate(len(r[side]) for r in some)], np.int64))
@@ -155,7 +155,7 @@ def test_the_bytes_never_change() -> None:
     """The header and the frame, by hand; what zlib makes of four short buffers is left to zlib."""
     data = written([(b"k", b"value")], metadata={"b": "2", "a": "1"})
     sync = sync_marker(1, 0)
-    assert sync.hex() == "51f4bf42cf2a6d9e42ddcd9a0e16e17b" or len(sync) == 16
+    assert sync.hex() == "077e395c68532cde2dad0340a49ad00b"
     header = b"SEQ\x06\x19org.apache.hadoop.io.Text\x19org.apache.hadoop.io.Text\x01\x01"
     header += b"\x2aorg.apache.hadoop.io.compress.DefaultCodec\0\0\0\2\1a\0011\1b\0012" + sync
     buffers = [zlib.compress(raw, 1) for raw in (b"\2", b"\1k", b"\6", b"\5value")]
@@ -282,6 +282,11 @@ def test_lines_are_still_an_array(tmp_path: Path) -> None:
 # --- bad files --------------------------------------------------------------------------------------------------------
 
 
+def read_through_splits(path: Path) -> None:
+    for split in plan_splits([str(path)], SEQUENCE, 1 << 30):
+        read_sequence_split(split, path.parent)
+
+
 def outcome(path: Path, data: bytes) -> list[Record] | str:
     """Read bytes as a file in every way there is: its records, or the message of the InputError."""
     path.write_bytes(data)
@@ -293,8 +298,7 @@ def outcome(path: Path, data: bytes) -> list[Record] | str:
         assert "\n" not in message
         assert int(re.findall(r"at byte (\d+)", message)[0]) <= len(data)
         with pytest.raises(InputError, match=re.escape(str(path))):
-            for split in plan_splits([str(path)], SEQUENCE, len(data) + 1):
-                read_sequence_split(split, path.parent)
+            read_through_splits(path)
         return message
     return found
 
@@ -396,7 +400,7 @@ HUGE = kernels.encode_vints(np.array([2**31 - 1] * 3, np.int64)).tobytes()
         (block(1, GOOD[0], zlib.compress(b"\0k"), *GOOD[2:]), r"in the block's keys, item 0 does not begin with its length"),
         (block(2, zlib.compress(b"\2"), *GOOD[1:]), r"in the block's lengths of keys, item 0 to 1 do not fit 1 bytes"),
         (block(1, zlib.compress(b"\2\2"), *GOOD[1:]), r"in the block's lengths of keys, item 1 should be the end"),
-        (block(1, zlib.compress(b"\x8e\1\1"), *GOOD[1:]), r"keys of 257 bytes cannot|item 0 has 257 bytes|2 bytes of keys, not 257"),
+        (block(1, zlib.compress(b"\x8e\1\1"), *GOOD[1:]), r"2 bytes of keys, not 257"),
         (block(1, *GOOD[:3], GOOD[3][:-1]), r"byte \d+: values are cut short"),
         (block(1, *GOOD[:3], GOOD[3] + b"!"), r"byte \d+: values are followed by other bytes"),
         (block(1, *GOOD[:3], GOOD[3][:-1] + b"!"), r"byte \d+: values: .*incorrect data check"),
@@ -421,5 +425,5 @@ def test_no_file_of_the_input_may_be_another_thing(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"text\n")
     with pytest.raises(InputError, match=r"/b: bad SequenceFile at byte 0"):
         plan_splits([str(tmp_path)], SEQUENCE, 1000)
-    with pytest.raises(InputError, match="cannot read .*nothing"):
+    with pytest.raises(InputError, match=r"cannot read .*nothing"):
         read_sequence(tmp_path / "nothing")

@@ -67,11 +67,14 @@ def test_a_stored_block_that_is_altered_or_lost_is_made_again(kind: str, seen: d
     assert run["executions"] == {"map": planned["map"] + 2, "reduce": planned["reduce"]}
 
 
-def test_an_actor_that_dies_on_a_living_node_costs_one_execution(seen: dict[str, Any], right: list[str]) -> None:
-    """R9; what it has stored is still on its node."""
+def test_an_actor_dies_on_a_living_node(seen: dict[str, Any], right: list[str]) -> None:
+    """R9. What it has stored is still on its node, for whom its successor reads it out; only a reduce that asked for it
+    in between was refused, and then the map is executed again (R6)."""
     run, planned = seen["crash"], seen["plain"]["executions"]
     assert run["parts"] == right
-    assert run["executions"]["map"] == planned["map"] + 1
+    assert run["injected"] == 1
+    assert planned["map"] + 1 <= run["executions"]["map"] <= planned["map"] + run["splits"]
+    assert run["executions"]["reduce"] == planned["reduce"]
 
 
 def test_f_2_on_four_nodes(seen: dict[str, Any], right: list[str]) -> None:

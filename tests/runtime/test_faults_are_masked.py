@@ -34,7 +34,9 @@ def right(text: Path, processes: object, tmp_path_factory: pytest.TempPathFactor
     return parts
 
 
-def with_faults(run: Runner, on: str, text: Path, *faults: str, workers: int = 2, **options: object) -> tuple[Result, list[bytes]]:
+def with_faults(
+    run: Runner, on: str, text: Path, *faults: str, workers: int = 2, **options: object
+) -> tuple[Result, list[bytes]]:
     deadline = DEADLINE_S if any(fault.startswith("hang") for fault in faults) else None
     return run(
         on, WORDCOUNT, text, workers=workers, reducers=REDUCES, split_mb=SPLIT_MB, faults=faults, deadline_s=deadline,
@@ -43,7 +45,8 @@ def with_faults(run: Runner, on: str, text: Path, *faults: str, workers: int = 2
 
 
 def more_than_planned(result: Result, replicas: int = 2) -> dict[str, int]:
-    return {"map": result.executions["map"] - replicas * MAPS, "reduce": result.executions["reduce"] - replicas * REDUCES}
+    planned = {"map": replicas * MAPS, "reduce": replicas * REDUCES}
+    return {kind: result.executions[kind] - planned[kind] for kind in planned}
 
 
 @pytest.mark.parametrize("target", ["map", "reduce"])
@@ -98,16 +101,23 @@ def test_the_carrier_is_struck_with_three_domains(on: str, kind: str, run: Runne
     assert result.faults.masked == result.faults.detected >= 1
 
 
-@pytest.mark.parametrize("kind", ["flip", "wrong", "lie", "swap", "crash", "lose", "late"])
 @pytest.mark.parametrize("on", EXECUTORS)
+@pytest.mark.parametrize("kind", ["flip", "wrong", "lie", "swap", "lose", "late"])
 def test_every_map_faulty_once(on: str, kind: str, run: Runner, text: Path, right: list[bytes]) -> None:
     """100 % of the map tasks silently faulty, once each: still right."""
-    if kind == "crash" and on != "inline":
-        pytest.skip("six processes would have to be started anew; inline shows it")
     result, parts = with_faults(run, on, text, f"{kind}:map:100%")
     assert parts == right
     assert result.faults.injected == MAPS
     assert more_than_planned(result)["map"] <= (0 if kind == "late" else MAPS)
+
+
+@pytest.mark.parametrize("kind", ["crash", "hang"])
+def test_every_map_crashes_once(kind: str, run: Runner, text: Path, right: list[bytes]) -> None:
+    """R9. Inline, where no processes have to be started anew."""
+    result, parts = with_faults(run, "inline", text, f"{kind}:map:100%")
+    assert parts == right
+    assert result.faults.injected == result.faults.masked == MAPS
+    assert more_than_planned(result) == {"map": MAPS, "reduce": 0}
 
 
 def test_every_execution_of_the_first_round_faulty(run: Runner, text: Path, right: list[bytes]) -> None:

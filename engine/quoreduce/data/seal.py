@@ -19,26 +19,28 @@ def seal(
     """Digest a block by its buffers, chunk by chunk: the digest is that of :meth:`Digester.block`.
 
     Args:
-        digester: the job's. schema, records, data_bytes: as for :meth:`Block.create`.
+        digester: the job's. schema, records, data_bytes: as for :meth:`Block.create`; columns of binary values and numbers.
         buffers: for each column in order its buffers (of a binary column its offsets, then its data), each as chunks of
             u8[CHUNK_BYTES], of which the last may be shorter. A chunk is used before the next is asked for.
 
     Raises:
-        ValueError: a buffer of another size than the layout says.
+        ValueError: a buffer of another size than the layout says, or a column of wide fixed values.
     """
     layout = Layout.plan(parse_schema(schema), records, data_bytes)
+    if any(column_stride(column.width) != STRIDE_DEFAULT for column in layout.schema):
+        raise ValueError(f"columns of {', '.join(schema)} cannot be sealed: their fingerprints are not of {STRIDE_DEFAULT} bytes")
     if digester.algorithm == "blake3":
         return Sealed(_of_bytes(digester.stream(), layout, buffers), records, layout.total)
     return Sealed(_of_pieces(digester, layout, buffers), records, layout.total)
 
 
-def _places(layout: Layout) -> list[tuple[int, int, int]]:
-    """(start, bytes, stride of fingerprints) of each buffer."""
+def _places(layout: Layout) -> list[tuple[int, int]]:
+    """(start, bytes) of each buffer."""
     places = []
-    for (offsets, data), size, column in zip(layout.starts, layout.data_bytes, layout.schema, strict=True):
+    for (offsets, data), size in zip(layout.starts, layout.data_bytes, strict=True):
         if offsets >= 0:
-            places.append((offsets, 8 * (layout.records + 1), STRIDE_DEFAULT))
-        places.append((data, size, column_stride(column.width)))
+            places.append((offsets, 8 * (layout.records + 1)))
+        places.append((data, size))
     return places
 
 
@@ -46,7 +48,7 @@ def _of_bytes(stream: Stream, layout: Layout, buffers: Iterable[Iterable[U8]]) -
     header = layout.header()
     stream.update(header)
     position = len(header)
-    for (start, size, _), chunks in zip(_places(layout), buffers, strict=True):
+    for (start, size), chunks in zip(_places(layout), buffers, strict=True):
         stream.update(bytes(start - position))
         position = start
         for chunk in chunks:
@@ -59,10 +61,10 @@ def _of_bytes(stream: Stream, layout: Layout, buffers: Iterable[Iterable[U8]]) -
 
 def _of_pieces(digester: Digester, layout: Layout, buffers: Iterable[Iterable[U8]]) -> bytes:
     whole = blake3(layout.header())
-    for (_, size, stride), chunks in zip(_places(layout), buffers, strict=True):
+    for (_, size), chunks in zip(_places(layout), buffers, strict=True):
         done = 0
         for chunk in chunks:
-            whole.update(as_u8(digester.pieces(chunk, stride)).data)
+            whole.update(as_u8(digester.pieces(chunk, STRIDE_DEFAULT)).data)
             done += chunk.size
         _check(done, size)
     return whole.digest()
