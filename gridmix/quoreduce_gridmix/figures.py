@@ -131,7 +131,7 @@ def bar_chart(
                 top, colour = canvas.y(bar.value), COLOURS[k % len(COLOURS)]
                 canvas.box(x, top, each - 1, canvas.y(0) - top, colour, bar.note)
                 canvas.whisker(x + each / 2, bar)
-                canvas.text(x + each / 2, canvas.y(_top(bar)) - 4, short(bar.value), size=10)
+                canvas.text(x + each / 2, canvas.y(_top(bar)) - 4, f"{bar.value:.2f}", size=10)
         for k, line in enumerate([*_wrapped(group.label, group_px), *group.below]):
             canvas.text(left + group_px / 2, canvas.y(0) + LINE_PX * (k + 1) + 2, line, size=TEXT_PX - (k > 0))
     lines = max(len(_wrapped(group.label, group_px)) + len(group.below) for group in groups)

@@ -2,7 +2,8 @@
 
 A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that what
 disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless fewer than
-half are clean: then all are used, and the number of clean ones, which is always shown, tells. Figures of different settings (executor, workers, machine, data) never mix.
+half are clean: then all are used, and the number of clean ones, which is always shown, tells. Figures of different settings
+(executor, workers, machine, data) never mix.
 """
 
 from __future__ import annotations

@@ -451,7 +451,5 @@ def deflate(words: WordList, chunk: Chunk, column: int) -> bytes:
     target = np.empty(2 * raw.size + 16, np.uint8)  # a literal has at most 15 bits
     latest = np.full(words.sizes.size, _NEVER, np.int64)
     codes: tuple[Any, ...] = (words.literals, words.matches, words.distances)
-    size = _deflate(
-        *chunk, column, words.slots, words.sizes, *codes, latest, target.ctypes.data, bits >> 8 * whole, count % 8
-    )
+    size = _deflate(*chunk, column, words.slots, words.sizes, *codes, latest, target.ctypes.data, bits >> 8 * whole, count % 8)
     return head + target[:size].tobytes() + zlib.adler32(raw.data).to_bytes(4, "big")

@@ -49,9 +49,7 @@ def pairs_of(block: Block) -> list[Record]:
     Block.open(block.buffer)
     (keys, key_data), (values, value_data) = block.binary(0), block.binary(1)
     raw_keys, raw_values = key_data.tobytes(), value_data.tobytes()
-    return [
-        (raw_keys[keys[i] : keys[i + 1]], raw_values[values[i] : values[i + 1]]) for i in range(block.records)
-    ]
+    return [(raw_keys[keys[i] : keys[i + 1]], raw_values[values[i] : values[i + 1]]) for i in range(block.records)]
 
 
 class Plain:
@@ -125,9 +123,7 @@ def test_what_is_written_is_read(tmp_path: Path, records: list[Record], way: Any
 
 
 @given(RECORDS, WAY, st.integers(1, 1000), st.lists(st.integers(0, 12), max_size=4))
-def test_columns_are_written_as_single_records_are(
-    records: list[Record], way: Any, block_bytes: int, cuts: list[int]
-) -> None:
+def test_columns_are_written_as_single_records_are(records: list[Record], way: Any, block_bytes: int, cuts: list[int]) -> None:
     out = bytearray()
     options: Any = {"compression": way[0], "codec": way[1], "block_bytes": block_bytes}
     with SequenceWriter(out.extend, 1, **options) as writer:

@@ -46,9 +46,7 @@ def records_of(data: grid.DataSet) -> list[list[tuple[bytes, bytes]]]:
         block = read_sequence(name)
         (keys, key_data), (values, value_data) = block.binary(0), block.binary(1)
         raw, more = key_data.tobytes(), value_data.tobytes()
-        parts.append(
-            [(raw[keys[i] : keys[i + 1]], more[values[i] : values[i + 1]]) for i in range(block.records)]
-        )
+        parts.append([(raw[keys[i] : keys[i + 1]], more[values[i] : values[i + 1]]) for i in range(block.records)])
     return parts
 
 
@@ -279,9 +277,7 @@ def test_no_space_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, message in (("import os; os.kill(os.getpid(), 9)", "died with exit code -9"), ("print('hm')", "said b'hm'")):
         real = subprocess.Popen
-        monkeypatch.setattr(
-            grid.subprocess, "Popen", lambda command, code=code, real=real, **k: real([*command[:2], code], **k)
-        )
+        monkeypatch.setattr(grid.subprocess, "Popen", lambda command, code=code, real=real, **k: real([*command[:2], code], **k))
         with pytest.raises(HostError, match=message):
             grid.generate("varinfltext", tmp_path / "set", 1000, 2, workers=2)
         monkeypatch.undo()

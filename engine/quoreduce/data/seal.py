@@ -9,7 +9,7 @@ from blake3 import blake3
 from quoreduce.data.block import U8, Layout, parse_schema
 from quoreduce.data.digest import CHECKSUM_PIECE, STRIDE_DEFAULT, Digester, Sealed, Stream, as_u8, column_stride
 
-CHUNK_BYTES = 1 << 18  # stays in a core's cache between being written and being digested
+CHUNK_BYTES = 1 << 20  # stays in a core's second cache between being written and being digested
 assert CHUNK_BYTES % CHECKSUM_PIECE == 0
 
 

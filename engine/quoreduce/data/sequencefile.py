@@ -438,9 +438,7 @@ def _offsets(cursor: _Cursor, lengths: I64, form: int, where: I64) -> I64:
     return offsets
 
 
-def _place(
-    cursor: _Cursor, block: Block, column: int, source: U8, starts: I64, form: int, wanted: I64, where: I64
-) -> None:
+def _place(cursor: _Cursor, block: Block, column: int, source: U8, starts: I64, form: int, wanted: I64, where: I64) -> None:
     from quoreduce_kernels.sequence import BadItem, strip_at
 
     offsets, data = block.binary(column)
@@ -550,9 +548,7 @@ class SequenceWriter:
         if len(self._buffers[1]) + len(self._buffers[3]) >= self._block_bytes:
             self._end_block()
 
-    def _append_rows(
-        self, keys: U8, key_lengths: I64, key_ends: I64, values: U8, value_lengths: I64, value_ends: I64
-    ) -> None:
+    def _append_rows(self, keys: U8, key_lengths: I64, key_ends: I64, values: U8, value_lengths: I64, value_ends: I64) -> None:
         """Append serialised rows, cut into blocks where single records would be."""
         from quoreduce_kernels.sequence import encode_vints
 

@@ -220,6 +220,8 @@ class Driver:
         if reply.status == "ok":
             self._kept[reply.attempt] = Kept(reply, self.workers[worker])
             self.result.bytes_shipped += reply.bytes_shipped
+            if known.launch.task.kind == "reduce" and known.launch.store:
+                self.result.bytes_stored += (self._copies - 1) * reply.parts[0].nbytes
             self._detected += reply.refetched
             read = {source.attempt for copies in known.launch.sources for source in copies}
             self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
@@ -353,8 +355,12 @@ class Driver:
     def _paths(self, part: int, attempt: int) -> list[str]:
         """Where an attempt writes: one file, or without tight storage (R7) as many as a replicating file system would."""
         path = str(self.output.attempt_path(part, attempt))
-        copies = 1 if self.options.tight_storage and self.options.mode != "basic" else STORAGE_COPIES
-        return [path] + [f"{path}.copy{i}" for i in range(1, copies)]
+        return [path] + [f"{path}.copy{i}" for i in range(1, self._copies)]
+
+    @property
+    def _copies(self) -> int:
+        """Copies of its output that a reduce writes (R7)."""
+        return STORAGE_COPIES if self.options.mode == "basic" or not self.options.tight_storage else 1
 
     def _stored(self, source: m.Source, part: int) -> wire.Stored:
         kept = self._kept[source.attempt]
@@ -449,7 +455,7 @@ class Driver:
         r.reexecutions = ledger.re_executions
         r.faults.injected = self.faults.injected
         r.faults.detected = r.faults.masked = self._count_detected()
-        r.bytes_stored = ledger.stored_nbytes
+        r.bytes_stored += ledger.stored_nbytes
         r.suspects = dict(ledger.suspicion)
         r.domains = sorted({info.domain for info in self.workers.values()})
         winners = [self._kept.get(agreed.attempt) for task, agreed in self._agreed.items() if task.kind == "map"]

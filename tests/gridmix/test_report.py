@@ -1,0 +1,232 @@
+"""The report: one page that stands alone, with the figures that the runs give, and beside it the same figures as SVG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from quoreduce.cli import main
+from quoreduce.errors import InputError, OutputError
+from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart, short, ticks_to
+from quoreduce_gridmix.noise import Noise
+from quoreduce_gridmix.report import render, write_report
+from quoreduce_gridmix.results import FORMAT, Amounts, Figure, Results, Run, Setting, Stage, cells, compare, read_results
+from quoreduce_gridmix.runner import Variant, ablation
+
+SVG = "{http://www.w3.org/2000/svg}"
+QUIET = Noise(0.0, 0.0, 0.0, False)
+LOUD = Noise(9.0, 0.0, 0.0, True)
+
+
+def a_run(app: str, size: str, variant: Variant, repetition: int, wall_s: float, splits: int = 3, noise: Noise = QUIET) -> Run:
+    n = {"original": 1, "basic": 3, "bft": 2}[variant.mode]
+    amounts, executions = Amounts(100, 90, 50 * n, 10 * n), {"map": splits * n, "reduce": 2 * n}
+    stage = Stage(
+        job=app, wall_s=wall_s, cpu_s=2 * wall_s, bytes=amounts, executions=executions, counters={}, splits=splits, parts=2,
+        reexecutions=0, faults_detected=0,
+    )  # fmt: skip
+    return Run(
+        app=app, size=size, variant=variant.name, mode=variant.mode, f=variant.f, off=list(variant.off), repetition=repetition,
+        wall_s=wall_s, cpu_s=2 * wall_s, bytes=amounts, executions=executions, counters={}, digest="0" * 64, splits=splits,
+        noise=noise, stages=[stage],
+    )  # fmt: skip
+
+
+def results(runs: list[Run], on: str = "local") -> Results:
+    machine: dict[str, str | int | float] = {
+        "cpu": "Example <CPU> & Co", "cores": 2, "cores_used": 2, "memory_gb": 8.0, "kernel": "6.1", "architecture": "x86_64",
+    }  # fmt: skip
+    setting = Setting(
+        on=on, workers=2, domains=2, machine=machine, data={"varinfltext": {"nbytes": 1000, "seed": 1, "parts": 10}},
+        split_mb=64.0, digest="blake3",
+    )  # fmt: skip
+    return Results(format=FORMAT, date="2026-01-02T03:04:05+00:00", versions={"quoreduce": "0.1.0"}, setting=setting, runs=runs)
+
+
+@pytest.fixture
+def pairs() -> Results:
+    """Two applications in three sizes: voted runs take twice as long, or 1.5 times."""
+    runs = [
+        a_run(app, size, variant, k, wall * splits * (1 + k / 10) * (factor if variant.mode == "bft" else 1), splits)
+        for app, wall, factor in (("javaSort", 0.5, 2.0), ("webdataScan", 0.25, 1.5))
+        for size, splits in (("small", 3), ("medium", 30), ("large", 100))
+        for k in range(3)
+        for variant in (Variant("original"), Variant("bft", 1))
+    ]
+    return results(runs)
+
+
+@pytest.fixture
+def ablated() -> Results:
+    runs = [a_run("javaSort", "small", v, k, 1.0 + n / 10 + k) for k in range(2) for n, v in enumerate(ablation(1))]
+    return results(runs, "ray")
+
+
+def page(text: str) -> ElementTree.Element:
+    first, _, rest = text.partition("\n")
+    assert first == "<!doctype html>"
+    return ElementTree.fromstring(rest)
+
+
+def test_the_page_stands_alone_and_is_well_formed(pairs: Results, ablated: Results) -> None:
+    text, _ = render([pairs, ablated])
+    root = page(text)
+    assert {element.tag for element in root.iter()}.isdisjoint({"script", "link", "img", "iframe", "object", f"{SVG}image"})
+    addresses = set(re.findall(r"[a-z]+://[^\s\"'<]+", text))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not an address that is loaded
+    assert not re.search(r"\b(src|href)=|url\(|@import", text)
+
+
+def test_the_page_has_ratios_with_seconds_beside_them(pairs: Results) -> None:
+    text = "".join(page(render([pairs])[0]).itertext())
+    assert "voted f=1 against plain, small" in text
+    for figure in ("2.00 ± 0.00", "1.50 ± 0.00", "1.65 ± 0.07", "3.30 ± 0.15", "1.73"):
+        assert figure in text, figure
+
+
+def test_the_page_says_where_and_when(pairs: Results) -> None:
+    text = "".join(page(render([pairs])[0]).itertext())
+    for fact in ("2026-01-02T03:04:05", "Example <CPU> & Co", "quoreduce 0.1.0", "seed 1", "local, 2 workers"):
+        assert fact in text
+
+
+def test_published_figures_are_labelled_as_published(pairs: Results) -> None:
+    text = "".join(page(render([pairs])[0]).itertext())
+    assert "published, 10 nodes: 1.5 to 2.5" in text
+    assert "Other systems on other machines" in text
+
+
+def test_figures_are_there_for_ratios_splits_and_ablation(pairs: Results, ablated: Results) -> None:
+    names = [drawing.name for drawing in render([pairs])[1]]
+    ratios = [f"ratios-{size}-voted-f-1" for size in ("small", "medium", "large")]
+    assert names == [*ratios, "splits-webdatascan", "splits-javasort"]
+    names = [drawing.name for drawing in render([ablated])[1]]
+    assert names == ["ratios-small-basic-f-1", "ratios-small-voted-f-1", "ablation-small-f1"]
+
+
+def test_different_settings_do_not_mix(pairs: Results, ablated: Results) -> None:
+    text, drawings = render([pairs, ablated])
+    assert len(list(page(text).iter("h2"))) == 3  # two settings, and what was published
+    assert len({drawing.name for drawing in drawings}) == len(drawings)
+
+
+def test_results_of_the_same_setting_are_one(pairs: Results) -> None:
+    halves = [structs.replace(pairs, runs=pairs.runs[start::2]) for start in (0, 1)]
+    assert [d.name for d in render(halves)[1]] == [d.name for d in render([pairs])[1]]
+
+
+def test_runs_without_a_plain_one_are_shown_in_seconds() -> None:
+    text = "".join(page(render([results([a_run("javaSort", "small", Variant("bft", 1), 0, 0.5)])])[0]).itertext())
+    assert "javaSort" in text
+    assert "0.500" in text
+
+
+def test_dirty_pairs_are_dropped_unless_most_are_dirty() -> None:
+    def ratio(noises: list[Noise]) -> Figure:
+        plain, voted = Variant("original"), Variant("bft", 1)
+        runs = [a_run("a", "small", plain, k, 1.0) for k in range(3)]
+        runs += [a_run("a", "small", voted, k, 2.0 + 10 * noise.dirty, noise=noise) for k, noise in enumerate(noises)]
+        (found,) = compare(cells(runs), "plain", "voted f=1")
+        assert found.clean == sum(not noise.dirty for noise in noises)
+        return found.wall
+
+    assert ratio([QUIET, LOUD, QUIET]).median == 2.0
+    assert ratio([LOUD, LOUD, QUIET]).median == 12.0
+
+
+def test_every_figure_is_a_file_beside_the_page(pairs: Results, tmp_path: Path) -> None:
+    written = write_report([pairs], tmp_path / "page.html")
+    assert written[0] == tmp_path / "page.html"
+    assert sorted(written) == sorted(tmp_path.iterdir())
+    for path in written[1:]:
+        assert ElementTree.parse(path).getroot().tag == f"{SVG}svg"
+
+
+def test_the_command_writes_the_page_and_replaces_it_only_if_asked_to(
+    pairs: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs.json").write_bytes(pairs.encode())
+    words = ["gridmix", "report", str(tmp_path / "runs.json"), "--out", str(tmp_path / "page.html")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "page.html")
+    assert main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b"\xff\xfe", b'{"runs": []}', b"not json"])
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=r"bad\.json"):
+        read_results(path)
+
+
+def test_results_that_cannot_be_are_refused(pairs: Results, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    for wrong in (
+        structs.replace(pairs, format=99), structs.replace(pairs, runs=[]),
+        structs.replace(pairs, runs=[structs.replace(pairs.runs[0], wall_s=0.0)]),
+    ):  # fmt: skip
+        path.write_bytes(wrong.encode())
+        with pytest.raises(InputError, match=r"bad\.json"):
+            read_results(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.json: No such file"):
+        read_results(tmp_path / "none.json")
+
+
+def test_a_page_that_cannot_be_written_is_an_output_error(pairs: Results, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_report([pairs], tmp_path / "no" / "page.html")
+
+
+# --- charts
+
+
+def test_text_in_a_chart_is_escaped() -> None:
+    svg = bar_chart("<b> & co", "s", ("a<b",), [Group("x & y", (Bar(1.0, note="<i>"),))])
+    assert "<b> & co" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_bars_are_as_high_as_their_values() -> None:
+    svg = bar_chart("t", "s", ("a",), [Group("x", (Bar(1.0),)), Group("y", (Bar(2.0),))], (Band(0.5, 1.5, "band"),))
+    heights = [float(e.get("height", "")) for e in ElementTree.fromstring(svg).iter(f"{SVG}rect") if e.get("fill") == "#0072b2"]
+    _, first, second = heights  # the first is the legend's
+    assert second == pytest.approx(2 * first, abs=0.2)
+
+
+def test_a_bar_that_was_not_measured_is_left_out() -> None:
+    svg = bar_chart("t", "s", ("a", "b"), [Group("x", (None, Bar(2.0)))])
+    assert svg.count('fill="#0072b2"') == 1  # the legend's only
+
+
+def test_lines_go_through_their_points_in_order() -> None:
+    svg = line_chart("t", "s", "splits", [Line("plain", ((30, Bar(2.0)), (3, Bar(1.0)), (100, Bar(5.0))))])
+    (line,) = ElementTree.fromstring(svg).iter(f"{SVG}polyline")
+    xs = [float(point.split(",")[0]) for point in line.get("points", "").split()]
+    assert xs == sorted(xs)
+    assert len(xs) == 3
+
+
+@given(st.floats(1e-9, 1e12))
+def test_ticks_are_round_few_and_reach_the_top(highest: float) -> None:
+    ticks = ticks_to(highest)
+    assert ticks[0] == 0
+    assert ticks[-1] >= highest
+    assert ticks[-1] <= 3 * highest
+    assert 2 <= len(ticks) <= 9
+    assert ticks == sorted(set(ticks))
+
+
+def test_numbers_are_short() -> None:
+    values = {0: "0", 1.0: "1", 1.234: "1.23", 0.0123: "0.0123", 123.4: "123", 12345.6: "12,346"}
+    assert {value: short(value) for value in values} == values
