@@ -69,7 +69,7 @@ class Options:
         if self.deadline_s is not None and self.deadline_s <= 0:
             raise UsageError("a deadline is more than 0 seconds")
         if self.attempts_max is not None and self.attempts_max < self.replicas_first:
-            raise UsageError(f"attempts of a task are at least the {self.replicas_first} that are planned, not {self.attempts_max}")
+            raise UsageError(f"at least {self.replicas_first} attempts of a task are planned, so {self.attempts_max} is too few")
         for text in self.faults:
             parse_fault(text)
 
