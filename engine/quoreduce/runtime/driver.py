@@ -142,18 +142,24 @@ class Driver:
     def _step(self) -> None:
         for arrival in self.executor.wait(self._timeout()):
             self._arrive(arrival)
+            self._drain()  # before the next arrival: a worker that is gone must not be in the tracker's reach
         for event in self._replays:
             self._late(event)
         self._replays.clear()
+        self._drain()
         self._expire()
-        if not self._events and not self._running and not self._checks and not self._cancelled and not self._done:
+        if not self._running and not self._checks and not self._cancelled and not self._done:
             self._events.append(m.Stalled())
-        while self._events and not self._done:
-            self._execute(self.tracker.handle(self._events.pop(0)))
+            self._drain()
         self.progress.executions = self.tracker.ledger.executions
         self.progress.votes = self.tracker.ledger.votes
         self.progress.faults = self._count_detected()
         self.report(self.progress)
+
+    def _drain(self) -> None:
+        """Hand events to the tracker, and do what it says."""
+        while self._events and not self._done:
+            self._execute(self.tracker.handle(self._events.pop(0)))
 
     def _timeout(self) -> float:
         if self._replays:
