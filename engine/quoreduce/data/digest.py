@@ -29,7 +29,6 @@ from quoreduce.errors import UsageError
 
 Algorithm = Literal["blake3", "fast", "checksum"]
 ALGORITHMS: tuple[Algorithm, ...] = ("blake3", "fast", "checksum")
-DIGEST_BYTES = 32
 STRIDE_DEFAULT = 128
 CHECKSUM_PIECE = 1 << 16
 FILE_CHUNK = 1 << 20

@@ -21,7 +21,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block, Layout, parse_schema
-from quoreduce.data.digest import Sealed
+from quoreduce.data.digest import Sealed, as_u8
 from quoreduce.job import Job
 
 U8 = NDArray[np.uint8]
@@ -74,7 +74,7 @@ def _sealed(data: U8, ids: NDArray[np.uint16], counts: NDArray[np.int64], key: b
     for p, n in enumerate(counts.tolist()):
         layout = Layout.plan(columns, n, [n * RECORD_BYTES])
         digest = blake3(layout.header())
-        digest.update(values[starts[p] : starts[p + 1]].reshape(-1).view(np.uint8).data)
+        digest.update(as_u8(values[starts[p] : starts[p + 1]]).data)
         sealed.append(Sealed(digest.digest(), n, layout.total))
     return sealed
 

@@ -229,8 +229,9 @@ class Driver:
             if known.launch.task.kind == "reduce" and known.launch.store:
                 self.result.bytes_stored += (self._copies - 1) * reply.parts[0].nbytes
             self._detected += reply.refetched
-            read = {source.attempt for copies in known.launch.sources for source in copies}
-            self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
+            if reply.bad:
+                read = {source.attempt for copies in known.launch.sources for source in copies}
+                self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
         self._events.append(event)
         if known.fault and known.fault.kind == "late":
             self._replays.append(event)
@@ -323,13 +324,18 @@ class Driver:
                     raise _REASONS[reason](f"{where}{message}")
 
     def _launch(self, launch: m.Launch) -> None:
-        info = self.workers[launch.worker]
-        names = (info.domain, info.name, f"{sorted({w.domain for w in self.workers.values()}).index(info.domain)}")
-        fault = self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
+        fault = self._fault(launch) if self.options.faults else None
         now = time.monotonic()
         limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
         self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
+
+    def _fault(self, launch: m.Launch) -> wire.Fault | None:
+        """The fault that is to strike this execution; a domain goes by its name, a worker's, or its number in order of names."""
+        info = self.workers[launch.worker]
+        number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
+        names = (info.domain, info.name, str(number))
+        return self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
 
     def _time(self, finished: Running) -> None:
         """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""

@@ -27,7 +27,6 @@ from quoreduce.errors import HostError
 U8 = NDArray[np.uint8]
 SEGMENT_ALIGN = 1 << 20
 POOL_BYTES_MAX = 4 << 30
-MADV_POPULATE_READ = 22
 LOCK_NAME = "owner.lock"
 PREFIX = "quoreduce-"
 

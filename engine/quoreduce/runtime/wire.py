@@ -78,7 +78,6 @@ class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
     sources: tuple[tuple[Stored, ...], ...]
     paths: tuple[str, ...]
     fault: Fault | None = None
-    tampered_wire: bool = False
 
 
 class SampleTask(msgspec.Struct, frozen=True, tag="sample"):
