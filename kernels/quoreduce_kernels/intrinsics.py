@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from quoreduce_kernels.options import part
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("quoreduce_kernels needs a little-endian CPU")
@@ -117,11 +120,8 @@ def _copier(size: int) -> Any:
 
 
 copy8 = _copier(8)
-copy10 = _copier(10)
 copy16 = _copier(16)
 copy32 = _copier(32)
-copy64 = _copier(64)
-copy90 = _copier(90)
 copy100 = _copier(100)
 
 
@@ -314,3 +314,12 @@ def copy_memory(_typing: Any, target: Any, source: Any, length: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(_U64, _U64, _U64), codegen
+
+
+@part
+def bit_length(x):
+    """Number of bits of a uint64 up to its highest set one; 0 for 0."""
+    bits = 0
+    while bits < 64 and (x >> np.uint64(bits)) != np.uint64(0):
+        bits += 1
+    return bits

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quoreduce_kernels.intrinsics import address_of, bswap, ld8, ld16, ld32, ld64, prefetch
+from quoreduce_kernels.intrinsics import address_of, bit_length, bswap, ld8, ld16, ld32, ld64, prefetch
 from quoreduce_kernels.options import cold_part, kernel, part
 from quoreduce_kernels.records import _radix_sort
 
@@ -24,14 +24,6 @@ _SMALL = 16  # rows: insertion sort up to here
 _AHEAD = 8  # rows between a prefetch and its use
 _FAR = 16
 _U = np.uint64
-
-
-@part
-def _bit_length(x):
-    bits = 0
-    while bits < 64 and (x >> _U(bits)) != _U(0):
-        bits += 1
-    return bits
 
 
 @part
@@ -178,9 +170,9 @@ def sort_rows(rows, order, words, other):
             if others < high:
                 stack.append((others, high, _common(rows, order, others, high, depth + _U(8))))
             continue
-        place_bits = _U(_bit_length(_U(high - low - 1)))
+        place_bits = _U(bit_length(_U(high - low - 1)))
         places = (_U(1) << place_bits) - _U(1)
-        bits = _U(_bit_length(largest - smallest))
+        bits = _U(bit_length(largest - smallest))
         down = max(bits + place_bits, _U(64)) - _U(64)
         for i in range(low, high):
             words[i] = (((words[i] - smallest) >> down) << place_bits) | _U(i - low)

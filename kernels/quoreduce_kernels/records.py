@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce_kernels.fingerprint import RECORD_BYTES, permute_fingerprints, record_bytes
-from quoreduce_kernels.intrinsics import bswap, copy100, ld16, ld64, prefetch
+from quoreduce_kernels.intrinsics import bit_length, bswap, copy100, ld16, ld64, prefetch
 from quoreduce_kernels.options import cold_part, kernel, part
 
 U8Array = NDArray[np.uint8]
@@ -74,14 +74,6 @@ def _last_two(address):
     """Bytes 8 and 9 of the key, big-endian."""
     x = ld16(address + _U(8))
     return ((x & _U(0xFF)) << _U(8)) | (x >> _U(8))
-
-
-@part
-def _bit_length(x):
-    bits = 0
-    while bits < 64 and (x >> _U(bits)) != _U(0):
-        bits += 1
-    return bits
 
 
 # ---------------------------------------------------------------------------------------------------- partition
@@ -225,7 +217,7 @@ def _limits(words, low, high):
 @part
 def _msd_bits(n):
     """Bits of the MSD digit: buckets of about 2048 to 4096 words, until there are 2048 of them."""
-    return min(max(_bit_length(_U(n)) - 12, 1), _MSD_BITS_MAX)
+    return min(max(bit_length(_U(n)) - 12, 1), _MSD_BITS_MAX)
 
 
 @kernel("void(u8[::1], u8[::1], i8, i8, u8, u8)")
@@ -240,7 +232,7 @@ def _radix_sort(words, other, low, high, base, largest):
         _insertion(other, low, high, _SMALL * _SMALL)
         return
     digit_bits = _msd_bits(high - low)
-    shift = _U(max(_bit_length(largest - base) - digit_bits, 0))
+    shift = _U(max(bit_length(largest - base) - digit_bits, 0))
     bounds = np.empty(((largest - base) >> shift) + _U(2), np.int64)
     cursor = np.empty(bounds.size, np.int64)
     _msd_pass(words, other, low, high, base, shift, bounds, cursor)

@@ -98,11 +98,6 @@ def format_counts(run: Run) -> bytes:
 # ---- records
 
 
-def split_records(data: bytes) -> list[bytes]:
-    """Cut a buffer into records."""
-    return [data[i : i + RECORD_BYTES] for i in range(0, len(data), RECORD_BYTES)]
-
-
 def key_of(record: bytes) -> bytes:
     """The first 10 bytes."""
     return record[:KEY_BYTES]

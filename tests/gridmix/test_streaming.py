@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
 
 import pytest
 import slow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import poll, running
 
 from quoreduce import Options, Result, Session, stream_job
 from quoreduce.errors import JobError, NoQuorum, NotDeterministic, UsageError
@@ -24,7 +24,6 @@ from quoreduce.runtime.options import Place
 from quoreduce_gridmix import apps
 
 Sessions = Callable[[str], Session]
-POLL_S, POLL_MAX = 0.02, 1500
 
 line = st.lists(st.sampled_from([b"a", b"B", b"key", b"\t", b" ", b"\xff", b"\0"]), max_size=6).map(b"".join)
 lines = st.lists(line, min_size=1, max_size=60)
@@ -64,22 +63,6 @@ def run(session: Session, job: Job, text: Path, **options: object) -> tuple[Resu
         assert not parent.exists() or os.listdir(parent) == [], "a job that failed publishes nothing"
         raise
     return result, [path.read_bytes() for path in sorted((parent / "out").glob("part-*"))]
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    pause = Event()
-    for _ in range(POLL_MAX):
-        if condition():
-            return
-        pause.wait(POLL_S)
-    pytest.fail(f"waited in vain: {what}")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # ---- what it computes
@@ -262,7 +245,7 @@ def test_what_a_command_started_is_killed_with_it(inline: Session, text: Path, t
             run(inline, job, text, f=1)
     started = [int(pid) for pid in pids.read_text().split()]
     assert started
-    wait_for(lambda: not any(alive(pid) for pid in started), f"the end of {started}")
+    poll(lambda: not any(running(pid) for pid in started), f"the end of {started}")
 
 
 def test_commands_of_a_worker_that_is_killed_are_killed(text: Path, tmp_path: Path) -> None:
@@ -273,7 +256,7 @@ def test_commands_of_a_worker_that_is_killed_are_killed(text: Path, tmp_path: Pa
         run(session, job, text, f=1, deadline_s=3, attempts_max=2)
     started = [int(pid) for pid in pids.read_text().split()]
     assert len(started) >= 2
-    wait_for(lambda: not any(alive(pid) for pid in started), f"the end of {started}")
+    poll(lambda: not any(running(pid) for pid in started), f"the end of {started}")
 
 
 def test_no_pipe_stays_open(inline: Session, text: Path) -> None:
