@@ -11,16 +11,16 @@ from quoreduce.job import Job
 
 if TYPE_CHECKING:
     from quoreduce.jobs.streaming import stream_job
-    from quoreduce.runtime.options import Options, Place, Result
+    from quoreduce.runtime.options import Attest, Options, Place, Result
     from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
+__all__ = ["Attest", "Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the engine when it is first used: ``import quoreduce`` alone stays fast."""
-    if name in ("Options", "Place", "Result"):
+    if name in ("Attest", "Options", "Place", "Result"):
         from quoreduce.runtime import options
 
         return getattr(options, name)

@@ -71,3 +71,13 @@ class HostError(QuoreduceError):
     """The machine or the cluster failed us: no space, no Ray, workers that cannot start."""
 
     exit_code = 4
+
+
+class AttestationError(QuoreduceError):
+    """Evidence of what ran is refused, or cannot be made."""
+
+    exit_code = 6
+
+
+class EvidenceError(AttestationError):
+    """Bytes that are not well-formed evidence: a quote, a signature, a key, an event log, a receipt."""

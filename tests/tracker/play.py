@@ -11,6 +11,7 @@ from quoreduce.tracker import (
     BlockLost,
     Cancel,
     Discard,
+    Executed,
     Failed,
     Finished,
     JobDone,
@@ -64,6 +65,12 @@ class Play:
         c = next(c for c in running if replica in (None, c.replica))
         return self.reply(c.attempt, how, error)
 
+    def execute(self, task: str, replica: int | None = None) -> list[Any]:
+        """A running replica ends, but its answer is to come."""
+        c = next(c for c in self.running(task) if replica in (None, c.replica))
+        self.cluster.execute(self.cluster.flying.index(c))
+        return self.last
+
     def reply(self, attempt: int, how: str = "", error: str = "") -> list[Any]:
         k = next(k for k, c in enumerate(self.cluster.flying) if c.attempt == attempt)
         self.cluster.reply(k, getattr(self.cluster, how) if how else None, error)
@@ -109,6 +116,8 @@ def _event(event: Any) -> str:
             return f"{worker} lost{', and its blocks' if blocks_lost else ''}"
         case Finished(attempt, output):
             return f"#{attempt} finished: {_output(output)}"
+        case Executed(attempt):
+            return f"#{attempt} executed"
         case Failed(attempt, error, _):
             return f"#{attempt} raised: {error}"
         case Refused(attempt, bad):

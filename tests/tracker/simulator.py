@@ -22,6 +22,7 @@ from quoreduce.tracker import (
     Cancel,
     Discard,
     Event,
+    Executed,
     Failed,
     Finished,
     JobDone,
@@ -78,6 +79,7 @@ class Cluster:
     busy: Counter[str] = field(default_factory=Counter)
     flying: list[Launch] = field(default_factory=list)  # launched and not answered, cancelled ones included
     cancelled: set[int] = field(default_factory=set)
+    executed: set[int] = field(default_factory=set)  # their slots are free, their answers are to come
     launches: dict[int, Launch] = field(default_factory=dict)
     replies: list[Event] = field(default_factory=list)
     blocks: dict[int, Block] = field(default_factory=dict)
@@ -209,7 +211,7 @@ class Cluster:
         """The k-th of those in flight answers: the truth, or what `spoil` makes of it, or an error."""
         self.flying[k], self.flying[-1] = self.flying[-1], self.flying[k]
         c = self.flying.pop()
-        self.busy[c.worker] -= 1
+        self.busy[c.worker] -= c.attempt not in self.executed
         made = self.computed(c)
         event: Event
         if made and isinstance(made[0], int):
@@ -225,6 +227,17 @@ class Cluster:
             event = Finished(c.attempt, self._store(c, parts))
         self.replies.append(event)
         self.send(event)
+
+    def execute(self, k: int) -> None:
+        """The k-th of those in flight has ended, and keeps its answer for later: its slot is free, and once only."""
+        c = self.flying[k]
+        before = self.tracker.ledger.ignored
+        if c.attempt not in self.executed:
+            self.executed.add(c.attempt)
+            self.busy[c.worker] -= 1
+            before -= 1
+        self.send(Executed(c.attempt))
+        assert self.tracker.ledger.ignored == before + 1, "a slot is freed once"
 
     def _store(self, c: Launch, parts: Contents) -> Output:
         output = self.outputs[c.attempt] = output_of(parts)
@@ -367,6 +380,7 @@ class Schedule:
         self.spoilt: Counter[Task] = Counter()
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
+        self.attested = rng.choice((0.0, 0.0, 0.3, 0.7))  # how often an answer is held back until there is evidence
         self.joined = 0
         for d in range(self.domains):
             for _ in range(rng.choice((1, 1, 2))):
@@ -401,7 +415,9 @@ class Schedule:
         if rng.random() < self.haste:
             k = next((n for n, c in enumerate(cluster.flying) if c.store), k)
         c = cluster.flying[k]
-        if self.faultless:
+        if rng.random() < self.attested and (c.attempt not in cluster.executed or rng.random() < 0.2):
+            cluster.execute(k)
+        elif self.faultless:
             cluster.reply(k)
         elif c.task == self.faults.broken_task:
             cluster.reply(k, error="bug in the job")

@@ -60,6 +60,19 @@ def wrong_carrier() -> Play:
 
 
 @scenario
+def answers_wait_for_evidence() -> Play:
+    """Attested: workers go on while the evidence for what they did is awaited; one dies and what it owed is run again."""
+    job = Play(domains=2, slots=1, maps=2, reduces=1)
+    job.execute("map 0", 0)
+    job.execute("map 0", 1)
+    job.answer("map 0", 0)
+    job.execute("map 1", 0)
+    job.cluster.crash("w0", blocks_lost=False, replacement="w2")
+    job.finish()
+    return job
+
+
+@scenario
 def two_domains_and_a_transient_fault() -> Play:
     """Two domains, f=1, one transient fault in the second replica: one more execution (R1)."""
     job = Play(domains=2, slots=1)

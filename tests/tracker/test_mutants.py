@@ -79,6 +79,12 @@ MUTANTS = {
         "        winner = state.ballot.winner(self.plan.need) or next("
         "(c for c in state.ballot.camps if c.output is None), None)\n",
     ),
+    "an answer that a dead worker owed is not missed": (
+        "tracker",
+        "unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]",
+        "unanswered = [*(occupants or ())][: len(self._awaited.pop(event.worker, ())) * 0 + 99]",
+    ),
+    "a slot is freed when the work ends and again when the answer comes": ("tracker", "        if attempt.seated:\n", "        if True:\n"),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

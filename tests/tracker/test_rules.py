@@ -587,3 +587,26 @@ def test_the_ledger_counts_bytes_and_votes() -> None:
     maps = 2 * 2 * len("m0.0")
     assert figures["stored_nbytes"] == maps + 2 * len("r0<m0.0,m1.0>")  # one copy of each (slides 21, 22)
     assert figures["shipped_nbytes"] == 2 * maps  # each of two replicas of each reduce reads its partition
+
+
+def test_a_worker_goes_on_while_its_answer_waits_for_evidence() -> None:
+    """Attested jobs: a slot is freed by Executed, a vote is cast by Finished, and the domain counts as asked in between."""
+    job = Play(domains=2, slots=1, maps=2, reduces=1)
+    launched = len(job.cluster.launches)
+    job.execute("map 0", 0)
+    assert len(job.cluster.launches) == launched + 1
+    assert job.ledger.votes == 0
+    job.answer("map 0", 0)
+    assert job.ledger.votes == 1
+    assert job.done()
+    assert job.ledger.re_executions == 0
+
+
+def test_what_a_dead_worker_executed_without_evidence_is_executed_again() -> None:
+    """The commit rule: no evidence, no vote."""
+    job = Play(domains=3, slots=1, maps=1, reduces=1)
+    job.execute("map 0", 0)
+    worker = job.of("map 0")[0].worker
+    job.cluster.crash(worker, blocks_lost=True)
+    assert len(job.of("map 0")) == 3
+    assert job.done()

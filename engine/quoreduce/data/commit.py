@@ -32,6 +32,7 @@ from quoreduce.data.inputs import expand_local, is_uri, is_utf8, local_path, ope
 from quoreduce.errors import InputError, OutputError
 
 SUCCESS = "_SUCCESS"
+RECEIPT = "_RECEIPT.json"
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # no dots: .OUT.JOB.staging must parse in one way only
 _CHUNK = 8 << 20
 _LOCK_TRIES = 100
@@ -46,8 +47,8 @@ class Output(Protocol):
     def publish(self, part: int, attempt: int) -> None:
         """Make ``attempt`` the one that becomes ``part``."""
 
-    def finish(self, manifest: bytes) -> None:
-        """Publish the output as a whole."""
+    def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
+        """Publish the output as a whole, with its manifest, and a receipt if there is one."""
 
     def abort(self) -> None:
         """Leave nothing behind; after :meth:`finish` this does nothing."""
@@ -144,7 +145,7 @@ class OutputDir:
             source.rename(self.staging / "output" / part_name(part))
         self._published[part] = attempt
 
-    def finish(self, manifest: bytes) -> None:
+    def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Write ``_SUCCESS`` last, sync everything if that was asked for, and rename the whole to the output path.
 
         Raises:
@@ -155,6 +156,8 @@ class OutputDir:
             shutil.rmtree(self.staging / "attempts", ignore_errors=True)
             for part in self._published if self._sync else ():
                 _sync(output / part_name(part))
+            if receipt is not None:
+                _write(output / RECEIPT, receipt, self._sync)
             _write(output / SUCCESS, manifest, self._sync)
             if self._sync:
                 _sync(output)
@@ -238,10 +241,12 @@ class UriOutput:
                 self._upload(part_name(part), data)
             source.unlink()
 
-    def finish(self, manifest: bytes) -> None:
-        """Upload ``_SUCCESS``."""
+    def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
+        """Upload the receipt, if there is one, and then ``_SUCCESS``."""
         with self._errors():
             self._replace_old()
+            if receipt is not None:
+                self._upload(RECEIPT, io.BytesIO(receipt))
             self._upload(SUCCESS, io.BytesIO(manifest))
         self._finished = True
         _remove_tree(self.staging)

@@ -7,23 +7,27 @@ commit), faults to inject, and the figures of the result.
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from quoreduce import errors
 from quoreduce.data.commit import Output as OutputPlace
-from quoreduce.data.digest import Digester
 from quoreduce.data.inputs import Split
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Options, Result
+from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
-from quoreduce.runtime.worker import vote_digest
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.tracker import JobTracker, Plan
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.gate import Answer, Gate
 
 DEADLINE_FIRST_S = 600.0
 DEADLINE_LEAST_S = 10.0
@@ -94,6 +98,7 @@ class Driver:
     setup: wire.Setup
     result: Result
     report: Callable[[Progress], None] = lambda progress: None
+    gate: Gate | None = None
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     progress: Progress = field(init=False)
@@ -111,6 +116,7 @@ class Driver:
     _host_errors: int = 0
     _detected: int = 0
     _side: bytes = b""
+    _barred: set[str] = field(default_factory=set)
     _done: bool = False
 
     def __post_init__(self) -> None:
@@ -132,11 +138,18 @@ class Driver:
         """Run the job to its end: all parts are published to ``output``, which the caller then finishes; or raise."""
         for name in self.workers:
             self._begin(name)
-        for info in self.workers.values():
-            self.tracker.handle(m.WorkerJoined(info.name, info.domain))
-        self._execute(self.tracker.start())
-        while not self._done:
-            self._step()
+        try:
+            if self.gate is not None:
+                self._admit_all(self.gate)
+            for info in self.workers.values():
+                if info.name not in self._barred:
+                    self.tracker.handle(m.WorkerJoined(info.name, info.domain))
+            self._execute(self.tracker.start())
+            while not self._done:
+                self._step()
+        except (errors.TooFewDomains, errors.NoQuorum) as error:
+            self._blame_evidence(error)
+            raise
         self._account()
 
     def _step(self) -> None:
@@ -147,8 +160,9 @@ class Driver:
             self._late(event)
         self._replays.clear()
         self._drain()
+        waiting = self._flush_evidence()
         self._expire()
-        if not self._running and not self._checks and not self._cancelled and not self._done:
+        if not self._running and not self._checks and not self._cancelled and not waiting and not self._done:
             self._events.append(m.Stalled())
             self._drain()
         self.progress.executions = self.tracker.ledger.executions
@@ -167,11 +181,15 @@ class Driver:
         now = time.monotonic()
         groups = (self._running, self._cancelled, self._checks)
         first = min((one.deadline for group in groups for one in group.values()), default=now + TICK_S)
-        return max(0.0, min(TICK_S, first - now))
+        due_s = self.gate.next_due_s(now) if self.gate is not None else TICK_S
+        return max(0.0, min(TICK_S, first - now, due_s))
 
     def _begin(self, worker: str) -> None:
         self._setup_pending.add(worker)
-        self.executor.submit(worker, wire.encode(self.setup))
+        setup = self.setup
+        if self.gate is not None:
+            setup = structs.replace(setup, attested=self.gate.told(self.workers[worker].domain))
+        self.executor.submit(worker, wire.encode(setup))
 
     # ---- replies
 
@@ -186,7 +204,9 @@ class Driver:
             return
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
-        if reply.attempt < 0:
+        if reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
+            self._evidence(self.gate, arrival.worker, reply)
+        elif reply.attempt < 0:
             self._begun(arrival.worker, reply)
         elif (checking := self._checks.get(reply.attempt)) and checking.worker == arrival.worker:
             self._checked(checking.agreed, reply)
@@ -204,6 +224,8 @@ class Driver:
                 raise errors.JobError(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
             self.executor.kill(worker)
             return
+        if self.gate is not None:
+            self._admit(self.gate, self.workers[worker], reply)
         now = time.monotonic()
         for running in self._running.values():
             if running.launch.worker == worker:
@@ -216,7 +238,7 @@ class Driver:
         self.result.cpu_s += reply.cpu_s
         event = self._event(known.launch, reply)
         if self._cancelled.pop(reply.attempt, None):
-            self._events.append(event)
+            self._vote(known, reply, event, again=False)
             return
         del self._running[reply.attempt]
         self._idle_deaths = 0
@@ -232,27 +254,34 @@ class Driver:
             if reply.bad:
                 read = {source.attempt for copies in known.launch.sources for source in copies}
                 self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
-        self._events.append(event)
-        if known.fault and known.fault.kind == "late":
-            self._replays.append(event)
+        self._vote(known, reply, event, again=bool(known.fault and known.fault.kind == "late"))
+
+    def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
+        """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""
+        if self.gate is None or isinstance(event, m.Refused):
+            self._events.append(event)
+            self._replays += [event] * again
+            return
+        self._events.append(m.Executed(reply.attempt))
+        self._detected += again
+        answer = self._answer(known.launch, reply, (event,) * (1 + again))
+        self.gate.hold(known.launch.worker, answer, known.started, time.monotonic())
+
+    def _answer(self, launch: m.Launch, reply: wire.Reply, events: tuple[m.Event, ...]) -> Answer:
+        from quoreduce.runtime.attester import input_digest
+        from quoreduce.runtime.gate import Answer
+
+        task, request = launch.task, self._request(launch, None)
+        assert isinstance(request, wire.MapTask | wire.ReduceTask | wire.SampleTask)
+        return Answer(events, task.kind, task.index, launch.attempt, input_digest(request, self.setup), outcome(task.kind, reply))
 
     def _event(self, launch: m.Launch, reply: wire.Reply) -> m.Event:
         if reply.status == "ok":
             parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
-            return m.Finished(reply.attempt, m.Output(self._vote(launch.task.kind, reply), parts))
+            return m.Finished(reply.attempt, m.Output(outcome(launch.task.kind, reply), parts))
         if reply.status == "failed":
-            voted = reply.error.partition("\n")[0]  # the lines after it are details, in which replicas may differ
-            return m.Failed(reply.attempt, reply.error, Digester("blake3").of(voted.encode()))
+            return m.Failed(reply.attempt, reply.error, outcome(launch.task.kind, reply))
         return m.Refused(reply.attempt, reply.bad)
-
-    def _vote(self, kind: str, reply: wire.Reply) -> bytes:
-        """The digest voted on (R4): nothing that is used later is taken from one replica on trust.
-
-        That is the partitions' digests, record counts and sizes, the records read, and for a sample the data in the reply.
-        """
-        figures = struct.pack(f"<{len(reply.parts) + 1}Q", reply.records_in, *(part.nbytes for part in reply.parts))
-        data = Digester("blake3").of(reply.data) if kind == "sample" else b""
-        return Digester("blake3").of(vote_digest(reply.parts) + figures + data)
 
     def _late(self, event: m.Event) -> None:
         """A duplicate of a reply: the tracker ignores it (R10)."""
@@ -276,12 +305,17 @@ class Driver:
             self._idle_deaths += 1
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
                 raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
-        replacement = self.executor.replace(arrival.worker)
+        replacement = None
+        if arrival.worker not in self._barred:
+            replacement = self.executor.replace(arrival.worker)
         if replacement is not None:
             self.workers[replacement.name] = replacement
             self._begin(replacement.name)
         self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
-        if replacement is not None:
+        if self.gate is not None:
+            self.gate.lost(arrival.worker)
+            self.gate.launch()  # another one may have to ask the node's TPM
+        elif replacement is not None:
             self._events.append(m.WorkerJoined(replacement.name, replacement.domain))
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
@@ -302,6 +336,79 @@ class Driver:
             if checking.deadline <= now:
                 checking.deadline = now + DEADLINE_FIRST_S
                 self.executor.kill(checking.worker)
+
+    # ---- evidence, if the job is attested
+
+    def _admit_all(self, gate: Gate) -> None:
+        """Wait until all workers have said what they are made of; those that may not vote do not join."""
+        limit = time.monotonic() + DEADLINE_START_S
+        while self._setup_pending:
+            for arrival in self.executor.wait(TICK_S):
+                self._arrive(arrival)
+            if time.monotonic() > limit:
+                raise errors.HostError(f"workers do not answer within {DEADLINE_START_S:g} s: run `quoreduce doctor`")
+        self._events.clear()  # nobody has joined yet
+        gate.launch()
+
+    def _admit(self, gate: Gate, info: WorkerInfo, reply: wire.Reply) -> None:
+        if not gate.admit(info, reply.data):
+            self._barred.add(info.name)
+        elif self.tracker.started:
+            self._events.append(m.WorkerJoined(info.name, info.domain))
+            gate.launch()
+
+    def _evidence(self, gate: Gate, worker: str, reply: wire.Reply) -> None:
+        """Take evidence; a worker whose evidence is refused is shut out."""
+        self.result.cpu_s += reply.cpu_s
+        try:
+            match reply.status:
+                case "committed":
+                    self._events += gate.committed(worker, reply.data)
+                case "rooted":
+                    self._events += gate.rooted(worker, reply.data)
+                case "sealed":
+                    gate.sealed(worker, reply.data)
+                case _ if gate.owes(worker):
+                    raise errors.EvidenceError(reply.error or f"it answered {reply.status} where evidence was asked for")
+        except errors.AttestationError as error:
+            for name in gate.refuse(worker, str(error)):
+                self._barred.add(name)
+                self.executor.kill(name)
+
+    def _flush_evidence(self) -> bool:
+        """Have batches committed that are due; tell whether evidence is still to come."""
+        if self.gate is None:
+            return False
+        busy = {r.launch.worker for group in (self._running, self._cancelled) for r in group.values()}
+        for worker in self.gate.flush(busy, time.monotonic()):
+            self.executor.kill(worker)
+        return self.gate.waiting
+
+    def _blame_evidence(self, error: errors.QuoreduceError) -> None:
+        """If workers were shut out, that is why the job failed."""
+        refusals = self.gate.refusals if self.gate is not None else {}
+        if refusals:
+            why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(refusals.items()))
+            raise errors.AttestationError(f"{error} Without a vote, by its evidence: {why}") from error
+
+    def receipt(self, manifest: bytes) -> bytes | None:
+        """The receipt of an attested job that is done, sealed by all workers that are left; None if it is not attested."""
+        if self.gate is None:
+            return None
+        agreed = {task: one.attempt for task, one in self._agreed.items()}
+        reads = [self._kept[agreed[m.Task("reduce", i)]].reply.records_in for i in range(self.reducers)]
+        while True:
+            draft = self.gate.draft(manifest, agreed, reads)
+            self.gate.ask_seals(draft)
+            while self.gate.sealing:
+                for arrival in self.executor.wait(TICK_S):
+                    self._arrive(arrival)
+                self._flush_evidence()
+            finished = self.gate.finished(draft)
+            if finished is not None:
+                raw = finished.encode()
+                self.result.attestation = {**self.gate.summary(finished), "receipt_bytes": len(raw)}
+                return raw
 
     # ---- commands
 
@@ -410,7 +517,8 @@ class Driver:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
         busy = {r.launch.worker for r in self._running.values()}
-        others = sorted(self.workers.values(), key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
+        usable = [w for w in self.workers.values() if w.name not in self._barred]
+        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
         if not others:
             self._fail_check(agreed)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,42 @@ Mode = Literal["original", "basic", "bft"]
 MODES: tuple[Mode, ...] = ("original", "basic", "bft")
 F_MAX = 16
 REDUCERS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """How a job is attested, see ARCHITECTURE, "Attested jobs".
+
+    Attributes:
+        backend: the TPM that vouches for the workers of a node: ``swtpm``, or ``utpm`` (none: the root is software only);
+            None: that of the policy.
+        batch: ``none``, ``aggregate`` or ``merkle``; batch_size: executions in a batch at most; batch_ms: how long one waits.
+        scheme: of the µTPMs' keys: ``ecdsa`` or ``rsassa``.
+        nonce: a challenger's, 32 bytes in hex; None: a random one, of this run.
+        policy: a file; None: the one that setup made.
+        state: the folder of setup; None: QUOREDUCE_ATTEST, else ``~/.local/state/quoreduce/attest``.
+    """
+
+    backend: Literal["utpm", "swtpm"] | None = None
+    batch: Literal["none", "aggregate", "merkle"] = "merkle"
+    batch_size: int = 64
+    batch_ms: int = 20
+    scheme: Literal["ecdsa", "rsassa"] = "ecdsa"
+    nonce: str | None = None
+    policy: str | None = None
+    state: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in (None, "utpm", "swtpm"):
+            raise UsageError(f"backend {self.backend!r} cannot attest a job: use swtpm or utpm")
+        if self.batch not in ("none", "aggregate", "merkle"):
+            raise UsageError(f"unknown batch mode {self.batch!r}: use none, aggregate or merkle")
+        if self.scheme not in ("ecdsa", "rsassa"):
+            raise UsageError(f"unknown scheme {self.scheme!r}: use ecdsa or rsassa")
+        if not 1 <= self.batch_size <= 1 << 20 or not 0 <= self.batch_ms <= 60_000:
+            raise UsageError("a batch has 1 to 1,048,576 executions and waits for 0 to 60,000 ms")
+        if self.nonce is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.nonce):
+            raise UsageError("a nonce is 32 bytes, as 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +70,7 @@ class Options:
         deferred, tentative, digest_outputs, tight_storage: the four modifications of ``bft``.
         deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.
         attempts_max: bound on executions of one task; None: 4(f+1)+8.
+        attest: how the job is attested; None: it is not.
     """
 
     f: int = 1
@@ -52,6 +90,7 @@ class Options:
     tight_storage: bool = True
     deadline_s: float | None = None
     attempts_max: int | None = None
+    attest: Attest | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -70,6 +109,8 @@ class Options:
             raise UsageError("a deadline is more than 0 seconds")
         if self.attempts_max is not None and self.attempts_max < self.replicas_first:
             raise UsageError(f"at least {self.replicas_first} attempts of a task are planned, so {self.attempts_max} is too few")
+        if self.attest is not None and self.algorithm != "blake3":
+            raise UsageError(f"digest {self.algorithm} is for accidental faults only: an attested job needs blake3")
         for text in self.faults:
             parse_fault(text)
 
@@ -136,6 +177,7 @@ class Result:
 
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
     Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
+    ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
     """
 
     job: str
@@ -161,6 +203,7 @@ class Result:
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
     suspects: dict[str, int] = field(default_factory=dict)
+    attestation: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""

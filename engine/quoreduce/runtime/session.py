@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
@@ -29,6 +29,9 @@ from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.driver import Driver, Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.gate import Gate
 
 REDUCERS_USUAL = 16
 PART_BYTES_USUAL = 256_000_000
@@ -111,10 +114,12 @@ class Session:
             driver = Driver(
                 job, options, splits, reducers, place, self._executor, self._workers,
                 self._setup(job, options, splits, reducers, key), result, report,
+                self._gate(job, options, len(splits), reducers),
             )  # fmt: skip
             driver.run()
             manifest = _manifest(job, options, splits, key, driver)
-            place.finish(manifest.encode())
+            raw = manifest.encode()
+            place.finish(raw, driver.receipt(raw))
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
         result.splits, result.parts = len(splits), reducers
@@ -126,6 +131,18 @@ class Session:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
         return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources)
+
+    def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
+        """What holds answers back until there is evidence for them, if the job is to be attested."""
+        if options.attest is None:
+            return None
+        from quoreduce.runtime.gate import Gate
+        from quoreduce.runtime.trusted import job_record, look_up
+
+        executor = self._executor
+        assert executor is not None
+        record = job_record(job, options, maps, reducers)
+        return Gate(look_up(options.attest), record, lambda worker, request: executor.submit(worker, wire.encode(request)))
 
     def _check_domains(self, options: Options) -> None:
         need = options.replicas_needed

@@ -6,12 +6,15 @@ Nothing that a worker returns is unpickled. The job's code goes the other way on
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 
 from quoreduce.data.inputs import Split
-from quoreduce.errors import HostError
+from quoreduce.errors import EvidenceError, HostError
+
+if TYPE_CHECKING:
+    from quoreduce.trust.evidence import Hardware
 
 REPLY_BYTES_MAX = 64 << 20
 SIDE_BYTES_MAX = 1 << 20
@@ -22,9 +25,21 @@ INT_MAX = (1 << 63) - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Offset = Annotated[int, msgspec.Meta(ge=-1, le=INT_MAX)]
+T = TypeVar("T")
+Evidence = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 CounterName = Annotated[str, msgspec.Meta(min_length=1, max_length=COUNTER_CHARS_MAX)]
 Counters = Annotated[dict[CounterName, Count], msgspec.Meta(max_length=COUNTERS_MAX)]
+
+
+class Attested(msgspec.Struct, frozen=True):
+    """How a worker is to attest a job; see :mod:`quoreduce.trust.evidence` for the terms."""
+
+    job: Digest
+    challenge: Digest
+    domain: str
+    scheme: str
+    batch: str
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
@@ -37,6 +52,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     reducers: int
     seed: int
     sources: tuple[Split, ...] = ()
+    attested: Attested | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -102,7 +118,52 @@ class Discard(msgspec.Struct, frozen=True, tag="discard"):
     ranges: tuple[tuple[str, int, int], ...] = ()
 
 
-Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard
+class RootTask(msgspec.Struct, frozen=True, tag="root"):
+    """Launch an environment on this node's TPM: extend its document and the keys of its µTPMs, and quote with ``nonce``."""
+
+    backend: str
+    state: str
+    document: bytes
+    keys: tuple[bytes, ...]
+    nonce: bytes
+
+
+class CommitTask(msgspec.Struct, frozen=True, tag="commit"):
+    """Commit a batch of the oldest ``count`` leaves."""
+
+    count: int
+
+
+class SealTask(msgspec.Struct, frozen=True, tag="seal"):
+    """Quote everything that was committed, with ``nonce``."""
+
+    nonce: bytes
+
+
+class Admission(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker is made of: its environment's document, and its µTPM's public area (TPMT_PUBLIC)."""
+
+    document: Evidence
+    public: Evidence
+
+
+class Committed(msgspec.Struct, frozen=True, array_like=True):
+    """A batch: number of leaves, root, quote (TPMS_ATTEST), signature (TPMT_SIGNATURE)."""
+
+    count: Count
+    root: Digest
+    message: Evidence
+    signature: Evidence
+
+
+class Quoted(msgspec.Struct, frozen=True, array_like=True):
+    """A quote (TPMS_ATTEST) and its signature (TPMT_SIGNATURE)."""
+
+    message: Evidence
+    signature: Evidence
+
+
+Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard | RootTask | CommitTask | SealTask
 
 
 class PartReply(msgspec.Struct, frozen=True, array_like=True):
@@ -119,11 +180,12 @@ class Reply(msgspec.Struct, frozen=True):
 
     ``ok``: ``parts`` hold the output. ``failed``: the job's code raised; ``error`` and its digest are voted on. ``refused``: the
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
+    ``ready``, ``rooted``, ``committed``, ``sealed``: ``data`` holds the evidence asked for.
     ``counters``: what the job counted; they are not voted on.
     """
 
     attempt: Offset
-    status: Literal["ok", "failed", "refused", "host", "ready", "checked"]
+    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "rooted", "committed", "sealed"]
     parts: tuple[PartReply, ...] = ()
     path: str = ""
     data: bytes = b""
@@ -144,9 +206,22 @@ _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 
 
-def encode(message: Request | Reply) -> bytes:
-    """Encode a message."""
+def encode(message: Request | Reply | Admission | Committed | Quoted | Hardware) -> bytes:
+    """Encode a message, or the evidence in one."""
     return _encoder.encode(message)
+
+
+def encode_splits(splits: tuple[Split, ...]) -> bytes:
+    """Encode splits, as their digest is made."""
+    return _encoder.encode(splits)
+
+
+def decode_evidence(raw: bytes, kind: type[T]) -> T:
+    """Decode the evidence in a reply; raise EvidenceError."""
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise EvidenceError(f"a worker returned bytes that are no {kind.__name__.lower()}: {error}") from error
 
 
 def decode_request(raw: bytes) -> Request:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import numpy as np
@@ -18,7 +18,7 @@ from blake3 import blake3
 from msgspec import structs
 
 from quoreduce.data.block import Block, Buffer
-from quoreduce.data.digest import Digester, Sealed, output_digest
+from quoreduce.data.digest import Digester, Sealed
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records
 from quoreduce.errors import BlockError, HostError
@@ -27,6 +27,9 @@ from quoreduce.jobs.python import block_style
 from quoreduce.runtime import faults, wire
 from quoreduce.runtime.context import MapContext, ReduceContext
 from quoreduce.runtime.store import BlockReader, BlockStore
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.attester import Attester, NodeHolder
 
 Fetch = Callable[[wire.Stored], bytes]
 FETCH_TRIES = 2
@@ -60,6 +63,8 @@ class Worker:
         self._reader = BlockReader()
         self._fetch = fetch
         self._setup: wire.Setup | None = None
+        self._attester: Attester | None = None
+        self._node: NodeHolder | None = None
 
     def handle(self, raw: bytes) -> bytes | None:
         """Execute one request and return the reply, both as msgpack; None for requests without a reply."""
@@ -79,6 +84,9 @@ class Worker:
             reply = self._os_error(attempt, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
+        if self._attester is not None and isinstance(request, wire.MapTask | wire.ReduceTask | wire.SampleTask):
+            assert self._setup is not None
+            self._attester.measure(request, self._setup, reply)
         generation = self._setup.generation if self._setup else 0
         return wire.encode(structs.replace(reply, cpu_s=_cpu_s() - start, generation=generation))
 
@@ -95,6 +103,8 @@ class Worker:
             case wire.CheckTask():
                 digest = self._digester.file(Path(request.path), request.stride)
                 return wire.Reply(request.attempt, "checked", digest=digest)
+            case wire.CommitTask() | wire.SealTask() | wire.RootTask():
+                return self._attest(request)
         raise HostError(f"unknown request {type(request).__name__}")
 
     def _begin(self, setup: wire.Setup) -> wire.Reply:
@@ -105,7 +115,25 @@ class Worker:
         declared: Job = cloudpickle.loads(setup.job)
         self._job = block_style(declared)
         self._format = parse_format(self._job.input)
-        return wire.Reply(-1, "ready")
+        self._attester = None
+        if setup.attested is None:
+            return wire.Reply(-1, "ready")
+        from quoreduce.runtime.attester import Attester
+
+        self._attester = Attester(setup.attested)
+        return wire.Reply(-1, "ready", data=wire.encode(self._attester.admission()))
+
+    def _attest(self, request: wire.CommitTask | wire.SealTask | wire.RootTask) -> wire.Reply:
+        from quoreduce.runtime.attester import NodeHolder
+
+        if isinstance(request, wire.RootTask):
+            self._node = self._node or NodeHolder()
+            return wire.Reply(-1, "rooted", data=wire.encode(self._node.launch(request)))
+        if self._attester is None:
+            raise HostError("this worker does not attest")
+        if isinstance(request, wire.SealTask):
+            return wire.Reply(-1, "sealed", data=wire.encode(self._attester.seal(request.nonce)))
+        return wire.Reply(-1, "committed", data=wire.encode(self._attester.commit(request.count)))
 
     def _seed(self, kind: str, index: int) -> int:
         assert self._setup is not None
@@ -332,11 +360,6 @@ def _failure(attempt: int, error: BaseException) -> wire.Reply:
     text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)[: wire.ERROR_CHARS_MAX].encode(errors="replace").decode()
     return wire.Reply(attempt, "failed", error=text, digest=blake3(text.encode()).digest())
-
-
-def vote_digest(parts: Sequence[wire.PartReply]) -> bytes:
-    """The digest that is voted on (R4): recomputed by the driver from the partitions' digests and counts."""
-    return output_digest([(part.digest, part.records) for part in parts])
 
 
 def pinned(core: int | None) -> None:

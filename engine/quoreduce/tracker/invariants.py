@@ -37,7 +37,8 @@ def _check_task(tracker: JobTracker, state: TaskState) -> None:
     assert state.tries <= plan.bound, f"{task} was tried beyond its bound (R3)"
     for attempt in state.running.values():
         assert attempt.status == "running", f"attempt {attempt.id} of {task} does not run"
-        assert attempt.id in tracker._pool.workers[attempt.worker].busy, f"attempt {attempt.id} has no slot"
+        place = tracker._pool.workers[attempt.worker].busy if attempt.seated else tracker._awaited[attempt.worker]
+        assert attempt.id in place, f"attempt {attempt.id} has no slot, nor is its answer awaited"
     for camp in state.ballot.camps:
         assert set(camp.domains) == set(camp.attempts.values()), f"{task} miscounts domains (R1)"
         for id_ in camp.copies:

@@ -79,6 +79,13 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """An attempt has ended and its worker is free; its answer follows when there is evidence for it (attested jobs)."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """An attempt produced an output: one vote."""
 
@@ -122,7 +129,7 @@ class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
-Event: TypeAlias = WorkerJoined | WorkerLost | Finished | Failed | Refused | BlockLost | Published | Stalled
+Event: TypeAlias = WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Stalled
 
 
 # ---- commands -----------------------------------------------------------------------------------------------------

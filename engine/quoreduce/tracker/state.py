@@ -91,6 +91,7 @@ class Attempt:
         sources: what it was told to read; the tuple is shared by all reduces launched on the same copies.
         camp: where its vote went, once it has voted.
         stored: its output was stored and is not known to be lost.
+        seated: it occupies a slot of its worker; false once it is executed and only its answer is awaited.
     """
 
     id: int
@@ -102,6 +103,7 @@ class Attempt:
     status: Status = "running"
     camp: Camp | None = None
     stored: bool = False
+    seated: bool = True
 
 
 @dataclass(slots=True, eq=False)

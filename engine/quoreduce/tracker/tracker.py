@@ -27,6 +27,7 @@ from quoreduce.tracker.messages import (
     Command,
     Discard,
     Event,
+    Executed,
     Failed,
     Finished,
     JobDone,
@@ -73,6 +74,7 @@ class JobTracker:
         self._out: list[Command] = []
         self._pool = Pool(plan.need)
         self._attempts: dict[int, Attempt] = {}
+        self._awaited: dict[str, dict[int, None]] = {}  # worker -> attempts executed there whose answers are to come
         self._blocks: dict[str, dict[int, None]] = {}  # worker -> attempts stored there; outlives the worker
         self._sample = self._state("sample", 0) if plan.sample else None
         self._maps = [self._state("map", m) for m in range(plan.maps)]
@@ -92,6 +94,7 @@ class JobTracker:
         self._handlers: dict[type, Callable[[Any], None]] = {
             WorkerJoined: self._on_joined,
             WorkerLost: self._on_lost,
+            Executed: self._on_executed,
             Finished: self._on_finished,
             Failed: self._on_failed,
             Refused: self._on_refused,
@@ -124,6 +127,11 @@ class JobTracker:
         self._handlers[type(event)](event)
         return self._flush() if self._started else []
 
+    @property
+    def started(self) -> bool:
+        """Whether :meth:`start` was called."""
+        return self._started
+
     def counters(self) -> dict[str, int]:
         """Figures for a progress display."""
         return {
@@ -153,12 +161,23 @@ class JobTracker:
         occupants = self._pool.lose(event.worker)
         blocks = self._blocks.pop(event.worker, {}) if event.blocks_lost else {}
         self.ledger.ignored += occupants is None and not blocks
-        crashed = [self._attempts[a] for a in occupants or () if self._attempts[a].status == "running"]
-        for id_ in occupants or ():
+        unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]
+        crashed = [self._attempts[a] for a in unanswered if self._attempts[a].status == "running"]
+        for id_ in unanswered:
             self._attempts[id_].status = "over"
         for attempt in crashed:
             self._crash(attempt)
         self._drop(blocks)
+
+    def _on_executed(self, event: Executed) -> None:
+        """The worker may go on; until the answer comes the attempt counts as running."""
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or attempt.status == "over" or not attempt.seated:
+            self.ledger.ignored += 1
+            return
+        attempt.seated = False
+        self._pool.release(attempt.worker, attempt.id)
+        self._awaited.setdefault(attempt.worker, {})[attempt.id] = None
 
     def _on_finished(self, event: Finished) -> None:
         attempt = self._end(event.attempt)
@@ -216,7 +235,7 @@ class JobTracker:
 
     def _on_stalled(self, _: Stalled) -> None:
         """No worker will come to the rescue. What cannot go on without one has failed."""
-        if self._pool.busy or not self._started:
+        if self._pool.busy or any(self._awaited.values()) or not self._started:
             self.ledger.ignored += 1
             return
         before = len(self._attempts)
@@ -357,7 +376,10 @@ class JobTracker:
             return None
         cancelled = attempt.status == "cancelled"
         attempt.status = "over"
-        self._pool.release(attempt.worker, id_)
+        if attempt.seated:
+            self._pool.release(attempt.worker, id_)
+        else:
+            del self._awaited[attempt.worker][id_]
         if cancelled:
             self.ledger.ignored += 1
             if attempt.store:

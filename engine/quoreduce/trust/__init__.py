@@ -1,0 +1,1 @@
+"""Attestation: what ran, proved by a TPM through a fast software µTPM. Imports nothing of ours but errors."""

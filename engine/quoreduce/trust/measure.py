@@ -1,0 +1,103 @@
+"""The measurement of an environment: what a worker is made of, as one document whose SHA-256 is its *configuration*.
+
+The document is a JSON object in canonical form (keys sorted, no spaces). It holds hashes of files as they lie on this machine:
+the interpreter, our sources, the machine code that numba made of the kernels; and versions of the packages that results depend
+on. Compiled code holds paths and times, so that two machines have two configurations even with the same sources; a policy
+names both.
+
+What it does not say: that memory holds what the files held. Whoever can write to the worker's memory is outside of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+FORMAT = "quoreduce environment 1"
+OURS = ("quoreduce", "quoreduce_kernels", "quoreduce_gridmix")
+PACKAGES = (
+    "blake3", "cloudpickle", "cryptography", "isal", "llvmlite", "msgspec", "numba", "numpy", "pyarrow", "ray", "zstandard",
+)  # fmt: skip
+VARIABLES = ("LC_ALL", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "NUMBA_DISABLE_JIT", "PYTHONHASHSEED", "TZ")
+
+
+@lru_cache(maxsize=1)
+def environment() -> bytes:
+    """Measure the environment of this process; the document's canonical bytes. Measured once per process."""
+    cache = os.environ.get("NUMBA_CACHE_DIR", "")
+    document = {
+        "format": FORMAT,
+        "machine": platform.machine(),
+        "cpu": _cpu(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "interpreter": {path.name: _hash_file(path) for path in _interpreter()},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "sources": {name: hash_files(folder.rglob("*.py"), folder) for name in OURS if (folder := _folder(name))},
+        "compiled": hash_contents(Path(cache).glob("quoreduce_kernels_*/*.nbc")) if cache else "",
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    return canonical(document)
+
+
+def canonical(document: Any) -> bytes:
+    """The canonical bytes of a JSON document."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def hash_files(files: Iterable[Path], folder: Path) -> str:
+    """SHA-256, in hex, over the names (relative to ``folder``) and contents of files, in the order of the names."""
+    whole = hashlib.sha256()
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
+        content = path.read_bytes()
+        whole.update(f"{name} {len(content)}\n".encode() + content)
+    return whole.hexdigest()
+
+
+def hash_contents(files: Iterable[Path]) -> str:
+    """SHA-256, in hex, over the hashes of files in their own order: names, which numba makes of paths, do not matter."""
+    return hashlib.sha256("".join(sorted(map(_hash_file, files))).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _interpreter() -> list[Path]:
+    """The interpreter's program and, if it has one, its shared library."""
+    found = [Path(sys.executable).resolve()]
+    folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    if folder and name and (library := Path(folder, name)).is_file() and library.suffix != ".a":
+        found.append(library.resolve())
+    return found
+
+
+def _folder(name: str) -> Path | None:
+    spec = find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu() -> str:
+    """The model of the CPU: honest machines of two types may differ in the last bits of sums that were vectorised."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

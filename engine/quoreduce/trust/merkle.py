@@ -1,0 +1,86 @@
+"""Merkle trees over byte strings (RFC 9162, 2.1), and the plain digest over all leaves that needs no tree.
+
+    leaf hash   SHA-256( 0x00 || leaf )
+    node        SHA-256( 0x01 || left || right )
+    tree        of n leaves: the left one holds the greatest power of two below n
+
+A root says nothing about how many leaves there are: proofs of the first leaves of 3 and of 4 are alike. So whoever signs
+a root signs the count with it (:func:`quoreduce.trust.batcher.batch_event` does).
+
+One quote serves many challengers: the quote's nonce (``extraData``) is the root over their nonces, and each of them gets the
+proof of his own (:func:`verify`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return the hash of a leaf, 32 bytes."""
+    return sha256(b"\x00" + leaf).digest()
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """Return the root over ``leaves``, 32 bytes; ValueError if there are none."""
+    return _levels(leaves)[-1][0]
+
+
+def proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
+    """Return the inclusion proof of the leaf at ``index``: sibling hashes, bottom up (RFC 9162, 2.1.3.1); IndexError."""
+    if not 0 <= index < len(leaves):
+        raise IndexError(f"no leaf {index} among {len(leaves)}")
+    return _path(_levels(leaves), index)
+
+
+def proofs(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+    """Return the inclusion proofs of all leaves, for the price of one tree; ValueError if there are none."""
+    levels = _levels(leaves)
+    return [_path(levels, index) for index in range(len(leaves))]
+
+
+def verify(leaf: bytes, index: int, count: int, path: Sequence[bytes], root: bytes) -> bool:
+    """Return whether ``path`` proves a leaf (RFC 9162, 2.1.3.2).
+
+    Args:
+        leaf: the leaf's hash (:func:`leaf_hash`), not the leaf.
+        index: its place, from 0.
+        count: number of leaves, of which the caller has other proof than this root.
+        path: the proof, from :func:`proof`.
+        root: of the tree.
+    """
+    if not 0 <= index < count:
+        return False
+    below = (index ^ (count - 1)).bit_length()  # levels at which something stands to the right of the leaf's node
+    if len(path) != below + (index >> below).bit_count():
+        return False
+    node = leaf
+    for sibling in path[:below]:
+        node = sha256(b"\x01" + sibling + node if index & 1 else b"\x01" + node + sibling).digest()
+        index >>= 1
+    for sibling in path[below:]:
+        node = sha256(b"\x01" + sibling + node).digest()
+    return node == root
+
+
+def aggregate(leaves: Sequence[bytes]) -> bytes:
+    """Return SHA-256 over the count (u64, big-endian) and all leaf hashes: to check one leaf, all are needed."""
+    whole = sha256(b"quoreduce aggregate 1" + len(leaves).to_bytes(8, "big"))
+    whole.update(b"".join(map(leaf_hash, leaves)))
+    return whole.digest()
+
+
+def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """All levels of the tree, bottom up. A node without a sibling moves up as it is, which gives the shape of RFC 9162."""
+    if not leaves:
+        raise ValueError("a tree has at least one leaf")
+    levels = [[sha256(b"\x00" + leaf).digest() for leaf in leaves]]
+    while len(below := levels[-1]) > 1:
+        level = [sha256(b"\x01" + a + b).digest() for a, b in zip(below[::2], below[1::2], strict=False)]
+        levels.append(level + below[-1:] if len(below) & 1 else level)
+    return levels
+
+
+def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
+    return tuple(level[(index >> up) ^ 1] for up, level in enumerate(levels) if (index >> up) ^ 1 < len(level))

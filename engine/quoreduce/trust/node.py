@@ -1,0 +1,155 @@
+"""A node's part in attestation: its state folder, its policy, and its TPM, which vouches for the µTPMs of its workers.
+
+The state folder (mode 0700) is made by ``quoreduce attest setup``::
+
+    policy.json      what this node's own jobs are verified by
+    enrolment.json   for hardware backends: the registrar's signature that binds the AK of each scheme to the EK
+    registrar/       the registrar of this node, see :mod:`quoreduce.trust.enrol`; a cluster has one on another machine
+    swtpm/           the state of swtpm, see :mod:`quoreduce.trust.swtpm`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import msgspec
+from cryptography import x509
+
+from quoreduce.errors import AttestationError, HostError
+from quoreduce.trust.evidence import KEYS_PCR, LEVEL1_PCRS, Hardware, launch_log
+from quoreduce.trust.policy import Policy, decode_policy
+from quoreduce.trust.wire import sized
+
+Backend = Literal["utpm", "swtpm"]
+POLICY: Final = "policy.json"
+ENROLMENT: Final = "enrolment.json"
+SCHEME: Final = "ecdsa"  # of a node's AK
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the registrar gave: its signature over the EK certificate and the AK, and certificates above the EK's, DER."""
+
+    backend: str
+    signature: bytes
+    chain: tuple[bytes, ...]
+
+
+def setup_node(state: Path, backend: Backend, environments: Sequence[str], at: datetime) -> Policy:
+    """Prepare this node: its TPM, enrolled with a registrar of its own, and a policy that allows ``environments``.
+
+    May be repeated: TPM, registrar and enrolment stay, the policy is written anew.
+
+    Args:
+        state: the folder, made if it is missing. backend: ``swtpm``, or ``utpm`` for a root in software only.
+        environments: digests (hex) of environment documents. at: the time now, with a time zone.
+
+    Raises:
+        HostError: swtpm is missing, or the folder cannot be written. AttestationError: an environment is no digest, or none.
+    """
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        roots, registrar = _enrol_swtpm(state, at) if backend == "swtpm" else ((), None)
+        policy = Policy(environments=tuple(environments), backends=(backend,), roots=roots, registrar=registrar)
+        checked = decode_policy(policy.encode())
+        _replace(state / POLICY, checked.encode())
+    except OSError as error:
+        raise HostError(f"cannot write {state}: {error.strerror}; choose another folder with --state") from error
+    return checked
+
+
+def _enrol_swtpm(state: Path, at: datetime) -> tuple[tuple[str, ...], str]:
+    """Set swtpm up, enrol its AK, and return the CA's roots (PEM) and the registrar's public key (hex)."""
+    from quoreduce.trust.enrol import Registrar, enrol
+    from quoreduce.trust.swtpm import Swtpm, setup
+
+    made = setup(state / "swtpm")
+    registrar = Registrar(state / "registrar", [x509.load_pem_x509_certificate(root.encode()) for root in made.roots])
+    with Swtpm(state / "swtpm", SCHEME) as tpm:
+        signature = enrol(registrar, tpm, made.intermediates, at)
+    _replace(state / ENROLMENT, msgspec.json.encode(Enrolment("swtpm", signature, made.intermediates)))
+    return made.roots, registrar.public.hex()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+class NodeTpm(Protocol):
+    """The TPM of a node as a launch uses it."""
+
+    def launch(self, document: bytes, keys: Sequence[bytes], nonce: bytes) -> Hardware:
+        """Launch an environment, extend the public areas of its µTPMs (TPMT_PUBLIC), and quote PCRs 17 and 19."""
+
+    def close(self) -> None:
+        """Let go of the TPM."""
+
+
+def state_folder(name: str | None = None) -> Path:
+    """The state folder: ``name``, else QUOREDUCE_ATTEST, else ``~/.local/state/quoreduce/attest``."""
+    given = name or os.environ.get("QUOREDUCE_ATTEST")
+    if given:
+        return Path(given).expanduser().resolve()
+    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(root, "quoreduce", "attest")
+
+
+def read_policy(path: str) -> Policy:
+    """Read a policy file; AttestationError says what is wrong with it, or how to make one."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise AttestationError(f"no policy {path}: make one with `quoreduce attest setup`") from error
+    except OSError as error:
+        raise AttestationError(f"cannot read the policy {path}: {error.strerror}") from error
+    try:
+        return decode_policy(raw)
+    except AttestationError as error:
+        raise AttestationError(f"{path}: {error}") from error
+
+
+def open_node(backend: str, state: Path) -> NodeTpm:
+    """Open the TPM of this node; HostError says what is missing."""
+    if backend != "swtpm":
+        raise HostError(f"backend {backend} cannot launch environments: software on it speaks from locality 0; use swtpm or utpm")
+    return SwtpmNode(state)
+
+
+class SwtpmNode:
+    """swtpm as the TPM of a node: its control channel stands for the CPU's late launch."""
+
+    def __init__(self, state: Path) -> None:
+        from quoreduce.trust.swtpm import Swtpm
+
+        self._enrolment = read_enrolment(state, "swtpm")
+        self._tpm = Swtpm(state / "swtpm", SCHEME)
+
+    def launch(self, document: bytes, keys: Sequence[bytes], nonce: bytes) -> Hardware:
+        """Launch, extend, quote."""
+        self._tpm.launch(document)
+        for event in launch_log(document, keys)[1:]:
+            self._tpm.extend_launched(KEYS_PCR, event.digest)
+        quoted = self._tpm.quote(LEVEL1_PCRS, nonce)
+        chain = (self._tpm.ek_certificate, *self._enrolment.chain)
+        ak = sized(self._tpm.public.encode())
+        return Hardware(chain, ak, self._enrolment.signature, quoted.message, quoted.signature)
+
+    def close(self) -> None:
+        """Stop swtpm."""
+        self._tpm.close()
+
+
+def read_enrolment(state: Path, backend: str) -> Enrolment:
+    """Read what the registrar gave this node; HostError if it is not enrolled."""
+    try:
+        found = msgspec.json.decode((state / ENROLMENT).read_bytes(), type=Enrolment)
+    except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+        raise HostError(f"{state} holds no enrolment: run `quoreduce attest setup --backend {backend}`") from error
+    if found.backend != backend:
+        raise HostError(f"{state} is enrolled with {found.backend}: run `quoreduce attest setup --backend {backend}`")
+    return found
