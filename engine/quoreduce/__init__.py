@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
+    from quoreduce.data.block import Block
+    from quoreduce.data.sequencefile import SequenceWriter, read_sequence
     from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Options, Place, Result
     from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
+__all__ = [
+    "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
+    "read_sequence", "run", "stream_job",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +29,14 @@ def __getattr__(name: str) -> Any:
         from quoreduce.runtime import options
 
         return getattr(options, name)
+    if name == "Block":
+        from quoreduce.data.block import Block
+
+        return Block
+    if name in ("SequenceWriter", "read_sequence"):
+        from quoreduce.data import sequencefile
+
+        return getattr(sequencefile, name)
     if name == "stream_job":
         from quoreduce.jobs.streaming import stream_job
 

@@ -79,6 +79,26 @@ MUTANTS = {
         "        winner = state.ballot.winner(self.plan.need) or next("
         "(c for c in state.ballot.camps if c.output is None), None)\n",
     ),
+    "a job is done before its outputs are published": (
+        "tracker",
+        "count = self._reduces_confirmed if self.plan.confirm else self._reduces_agreed",
+        "count = self._reduces_agreed",
+    ),
+    "an output that was lost before it was published counts": (
+        "tracker",
+        "or attempt.state.published != attempt.id or attempt.state.confirmed",
+        "or attempt.state.confirmed",
+    ),
+    "a publication counts twice": (
+        "tracker",
+        "or attempt.state.published != attempt.id or attempt.state.confirmed",
+        "or attempt.state.published != attempt.id",
+    ),
+    "what is published is missed when it is lost": (
+        "tracker",
+        'state.task.kind == "reduce" and not state.confirmed:',
+        'state.task.kind == "reduce":',
+    ),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

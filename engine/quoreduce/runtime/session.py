@@ -32,6 +32,7 @@ from quoreduce.runtime.port import Executor, WorkerInfo, cores
 
 REDUCERS_USUAL = 16
 PART_BYTES_USUAL = 256_000_000
+EXPANSION_USUAL = 4  # of text by zlib, and of the sets of GridMix
 Report = Callable[[Progress], None]
 
 
@@ -99,7 +100,7 @@ class Session:
         self._check_domains(options)
         start, cpu = time.perf_counter(), time.process_time()
         splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
-        reducers = options.reducers or usual_reducers(splits)
+        reducers = options.reducers or usual_reducers(splits, job.input)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
             scratch = Path(_scratch(output, job_id))
@@ -174,9 +175,13 @@ def verify(output: str) -> VerifyReport:
     return verify_output(output, lambda path: digester.file(path, stride))
 
 
-def usual_reducers(splits: Sequence[Split]) -> int:
-    """Choose the number of parts from the input alone, so that output does not depend on workers."""
-    nbytes = sum(split.length for split in splits)
+def usual_reducers(splits: Sequence[Split], input_format: str = "lines") -> int:
+    """Choose the number of parts from the input alone, so that output does not depend on workers.
+
+    What is compressed counts EXPANSION_USUAL times its size: ``.gz`` and ``.zst`` members, and SequenceFiles, which mostly are.
+    """
+    packed = [input_format == "sequence" or split.compression != "none" for split in splits]
+    nbytes = sum(split.length * (EXPANSION_USUAL if more else 1) for split, more in zip(splits, packed, strict=True))
     return max(1, min(len(splits), REDUCERS_USUAL), -(-nbytes // PART_BYTES_USUAL))
 
 
