@@ -25,7 +25,10 @@ from bench import data, measure
 if TYPE_CHECKING:
     from quoreduce import Options, Session
 
-JOBS = {"wordcount": ("wordcount", "blake3"), "sort": ("sort", "blake3"), "sort, fast digest": ("sort", "fast")}
+JOBS = {
+    "wordcount": ("wordcount", "blake3"), "sort": ("sort", "blake3"), "sort, fast digest": ("sort", "fast"),
+    "scan": ("scan", "blake3"),
+}  # fmt: skip
 ROOMS = {"saturated": (2, 2), "core to spare": (1, 2)}
 PAIRS = {"quick": 5, "full": 9}
 Cell = dict[str, float]
@@ -66,10 +69,11 @@ class Bench:
     def _run(self, job: str, session: Session, options: Options, output: Path | None = None) -> measure.Run:
         """Run a job once, to the folder given, or to one that is deleted at once."""
         from quoreduce.jobs.find import find_job
+        from quoreduce.jobs.scan import scan_job
 
         target = output or self._folder / "out"
         window = measure.Window()
-        result = session.run(find_job(job), [str(self._inputs[job])], str(target), options)
+        result = session.run(scan_job(b"~") if job == "scan" else find_job(job), [str(self._inputs[job])], str(target), options)
         noise = window.close(result.cpu_s)
         if result.reexecutions or result.faults.detected:
             raise RuntimeError(f"{job}: a run without injected faults had {result.faults.detected}: not a benchmark")
@@ -118,7 +122,7 @@ def _figures(pairs: measure.Pairs, memory: Sequence[tuple[int, int]]) -> Cell:
 def measure_all() -> Cells:
     """All cells, kept to two cores."""
     data.prepare()
-    inputs = {"wordcount": data.text(), "sort": data.records()}
+    inputs = {"wordcount": data.text(), "sort": data.records(), "scan": data.records()}
     if len(measure.two_cores()) < 2:
         raise RuntimeError("voting with f=1 needs two cores")
     folder = Path(tempfile.mkdtemp(prefix="out-", dir=os.environ.get("QUOREDUCE_BENCH_OUT") or data.folder()))

@@ -39,6 +39,14 @@ class Text:
 
     track_word_count_gb_s.unit = "GB/s"  # type: ignore[attr-defined]
 
+    def track_scan_lines_gb_s(self, path: str) -> float:
+        """Find the lines that begin with ``the``, and how many lines there are."""
+        from quoreduce_kernels.prefix import select_lines
+
+        return measure.rate(lambda: select_lines(self.split, b"the"), self.split.size)
+
+    track_scan_lines_gb_s.unit = "GB/s"  # type: ignore[attr-defined]
+
     def track_merge_of_counts_mkeys_s(self, path: str) -> float:
         """Distinct words of all runs a second."""
         from quoreduce_kernels.words import merge_counts
@@ -180,6 +188,22 @@ class Records:
         return measure.rate(lambda: scatter(self.records, ids, targets), self.records.size)
 
     track_scatter_gb_s.unit = "GB/s"  # type: ignore[attr-defined]
+
+    def track_scan_gb_s(self, path: str) -> float:
+        """Find the records that begin with ``~``, one in 95, and copy them."""
+        import numpy as np
+
+        from quoreduce_kernels.prefix import copy_records, select_records
+
+        target = np.zeros(self.records.size, np.uint8)
+
+        def scan() -> None:
+            picks = select_records(self.records, b"~")
+            copy_records(self.records, picks, target[: picks.size * data.RECORD_BYTES])
+
+        return measure.rate(scan, self.records.size)
+
+    track_scan_gb_s.unit = "GB/s"  # type: ignore[attr-defined]
 
     def track_fingerprint_gb_s(self, path: str) -> float:
         import numpy as np

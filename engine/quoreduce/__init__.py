@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
+    from quoreduce.jobs.scan import scan_job
     from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Options, Place, Result
     from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
+__all__ = ["Job", "Options", "Place", "Result", "Session", "__version__", "run", "scan_job", "stream_job"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from quoreduce.runtime import options
 
         return getattr(options, name)
+    if name == "scan_job":
+        from quoreduce.jobs.scan import scan_job
+
+        return scan_job
     if name == "stream_job":
         from quoreduce.jobs.streaming import stream_job
 

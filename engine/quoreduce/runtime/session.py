@@ -99,7 +99,7 @@ class Session:
         self._check_domains(options)
         start, cpu = time.perf_counter(), time.process_time()
         splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
-        reducers = options.reducers or usual_reducers(splits)
+        reducers = options.reducers or usual_reducers(splits, job.part_bytes)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
             scratch = Path(_scratch(output, job_id))
@@ -125,7 +125,7 @@ class Session:
     def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources)
+        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
 
     def _check_domains(self, options: Options) -> None:
         need = options.replicas_needed
@@ -174,9 +174,11 @@ def verify(output: str) -> VerifyReport:
     return verify_output(output, lambda path: digester.file(path, stride))
 
 
-def usual_reducers(splits: Sequence[Split]) -> int:
-    """Choose the number of parts from the input alone, so that output does not depend on workers."""
+def usual_reducers(splits: Sequence[Split], part_bytes: int = 0) -> int:
+    """Choose the number of parts from the input alone (``part_bytes`` as in Job), so that output does not depend on workers."""
     nbytes = sum(split.length for split in splits)
+    if part_bytes:
+        return max(1, -(-nbytes // part_bytes))
     return max(1, min(len(splits), REDUCERS_USUAL), -(-nbytes // PART_BYTES_USUAL))
 
 

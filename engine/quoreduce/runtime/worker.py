@@ -118,7 +118,7 @@ class Worker:
         allocate = (lambda n: self.store.allocate(task.attempt, n)) if task.store else self.store.scratch
         ctx = MapContext(
             task.index, self._setup.reducers, task.side, self._seed("map", task.index),
-            task.store or task.fault is not None, self._digester, allocate,
+            task.store or task.fault is not None, self._digester, allocate, self._setup.maps,
         )  # fmt: skip
         try:
             with open_records(task.split, self._format, self.store.folder) as data:
