@@ -79,7 +79,7 @@ def _run_parser(commands: Any) -> None:
     )  # fmt: skip
     run.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
     scan = run.add_argument_group("scan")
-    scan.add_argument("--starts-with", metavar="TEXT", help="keep the records that begin with TEXT, 1 to 64 bytes of UTF-8 (required)")
+    scan.add_argument("--starts-with", metavar="TEXT", help="keep the records that begin with TEXT, 1 to 64 bytes of UTF-8; required")
     scan.add_argument("--lines", action="store_true", help="the records are lines, of any length (default: 100 bytes each, as for sort)")
     _run_options(run)
 
