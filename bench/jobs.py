@@ -20,7 +20,10 @@ from bench import data, measure
 if TYPE_CHECKING:
     from quoreduce import Options, Session
 
-JOBS = {"wordcount": ("wordcount", "blake3"), "sort": ("sort", "blake3"), "sort, fast digest": ("sort", "fast")}
+JOBS = {
+    "wordcount": ("wordcount", "blake3"), "sort": ("sort", "blake3"), "sort, fast digest": ("sort", "fast"),
+    "scan": ("scan", "blake3"),
+}  # fmt: skip
 ROOMS = {"saturated": (2, 2), "core to spare": (1, 2)}
 PAIRS = {"quick": 5, "full": 9}
 
@@ -59,10 +62,11 @@ class Bench:
     def _run(self, job: str, session: Session, options: Options, output: Path | None = None) -> measure.Run:
         """Run a job once, to the folder given, or to one that is deleted at once."""
         from quoreduce.jobs.find import find_job
+        from quoreduce.jobs.scan import scan_job
 
         target = output or self._folder / "out"
         window = measure.Window()
-        result = session.run(find_job(job), [str(self._inputs[job])], str(target), options)
+        result = session.run(scan_job(b"~") if job == "scan" else find_job(job), [str(self._inputs[job])], str(target), options)
         noise = window.close(result.cpu_s)
         if result.reexecutions or result.faults.detected:
             raise RuntimeError(f"{job}: a run without injected faults had {result.faults.detected}: not a benchmark")
@@ -84,7 +88,7 @@ class Bench:
 def measure_all() -> measure.Cells:
     """All cells, kept to two cores."""
     data.prepare()
-    inputs = {"wordcount": data.text(), "sort": data.records()}
+    inputs = {"wordcount": data.text(), "sort": data.records(), "scan": data.records()}
     if len(measure.two_cores()) < 2:
         raise RuntimeError("voting with f=1 needs two cores")
     with measure.outputs(data.folder()) as folder:

@@ -42,6 +42,14 @@ class Text:
 
     track_word_count.unit = "ms/GB"  # type: ignore[attr-defined]
 
+    def track_scan_lines(self, path: str) -> float:
+        """Find the lines that begin with ``the``, and how many lines there are."""
+        from quoreduce_kernels.prefix import select_lines
+
+        return measure.ms_per_gb(lambda: select_lines(self.split, b"the"), self.split.size)
+
+    track_scan_lines.unit = "ms/GB"  # type: ignore[attr-defined]
+
     def track_merge_of_counts(self, path: str) -> float:
         """For each distinct word of each run."""
         from quoreduce_kernels.words import merge_counts
@@ -265,6 +273,22 @@ class Records:
         return measure.ms_per_gb(lambda: scatter(self.records, ids, targets), self.records.size)
 
     track_scatter.unit = "ms/GB"  # type: ignore[attr-defined]
+
+    def track_scan(self, path: str) -> float:
+        """Find the records that begin with ``~``, one in 95, and copy them."""
+        import numpy as np
+
+        from quoreduce_kernels.prefix import copy_records, select_records
+
+        target = np.zeros(self.records.size, np.uint8)
+
+        def scan() -> None:
+            picks = select_records(self.records, b"~")
+            copy_records(self.records, picks, target[: picks.size * data.RECORD_BYTES])
+
+        return measure.ms_per_gb(scan, self.records.size)
+
+    track_scan.unit = "ms/GB"  # type: ignore[attr-defined]
 
     def track_fingerprint(self, path: str) -> float:
         import numpy as np

@@ -12,6 +12,7 @@ from quoreduce.job import Job
 if TYPE_CHECKING:
     from quoreduce.data.block import Block
     from quoreduce.data.sequencefile import SequenceWriter, read_sequence
+    from quoreduce.jobs.scan import scan_job
     from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Options, Place, Result
     from quoreduce.runtime.session import Session, run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
-    "read_sequence", "run", "stream_job",
+    "read_sequence", "run", "scan_job", "stream_job",
 ]  # fmt: skip
 
 
@@ -37,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from quoreduce.data import sequencefile
 
         return getattr(sequencefile, name)
+    if name == "scan_job":
+        from quoreduce.jobs.scan import scan_job
+
+        return scan_job
     if name == "stream_job":
         from quoreduce.jobs.streaming import stream_job
 

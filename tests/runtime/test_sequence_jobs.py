@@ -115,11 +115,11 @@ def test_a_broken_file_is_refused_before_or_in_the_job(run: Runner, folder: Path
 def test_what_is_compressed_has_more_reducers_than_its_size_on_disk_asks_for() -> None:
     def reducers(compression: Any, input_format: str) -> int:
         splits = [Split("part", 64_000_000 * i, 64_000_000, 6_400_000_000, compression, False, i) for i in range(100)]
-        return usual_reducers(splits, input_format)
+        return usual_reducers(splits, Job("words", words, total, input=input_format))
 
     assert reducers("none", "lines") == reducers("none", "fixed:100") == 25  # of 256 MB each
     assert reducers("gz", "lines") == reducers("zst", "lines") == reducers("none", "sequence") == 100
-    assert usual_reducers([], "sequence") == 1
+    assert usual_reducers([], Job("words", words, total)) == 1
 
 
 def test_other_outputs_are_refused() -> None:

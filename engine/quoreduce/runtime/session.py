@@ -100,7 +100,7 @@ class Session:
         self._check_domains(options)
         start, cpu = time.perf_counter(), time.process_time()
         splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
-        reducers = options.reducers or usual_reducers(splits, job.input)
+        reducers = options.reducers or usual_reducers(splits, job)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
             scratch = Path(_scratch(output, job_id))
@@ -126,7 +126,7 @@ class Session:
     def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources)
+        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
 
     def _check_domains(self, options: Options) -> None:
         need = options.replicas_needed
@@ -175,13 +175,15 @@ def verify(output: str) -> VerifyReport:
     return verify_output(output, lambda path: digester.file(path, stride))
 
 
-def usual_reducers(splits: Sequence[Split], input_format: str = "lines") -> int:
-    """Choose the number of parts from the input alone, so that output does not depend on workers.
+def usual_reducers(splits: Sequence[Split], job: Job) -> int:
+    """Choose the number of parts from the input and the job alone, so that output does not depend on workers.
 
     What is compressed counts EXPANSION_USUAL times its size: ``.gz`` and ``.zst`` members, and SequenceFiles, which mostly are.
     """
-    packed = [input_format == "sequence" or split.compression != "none" for split in splits]
+    packed = [job.input == "sequence" or split.compression != "none" for split in splits]
     nbytes = sum(split.length * (EXPANSION_USUAL if more else 1) for split, more in zip(splits, packed, strict=True))
+    if job.part_bytes:
+        return max(1, -(-nbytes // job.part_bytes))
     return max(1, min(len(splits), REDUCERS_USUAL), -(-nbytes // PART_BYTES_USUAL))
 
 

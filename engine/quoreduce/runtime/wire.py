@@ -37,6 +37,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     reducers: int
     seed: int
     sources: tuple[Split, ...] = ()
+    maps: int = 1
 
 
 class Fault(msgspec.Struct, frozen=True):
