@@ -2,6 +2,7 @@
 # Another interpreter: make PYTHON=python3.12 ...   More arguments: make test ARGS="-k tracker", make demo ARGS="--on local"
 PYTHON ?= python3
 ARGS ?=
+BASE ?= HEAD~1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -14,11 +15,11 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv demo test lint kernels bench bench-full bench-peers clean
+.PHONY: help venv venv-peers demo test lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## count real and generated text on Ray, plain and voted, with faults injected
 	@$(BIN)/quoreduce demo $(ARGS)
@@ -31,7 +32,7 @@ lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: kernels  ## measure kernels, jobs plain and voted, and Ray, on 256 MB (nothing is stored)
+bench: kernels  ## measure kernels, jobs and GridMix plain and voted, and Ray, on 256 MB (nothing is stored)
 	@QUOREDUCE_BENCH_SIZE=quick $(BIN)/python -m bench.data
 	@$(ASV) machine --yes >/dev/null
 	@QUOREDUCE_BENCH_SIZE=quick $(ASV) run --quick --show-stderr --environment existing $(ARGS)
@@ -42,10 +43,18 @@ bench-full: kernels  ## the same on 1 GB, of the last commit, in an environment 
 	QUOREDUCE_BENCH_SIZE=full PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" $(ASV) run --show-stderr $(ARGS) 'HEAD^!'
 	$(ASV) publish
 
-bench-peers: $(VENV)/peers kernels  ## compare with DuckDB, Polars and coreutils on 256 MB (1 GB: ARGS="--size full")
+bench-compare: kernels  ## the last commit against BASE=HEAD~1 or another, on 256 MB; some of it: ARGS="--bench kernels"
+	@QUOREDUCE_BENCH_SIZE=quick $(BIN)/python -m bench.data
+	@$(ASV) machine --yes >/dev/null
+	QUOREDUCE_BENCH_SIZE=quick PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" \
+	  $(ASV) continuous --show-stderr --factor 1.5 $(ARGS) $(BASE) HEAD
+
+bench-peers: $(VENV)/peers kernels  ## compare with Spark, Hadoop, Ray Data, Dask, DuckDB, Polars, coreutils on 256 MB (ARGS="--size full": 1 GB)
 	@$(BIN)/python -m bench.peers $(ARGS)
 
 venv: $(READY)  ## make .venv only
+
+venv-peers: $(VENV)/peers  ## make .venv with the engines to compare with
 
 clean:  ## delete .venv and everything else that the targets made here
 	rm -rf $(VENV) .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -1,10 +1,12 @@
-"""Data of the benchmarks, made once and kept: a text of Zipf-distributed words, and 100-byte records.
+"""Data of the benchmarks, made once and kept: a text of Zipf-distributed words, 100-byte records, and GridMix's three sets.
 
 ``python -m bench.data`` makes it and prints where it lies. What it depends on, from the environment:
 
-QUOREDUCE_BENCH_SIZE     ``quick`` (default: 256 MB each) or ``full`` (1 GiB of text, 1 GB of records)
+QUOREDUCE_BENCH_SIZE     ``quick`` (default: 256 MB each) or ``full`` (1 GiB of text, 1 GB of records);
+                         of each of GridMix's sets 50 MB or 400 MB, before compression
 QUOREDUCE_BENCH_TEXT     bytes of text instead (256M, 1G: powers of 1000)
 QUOREDUCE_BENCH_RECORDS  number of records instead
+QUOREDUCE_BENCH_GRIDMIX  bytes of keys and values of each of GridMix's sets instead
 QUOREDUCE_BENCH_DATA     folder; default: ``bench`` in the cache of quoreduce, ~/.cache/quoreduce
 
 The records are those of ``gensort -a`` with the carriage return before each line feed made a space: there are engines that
@@ -14,6 +16,7 @@ take a carriage return for the end of a line, and all shall read, sort and write
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIZES = {"quick": (256_000_000, 2_560_000), "full": (1 << 30, 10_000_000)}
+GRIDMIX_BYTES = {"quick": 50_000_000, "full": 400_000_000}
+GRIDMIX_PARTS = 8
 RECORD_BYTES = 100
 CARRIAGE_RETURN_AT = 98
 SEED = 1
@@ -48,6 +53,11 @@ def text_bytes() -> int:
 def record_count() -> int:
     """Number of records."""
     return _amount("QUOREDUCE_BENCH_RECORDS", SIZES[size()][1])
+
+
+def gridmix_bytes() -> int:
+    """Bytes of keys and values of each of GridMix's sets."""
+    return _amount("QUOREDUCE_BENCH_GRIDMIX", GRIDMIX_BYTES[size()])
 
 
 def folder() -> Path:
@@ -84,6 +94,29 @@ def records() -> Path:
     return _made(f"records-{count}", "gensort", lambda: _lines(count))
 
 
+def gridmix() -> Path:
+    """The folder of GridMix's three sets, made if it is missing, in the page cache."""
+    from quoreduce_gridmix import data as sets
+
+    name = f"gridmix-{gridmix_bytes()}-{GRIDMIX_PARTS}"
+    path = folder() / f"{name}-{_version('quoreduce_kernels.gridgen')}{_version('quoreduce_gridmix.words')}"
+    if not path.exists():
+        prepare()
+        for old in folder().glob(f"{name}-*"):
+            shutil.rmtree(old)
+        _say(f"generating {path} ...")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            for kind in sets.KINDS:
+                sets.generate(kind, unfinished / kind, gridmix_bytes(), GRIDMIX_PARTS, SEED)
+            unfinished.rename(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    for part in path.glob("*/part-*"):
+        _read(part)
+    return path
+
+
 def _lines(count: int) -> Iterator[NDArray[np.uint8]]:
     from quoreduce.report.generate import record_chunks
 
@@ -103,7 +136,7 @@ def _made(name: str, generator: str, chunks: Callable[[], Iterator[Any]]) -> Pat
     """The file of a name and of the generator's version; older versions are deleted."""
     from quoreduce.report.generate import write_file
 
-    path = folder() / f"{name}-{_version(generator)}"
+    path = folder() / f"{name}-{_version(f'quoreduce_kernels.{generator}')}"
     if not path.exists():
         prepare()
         for old in folder().glob(f"{name}-*"):
@@ -116,7 +149,7 @@ def _made(name: str, generator: str, chunks: Callable[[], Iterator[Any]]) -> Pat
 
 def _version(module: str) -> str:
     """Eight hexadecimal digits that change when the source of a generator does."""
-    spec = find_spec(f"quoreduce_kernels.{module}")
+    spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
     return f"{zlib.crc32(Path(spec.origin).read_bytes()):08x}"
@@ -137,6 +170,8 @@ def _say(message: str) -> None:
 def main() -> None:
     for path in (text(), records()):
         print(f"{path}: {path.stat().st_size:,} bytes")
+    sets = gridmix()
+    print(f"{sets}: {sum(part.stat().st_size for part in sets.glob('*/part-*')):,} bytes")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ number of clean ones, which is always reported, tells.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
+import shutil
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +35,8 @@ QUIET_LOOK_S = 0.1
 SAMPLE_S = 0.02
 KERNEL_SAMPLE_S = 0.05
 KERNEL_SAMPLES = 7
+Cell = dict[str, float]
+Cells = dict[str, Cell]
 _STEAL = 7
 _BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
 
@@ -64,6 +70,15 @@ class Run:
     noise: Noise
     job_s: float = 0.0
     detail: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of a run: executions of tasks; bytes stored (map outputs, and the output); bytes shipped among workers."""
+
+    executions: int
+    bytes_stored: int
+    bytes_shipped: int
 
 
 class Window:
@@ -131,6 +146,13 @@ class Pairs:
     clean: int = 0
     tried: int = 0
 
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Run, Run]], wanted: int) -> Pairs:
+        """Keep the clean ones; if they are fewer than half of those wanted, all."""
+        tried = list(pairs)
+        clean = [(a, b) for a, b in tried if not (a.noise.dirty or b.noise.dirty)]
+        return cls(clean if 2 * len(clean) >= wanted else tried, len(clean), len(tried))
+
     def ratios(self, figure: Callable[[Run], float]) -> list[float]:
         """Second over first, pair by pair."""
         return [divide(figure(b), figure(a)) for a, b in self.kept]
@@ -138,18 +160,17 @@ class Pairs:
 
 def interleave(first: Callable[[], Run], second: Callable[[], Run], wanted: int) -> Pairs:
     """Run ``first`` and ``second`` in turn (which goes first changes each time) until enough pairs are clean; bounded."""
-    clean, dirty = [], []
-    for number in range(2 * wanted):
+    pairs: list[tuple[Run, Run]] = []
+    clean = 0
+    while clean < wanted and len(pairs) < 2 * wanted:
         wait_for_quiet()
-        if number % 2:
+        if len(pairs) % 2:
             b, a = second(), first()
         else:
             a, b = first(), second()
-        (dirty if a.noise.dirty or b.noise.dirty else clean).append((a, b))
-        if len(clean) == wanted:
-            break
-    kept = clean if 2 * len(clean) >= wanted else clean + dirty
-    return Pairs(kept, len(clean), len(clean) + len(dirty))
+        pairs.append((a, b))
+        clean += not (a.noise.dirty or b.noise.dirty)
+    return Pairs.of(pairs, wanted)
 
 
 def divide(a: float, b: float) -> float:
@@ -165,11 +186,21 @@ def spread(values: Sequence[float]) -> float:
     return high - low
 
 
-# ---- rates of kernels
+# ---- kernels
 
 
-def rate(function: Callable[[], object], amount: float, prepare: Callable[[], object] | None = None) -> float:
-    """Billions of ``amount`` a second: the median of several samples of one thread.
+def ms_per_gb(function: Callable[[], object], nbytes: float, prepare: Callable[[], object] | None = None) -> float:
+    """Milliseconds for 10**9 bytes (1000 / it = GB/s), of a function that takes ``nbytes``; less is better, as asv has it."""
+    return rounded(1e12 * seconds(function, prepare) / nbytes)
+
+
+def ns_per_key(function: Callable[[], object], keys: float, prepare: Callable[[], object] | None = None) -> float:
+    """Nanoseconds for each of ``keys`` (1000 / it = Mkeys/s)."""
+    return rounded(1e9 * seconds(function, prepare) / keys)
+
+
+def seconds(function: Callable[[], object], prepare: Callable[[], object] | None = None) -> float:
+    """CPU seconds of one call in this thread: the median of several samples.
 
     Short functions are called several times a sample, unless each call needs ``prepare`` (which is not timed).
     """
@@ -183,14 +214,7 @@ def rate(function: Callable[[], object], amount: float, prepare: Callable[[], ob
         if prepare is not None:
             prepare()
         samples.append(_timed(function, calls) / calls)
-    if prepare is not None:
-        samples = samples[1:]  # the first one warms up
-    return rounded(amount / statistics.median(samples) / 1e9)
-
-
-def millions(function: Callable[[], object], amount: float, prepare: Callable[[], object] | None = None) -> float:
-    """Millions of ``amount`` a second, as :func:`rate` does it."""
-    return rounded(1e3 * rate(function, amount, prepare))
+    return statistics.median(samples[prepare is not None :])  # with prepare, the first one warms up
 
 
 def rounded(value: float) -> float:
@@ -199,10 +223,11 @@ def rounded(value: float) -> float:
 
 
 def _timed(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+    """Seconds of CPU of this thread: what others run on its core meanwhile does not count."""
+    start = time.thread_time()
     for _ in range(calls):
         function()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 # ---- memory
@@ -272,6 +297,133 @@ def _memory(pid: int) -> int:
     return kilobytes * 1024
 
 
+# ---- plain and voted: figures, asv tracks, command lines
+
+
+@contextmanager
+def outputs(data_folder: Path) -> Iterator[Path]:
+    """A folder for outputs, beside the data or where QUOREDUCE_BENCH_OUT says; deleted in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="out-", dir=os.environ.get("QUOREDUCE_BENCH_OUT") or data_folder))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def costs(pairs: Pairs, memory: Sequence[tuple[int, int]]) -> Cell:
+    """Figures of plain and voted runs, whose ``detail`` are :class:`Counts`; ``memory``: of both, the largest worker and all."""
+    plain, voted = ([pair[i] for pair in pairs.kept] for i in (0, 1))
+    a, b = plain[0].detail, voted[0].detail
+    ratios = pairs.ratios(lambda run: run.wall_s)
+    return {
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_spread": spread(ratios),
+        "time_ratio_min": divide(min(r.wall_s for r in voted), min(r.wall_s for r in plain)),
+        "cpu_ratio": statistics.median(pairs.ratios(lambda run: run.cpu_s)),
+        "cpu_ratio_spread": spread(pairs.ratios(lambda run: run.cpu_s)),
+        "bytes_stored_ratio": divide(b.bytes_stored, a.bytes_stored),
+        "bytes_shipped_ratio": divide(b.bytes_shipped, a.bytes_shipped),
+        "bytes_stored_plain": a.bytes_stored,
+        "bytes_stored_voted": b.bytes_stored,
+        "bytes_shipped_plain": statistics.median(r.detail.bytes_shipped for r in plain),
+        "bytes_shipped_voted": statistics.median(r.detail.bytes_shipped for r in voted),
+        "executions_plain": a.executions,
+        "executions_voted": b.executions,
+        "plain_s": statistics.median(r.wall_s for r in plain),
+        "voted_s": statistics.median(r.wall_s for r in voted),
+        "plain_cpu_s": statistics.median(r.cpu_s for r in plain),
+        "voted_cpu_s": statistics.median(r.cpu_s for r in voted),
+        "peak_rss_plain": memory[0][0],
+        "peak_rss_voted": memory[1][0],
+        "peak_memory_plain": memory[0][1],
+        "peak_memory_voted": memory[1][1],
+        "pairs_clean": pairs.clean,
+        "pairs_tried": pairs.tried,
+        "pressure": statistics.median(r.noise.pressure_s / r.noise.wall_s for r in plain + voted),
+        "steal": max(r.noise.steal_s / r.noise.wall_s / r.noise.cores for r in plain + voted),
+    }
+
+
+COSTS = (
+    ("time_ratio", "voted/plain", "Median of the ratios of pairs."),
+    ("time_ratio_spread", "voted/plain", "Lower to upper quartile of the ratios of pairs."),
+    ("time_ratio_min", "voted/plain", "Fastest voted run over the fastest plain run."),
+    ("cpu_ratio", "voted/plain", "CPU time of driver and workers: median of the ratios of pairs."),
+    ("cpu_ratio_spread", "voted/plain", "Lower to upper quartile of the ratios of pairs."),
+    ("bytes_stored_ratio", "voted/plain", "Map outputs, and the output, as workers wrote them."),
+    ("bytes_shipped_ratio", "voted/plain", "Map outputs read by another worker than the one that made them."),
+    ("bytes_stored_plain", "bytes", "Map outputs, and the output, as workers wrote them."),
+    ("bytes_stored_voted", "bytes", "Map outputs, and the output, as workers wrote them."),
+    ("bytes_shipped_plain", "bytes", "Map outputs read by another worker than the one that made them, median."),
+    ("bytes_shipped_voted", "bytes", "Map outputs read by another worker than the one that made them, median."),
+    ("executions_plain", "tasks", "M + R, and one sample for the sort."),
+    ("executions_voted", "tasks", "(f+1)(M + R), and f+1 samples for the sort."),
+    ("plain_s", "seconds", "Median."),
+    ("voted_s", "seconds", "Median."),
+    ("plain_cpu_s", "seconds", "Median."),
+    ("voted_cpu_s", "seconds", "Median."),
+    ("peak_rss_plain", "bytes", "Resident memory of the largest worker, mapped files included."),
+    ("peak_rss_voted", "bytes", "Resident memory of the largest worker, mapped files included."),
+    ("peak_memory_plain", "bytes", "Anonymous and shared memory of all workers together, sampled."),
+    ("peak_memory_voted", "bytes", "Anonymous and shared memory of all workers together, sampled."),
+    ("pairs_clean", "pairs", "Pairs that others did not disturb; of fewer than half of those wanted, figures are of all."),
+    ("pairs_tried", "pairs", "Pairs run."),
+    ("pressure", "of wall time", "Some task waited for a core (median over runs); much of it is our own."),
+    ("steal", "of core time", "Taken by the hypervisor (the worst run)."),
+)
+"""What :func:`costs` returns: figure, unit, what it is."""
+
+
+def add_tracks(suite: type, cell: Callable[..., Cell], figures: Iterable[tuple[str, str, str]]) -> None:
+    """Give a suite a ``track_*`` for each of (figure, unit, what it is); ``cell`` finds the figures by what asv passes."""
+    for figure, unit, what in figures:
+        setattr(suite, f"track_{figure}", _track(cell, figure, unit, what))
+
+
+def _track(cell: Callable[..., Cell], figure: str, unit: str, what: str) -> Callable[..., float]:
+    def track(self: Any, *parameters: Any) -> float:
+        return rounded(cell(*parameters)[figure])
+
+    track.__doc__ = what
+    track.unit = unit  # type: ignore[attr-defined]
+    return track
+
+
+HEAD = """\
+| {} | plain s | voted s | time ratio (min/min; quartiles) | CPU ratio | {}peak GB plain, voted | clean pairs |
+|---|---|---|---|---|{}---|---|"""
+
+
+def row(name: str, c: Cell, more: Sequence[str] = ()) -> str:
+    """A row of a table in Markdown below ``HEAD``; ``more`` columns stand after the ratios."""
+    ratio = f"{c['time_ratio']:.2f} ({c['time_ratio_min']:.2f}; {c['time_ratio_spread']:.2f})"
+    memory = f"{c['peak_memory_plain'] / 1e9:.2f}, {c['peak_memory_voted'] / 1e9:.2f}"
+    clean = f"{c['pairs_clean']:.0f} of {c['pairs_tried']:.0f}"
+    columns = (name, f"{c['plain_s']:.3f}", f"{c['voted_s']:.3f}", ratio, f"{c['cpu_ratio']:.2f}", *more, memory, clean)
+    return f"| {' | '.join(columns)} |"
+
+
+def head(name: str, more: Sequence[str] = ()) -> str:
+    """The head of a table of such rows."""
+    return HEAD.format(name, "".join(f"{column} | " for column in more), "---|" * len(more))
+
+
+def print_cells(
+    parser: argparse.ArgumentParser, measure_all: Callable[[], Cells], markdown: Callable[[Cells], str]
+) -> tuple[Cells, argparse.Namespace]:
+    """Read the command line, measure, print a table in Markdown, write JSON if asked to; return figures and arguments."""
+    parser.add_argument("--size", choices=("quick", "full"), default=os.environ.get("QUOREDUCE_BENCH_SIZE", "quick"))
+    parser.add_argument("--json", metavar="FILE", help="write all figures, too")
+    a = parser.parse_args()
+    os.environ["QUOREDUCE_BENCH_SIZE"] = a.size
+    cells = measure_all()
+    machine = about()
+    print(f"{headline(machine)}\n\n{markdown(cells)}")
+    if a.json:
+        Path(a.json).write_text(json.dumps({**machine, "size": a.size, "cells": cells}, indent=1) + "\n")
+    return cells, a
+
+
 # ---- the machine
 
 
@@ -285,7 +437,7 @@ def about() -> dict[str, Any]:
         "kernel": os.uname().release, "architecture": os.uname().machine,
     }  # fmt: skip
     versions = {"python": platform.python_version()}
-    for name in ("quoreduce", "numba", "ray", "duckdb", "polars"):
+    for name in ("quoreduce", "numba", "ray", "pyspark", "dask", "duckdb", "polars"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "versions": versions}

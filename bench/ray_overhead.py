@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,15 +32,12 @@ def measure_all() -> Figures:
     data.prepare()
     text = data.text()
     measure.two_cores()
-    folder = Path(tempfile.mkdtemp(prefix="out-", dir=os.environ.get("QUOREDUCE_BENCH_OUT") or data.folder()))
-    tiny, small = folder / "tiny.txt", folder / "small.txt"
-    try:
+    with measure.outputs(data.folder()) as folder:
+        tiny, small = folder / "tiny.txt", folder / "small.txt"
         tiny.write_bytes(TINY)
         with open(text, "rb") as file:
             small.write_bytes(file.read(SMALL_BYTES))
         return {**_on_ray(text, tiny, small, folder), **_on_local(tiny, small, folder)}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_ray(text: Path, tiny: Path, small: Path, folder: Path) -> Figures:
@@ -146,16 +142,7 @@ class Ray:
     setup_cache.timeout = 1800  # type: ignore[attr-defined]
 
 
-def _track(figure: str, unit: str, about: str) -> Callable[..., float]:
-    def track(self: Any, figures: Figures) -> float:
-        return measure.rounded(figures[figure])
-
-    track.__doc__ = about
-    track.unit = unit  # type: ignore[attr-defined]
-    return track
-
-
-for _figure, _unit, _about in (
+FIGURES = (
     ("start_s", "seconds", "Import of Ray, init, and actors that answer."),
     ("ready_s", "seconds", "The same, and a first voted job over one line: kernels are loaded."),
     ("stop_s", "seconds", "Shutdown."),
@@ -167,5 +154,5 @@ for _figure, _unit, _about in (
     ("time_ratio", "voted/plain", "Median of the ratios of pairs, both cores saturated."),
     ("local_ready_s", "seconds", "For comparison, the local executor: started, and a first voted job done."),
     ("local_task_ms", "ms", "For comparison, the local executor: each further map task."),
-):
-    setattr(Ray, f"track_{_figure}", _track(_figure, _unit, _about))
+)
+measure.add_tracks(Ray, lambda figures: figures, FIGURES)

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
+    from quoreduce.data.block import Block
+    from quoreduce.data.sequencefile import SequenceWriter, read_sequence
+    from quoreduce.jobs.scan import scan_job
     from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Attest, Options, Place, Result
     from quoreduce.runtime.session import Session, run
 
 __version__ = "0.1.0"
-__all__ = ["Attest", "Job", "Options", "Place", "Result", "Session", "__version__", "run", "stream_job"]
+__all__ = [
+    "Attest", "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
+    "read_sequence", "run", "scan_job", "stream_job",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +30,18 @@ def __getattr__(name: str) -> Any:
         from quoreduce.runtime import options
 
         return getattr(options, name)
+    if name == "Block":
+        from quoreduce.data.block import Block
+
+        return Block
+    if name in ("SequenceWriter", "read_sequence"):
+        from quoreduce.data import sequencefile
+
+        return getattr(sequencefile, name)
+    if name == "scan_job":
+        from quoreduce.jobs.scan import scan_job
+
+        return scan_job
     if name == "stream_job":
         from quoreduce.jobs.streaming import stream_job
 

@@ -77,7 +77,10 @@ def _run_parser(commands: Any) -> None:
         "run", help="run a job", epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run a job over inputs and write part-r-00000... and a manifest, _SUCCESS, to a new directory.",
     )  # fmt: skip
-    run.add_argument("job", metavar="JOB", help="wordcount, sort, FILE.py:NAME or MODULE:NAME")
+    run.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
+    scan = run.add_argument_group("scan")
+    scan.add_argument("--starts-with", metavar="TEXT", help="keep the records that begin with TEXT, 1 to 64 bytes of UTF-8; required")
+    scan.add_argument("--lines", action="store_true", help="the records are lines, of any length (default: 100 bytes each, as for sort)")
     _run_options(run)
 
 
@@ -159,7 +162,15 @@ def _terminate(number: int, frame: object) -> None:
 def _run(a: argparse.Namespace) -> int:
     from quoreduce.jobs.find import find_job
 
-    return _run_job(a, lambda: find_job(a.job))
+    if a.job != "scan" and (a.starts_with is not None or a.lines):
+        raise UsageError(f"--starts-with and --lines go with the job scan, not with {a.job}")
+    return _run_job(a, lambda: find_job(a.job) if a.starts_with is None else _scan(a))
+
+
+def _scan(a: argparse.Namespace) -> Job:
+    from quoreduce.jobs.scan import scan_job
+
+    return scan_job(os.fsencode(a.starts_with), input="lines" if a.lines else "records")
 
 
 def _stream(a: argparse.Namespace) -> int:

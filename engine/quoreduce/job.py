@@ -38,6 +38,7 @@ class Job:
             SequenceFiles of Text, BytesWritable, IntWritable, LongWritable).
         output: ``text`` (``key<TAB>value`` lines), ``fixed:N`` (records of N bytes) or ``sequence`` (a SequenceFile of Text).
         style: ``python`` or ``blocks``; set by the constructor used.
+        part_bytes: block style only, see :meth:`of_blocks`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     input: str = "lines"
     output: str = "text"
     style: Literal["python", "blocks"] = "python"
+    part_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -61,6 +63,8 @@ class Job:
                 raise UsageError(f"job {self.name}: {role} is not callable")
         if self.style == "python" and self.sample is not None:
             raise UsageError(f"job {self.name}: sample goes with Job.of_blocks")
+        if self.part_bytes < 0:
+            raise UsageError(f"job {self.name}: part_bytes is at least 0, not {self.part_bytes}")
         if self.output not in ("text", "sequence") and record_width(self.output) == 0:
             raise UsageError(f"job {self.name}: output is 'text', 'fixed:N' or 'sequence', not {self.output!r}")
 
@@ -76,6 +80,7 @@ class Job:
         sample: Function | None = None,
         input: str = "lines",  # noqa: A002 - the field's standard term
         output: str = "text",
+        part_bytes: int = 0,
     ) -> Job:
         """Make a job in block style.
 
@@ -93,8 +98,10 @@ class Job:
                 reduces find it in ``ctx.side``. ``splits`` is a list of callables that each open one split as map gets it.
             input: as for :class:`Job`.
             output: as for :class:`Job`; the reduce writes bytes of that format (``sequence``: with a ``SequenceWriter``).
+            part_bytes: bytes of input for each part of the output, where the user names no number of reducers; for jobs that
+                write little. Default, 0: as many parts as splits, up to 16, and no part of more than 256 MB of input.
         """
-        return cls(name, map, reduce, combine, partition, sample, input, output, "blocks")
+        return cls(name, map, reduce, combine, partition, sample, input, output, "blocks", part_bytes)
 
 
 def record_width(kind: str) -> int:

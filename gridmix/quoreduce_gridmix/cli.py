@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +34,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _generate_parser(commands)
     _run_parser(commands)
-    report = commands.add_parser("report", help="make a page of results: one HTML file, with figures as SVG beside it")
+    report = commands.add_parser("report", help="make a page of results: one HTML file, with figures as SVG, or SVG and PNG")
     report.add_argument("results", metavar="JSON", nargs="+", help="what run --json printed, or OUT/gridmix.json")
-    report.add_argument("--out", metavar="HTML", required=True, help="the page; figures go beside it")
+    report.add_argument("--out", metavar="HTML", required=True, help="the page; its figures go beside it, as SVG")
+    report.add_argument("--figures", metavar="DIR", help="folder for figures instead, as SVG and PNG; needs quoreduce[png]")
     report.add_argument("--overwrite", action="store_true", help="replace the page and its figures if they exist")
     return top
 
@@ -62,16 +64,22 @@ def _run_parser(commands: Any) -> None:
     run.add_argument("out", metavar="OUT", help="folder for outputs (deleted once compared) and results; absent or empty")
     what = run.add_argument_group("what")
     what.add_argument("--app", default="all", metavar="NAME,...", help=f"all (default), or some of {', '.join(APPS)}")
-    what.add_argument("--size", default="small", metavar="SIZE,...", help="small (default), medium, large: 3, 30, 100 parts")
+    what.add_argument("--size", metavar="SIZE,...", help="small (default), medium, large: 3, 30, 100 parts")
+    what.add_argument(
+        "--sweep", metavar="N,...", help="instead of sizes: the first N part files, for time against splits; see --split-mb"
+    )
     what.add_argument("--mode", metavar="M,...", help="original, basic, bft (default: original,bft)")
     what.add_argument("-f", "--faults-tolerated", default="1", metavar="F,...", help="faults to tolerate in a task (default 1)")
     what.add_argument("--ablation", action="store_true", help="basic 2f+1, bft, and bft without each modification")
     what.add_argument("--stages", choices=["code", "readme"], default="code", help="of monsterQuery (default code)")
     how = run.add_argument_group("how")
-    how.add_argument("--repeat", type=int, default=5, metavar="N", help="measured runs of each variant (default 5)")
+    how.add_argument(
+        "--repeat", type=int, default=5, metavar="N",
+        help="measured runs of each variant (default 5); as many again at most for those that other processes disturbed",
+    )  # fmt: skip
     how.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before that do not count (default 1)")
     how.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="default 64")
-    how.add_argument("--reducers", type=int, metavar="N", help="of every job (default: GridMix's number for the size)")
+    how.add_argument("--reducers", type=int, metavar="N", help="of every job (default: GridMix's for the size; sweep: for small)")
     how.add_argument("--digest", choices=["blake3", "fast"], default="blake3", help="of voted runs; plain: checksums")
     where = run.add_argument_group("where")
     where.add_argument("--on", choices=["inline", "local", "ray"], default="ray", help="executor (default ray)")
@@ -136,7 +144,7 @@ def _run(a: argparse.Namespace) -> int:
     from quoreduce_gridmix import runner
 
     study = _study(a)
-    sets = runner.find_sets(a.directory, tuple(dict.fromkeys(app.kind for app in study.apps)))
+    sets = runner.find_sets(a.directory, tuple(dict.fromkeys(app.kind for app in study.apps)), study.sizes)
     place = Place(a.on, a.workers, a.domain, a.address, a.store)
     out = _claim(a.out, a.directory, a.overwrite)
 
@@ -160,9 +168,22 @@ def _study(a: argparse.Namespace) -> Study:
 
     names = APPS if a.app == "all" else _listed(a.app, None, "--app")
     return runner.Study(
-        apps=runner.applications(names, a.stages), sizes=_listed(a.size, SIZES, "--size"), variants=_variants(a),  # type: ignore[arg-type]
+        apps=runner.applications(names, a.stages), sizes=_sizes(a), variants=_variants(a),
         repeat=a.repeat, warm_up=a.warm_up, split_mb=a.split_mb, digest=a.digest, reducers=a.reducers, keep=a.keep,
     )  # fmt: skip
+
+
+def _sizes(a: argparse.Namespace) -> tuple[str, ...]:
+    from quoreduce_gridmix.data import PARTS_MAX, SWEEP
+
+    if a.sweep is None:
+        return _listed("small" if a.size is None else a.size, SIZES, "--size")
+    if a.size is not None:
+        raise UsageError("--sweep and --size contradict each other: leave out one of them")
+    counts = _listed(a.sweep, None, "--sweep")
+    if not all(re.fullmatch("0*[1-9][0-9]{0,5}", count) and int(count) <= PARTS_MAX for count in counts):
+        raise UsageError(f"--sweep {a.sweep!r}: use numbers of part files, 1 to {PARTS_MAX}, separated by commas: 1,2,5,10")
+    return tuple(dict.fromkeys(f"{SWEEP}{int(count)}" for count in counts))
 
 
 def _variants(a: argparse.Namespace) -> tuple[Variant, ...]:
@@ -272,6 +293,7 @@ def _report(a: argparse.Namespace) -> int:
     from quoreduce_gridmix.report import write_report
     from quoreduce_gridmix.results import read_results
 
-    for path in write_report([read_results(name) for name in a.results], Path(a.out), a.overwrite):
+    figures = None if a.figures is None else Path(a.figures)
+    for path in write_report([read_results(name) for name in a.results], Path(a.out), a.overwrite, figures):
         print(path)
     return 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from quoreduce_kernels.gridgen import Chunk, WordList
 
 Kind = Literal["varcompseq", "fixcompseq", "varinfltext"]
-Size = Literal["small", "medium", "large"]
 Progress = Callable[[int, int], None]
 
 RANGES: dict[str, tuple[int, int, int, int]] = {
@@ -54,6 +54,10 @@ NBYTES_MAX = 1 << 50
 NBYTES_USUAL: dict[str, int] = {"varcompseq": 2 << 30, "fixcompseq": 2 << 30, "varinfltext": 512 << 20}
 DESCRIPTION = "_gridmix.json"
 VERSION = 1
+SIZES = ("small", "medium", "large")
+SWEEP = "parts:"
+"""``parts:N`` is the size of a job that reads the first N part files."""
+
 _STORED_BYTES_MAX = (1 << 16) - 1
 
 
@@ -83,17 +87,32 @@ class DataSet:
         """The record format of a job that reads it: ``sequence`` or ``lines``."""
         return "lines" if self.kind == "varinfltext" else "sequence"
 
-    def files(self, size: Size = "large") -> list[str]:
-        """Paths of the part files that GridMix uses for a size of job.
+    def files(self, size: str = "large") -> list[str]:
+        """Paths of the part files that a job of a size reads; raise UsageError if there are not that many.
 
-        ``small``: 00000 to 00002; ``medium``: numbers that end in 0, 1 or 2; ``large``: all.
+        ``small``: 00000 to 00002; ``medium``: numbers that end in 0, 1 or 2; ``large``: all; ``parts:N``: the first N.
         """
-        return [str(self.path / part.name) for i, part in enumerate(self.parts) if _in_size(i, size)]
+        wanted = parts_in(size)
+        if wanted is not None and wanted > len(self.parts):
+            raise UsageError(
+                f"{self.kind} has {len(self.parts)} part files, not {wanted}: ask for fewer, or generate it with --parts {wanted}"
+            )
+        return [str(self.path / part.name) for i, part in enumerate(self.parts) if _in_size(i, size, wanted)]
 
 
-def _in_size(number: int, size: Size) -> bool:
-    if size not in ("small", "medium", "large"):
-        raise UsageError(f"a size is small, medium or large, not {size!r}")
+def parts_in(size: str) -> int | None:
+    """Return N of a size ``parts:N``, None for small, medium and large; raise UsageError for anything else."""
+    if size in SIZES:
+        return None
+    number = size.removeprefix(SWEEP)
+    if number == size or not re.fullmatch("[0-9]{1,6}", number) or not 1 <= int(number) <= PARTS_MAX:
+        raise UsageError(f"a size is small, medium, large, or parts:N with N in 1..{PARTS_MAX}, not {size!r}")
+    return int(number)
+
+
+def _in_size(number: int, size: str, wanted: int | None) -> bool:
+    if wanted is not None:
+        return number < wanted
     return size == "large" or number < 3 or (size == "medium" and number % 10 < 3)
 
 

@@ -139,9 +139,9 @@ def bar_chart(
 
 
 def line_chart(title: str, axis: str, axis_x: str, lines: Sequence[Line], width: float = 430) -> str:
-    """Draw lines with points; at least one line of one point. Both axes begin at 0."""
+    """Draw lines with points over something counted; at least one line of one point. Both axes begin at 0."""
     ticks = ticks_to(max(_top(bar) for line in lines for _, bar in line.points))
-    ticks_x = ticks_to(max(x for line in lines for x, _ in line.points))
+    ticks_x = ticks_to(max(x for line in lines for x, _ in line.points), whole=True)
     rows = _legend_rows([line.label for line in lines], width)
     canvas = _Canvas(width, 34 + LINE_PX * len(rows) + LINE_PX, ticks[-1])
     _frame(canvas, title, axis, ticks, rows, ())
@@ -167,13 +167,13 @@ def line_chart(title: str, axis: str, axis_x: str, lines: Sequence[Line], width:
     return canvas.svg(canvas.y(0) + 3 * LINE_PX, title)
 
 
-def ticks_to(highest: float) -> list[float]:
-    """Return round numbers from 0 to at least ``highest``, a little more than TICKS at most."""
+def ticks_to(highest: float, whole: bool = False) -> list[float]:
+    """Return round numbers from 0 to at least ``highest``, a little more than TICKS at most; ``whole``: of something counted."""
     if not math.isfinite(highest) or highest <= 0:
         return [0.0, 1.0]
     raw = highest * 1.06 / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9) and not (whole and m * power % 1))
     return [round(step * k, 12) for k in range(math.ceil(highest * 1.06 / step - 1e-9) + 1)]
 
 

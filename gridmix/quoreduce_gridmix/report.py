@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, and its figures as SVG files beside it.
+"""The report: one HTML file with everything in it, and its figures as SVG files beside it, or as SVG and PNG in a folder.
 
 Nothing is loaded from elsewhere, and there are no scripts. The page is well-formed XML after its first line.
 """
@@ -12,7 +12,9 @@ from xml.sax.saxutils import escape
 
 from quoreduce.data.commit import output_errors
 from quoreduce.errors import OutputError
+from quoreduce_gridmix.data import SWEEP, parts_in
 from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart
+from quoreduce_gridmix.png import png_renderer
 from quoreduce_gridmix.results import (
     PLAIN,
     Cell,
@@ -60,21 +62,36 @@ class Drawing:
     svg: str
 
 
-def write_report(all_results: Sequence[Results], out: Path, overwrite: bool = False) -> list[Path]:
-    """Write the page to ``out`` and its figures beside it; return the paths written, the page first.
+def write_report(
+    all_results: Sequence[Results], out: Path, overwrite: bool = False, figures: Path | None = None
+) -> list[Path]:  # fmt: skip
+    """Write the page to ``out``, and its figures; return the paths written, the page first.
+
+    Figures are SVG files beside the page, or with ``figures``, a folder that is made if need be, SVG and PNG files there.
 
     Raises:
         OutputError: one of the files exists and ``overwrite`` is False, or cannot be written.
+        UsageError: PNG files are wanted, and what makes them is not installed.
     """
+    to_png = None if figures is None else png_renderer()
+    folder = out.parent if figures is None else figures
     page, drawings = render(all_results)
-    texts = {out: page, **{out.with_name(f"{out.stem}-{drawing.name}.svg"): drawing.svg for drawing in drawings}}
-    for path in texts:
+    files = {out: page.encode()}
+    for drawing in drawings:
+        name = f"{out.stem}-{drawing.name}"
+        files[folder / f"{name}.svg"] = drawing.svg.encode()
+        if to_png is not None:
+            files[folder / f"{name}.png"] = to_png(drawing.svg)
+    for path in files:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: use --overwrite to replace it")
-    for path, text in texts.items():
+    if figures is not None:
+        with output_errors(figures):
+            figures.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
         with output_errors(path):
-            path.write_text(text, encoding="utf-8")
-    return list(texts)
+            path.write_bytes(content)
+    return list(files)
 
 
 def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
@@ -95,8 +112,8 @@ def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
         "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain "
         "job runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the "
         "median of the ratios of pairs, ± half of the distance between the quartiles. Runs that other processes disturbed are "
-        "dropped, unless fewer than half are clean. All runs of an application wrote the same "
-        "bytes.</p>"
+        "dropped and made up for, at most as many again as were asked for, unless the clean ones are fewer than half of those. "
+        "All runs of an application wrote the same bytes.</p>"
         f"\n{body}\n</body></html>\n"
     ), drawings
 
@@ -110,23 +127,25 @@ def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple
     drawings: list[Drawing] = []
     heading = f"{setting.on}, {setting.workers} workers in {setting.domains} failure domains"
     html = [f"<h2>{escape(heading)}</h2>", _about(setting, results)]
-    for variant in _voted(runs):
-        found = compare(table, PLAIN, variant)
-        for size in dict.fromkeys(c.base.size for c in found):
+    compared = {variant: compare(table, PLAIN, variant) for variant in _voted(runs)}
+    for variant, found in compared.items():
+        for size in dict.fromkeys(c.base.size for c in found if not _in_sweep(c)):
             part = [c for c in found if c.base.size == size]
             drawing = Drawing(f"{prefix}ratios-{_slug(size)}-{_slug(variant)}", ratio_chart(part, size, variant))
             drawings.append(drawing)
             html.append(f"<h3>{escape(f'{variant} against plain, {size}')}</h3>")
             html += [drawing.svg, ratio_table(part)]
-    if not drawings:
+    if not any(compared.values()):
         html += ["<h3>Seconds</h3>", _seconds(table.values())]
     html.append("<h3>Job time against the number of splits</h3>")
-    lines = splits_charts(table)
+    lines = splits_charts(table, setting.split_mb)
     drawings += [Drawing(f"{prefix}splits-{_slug(app)}", svg) for app, svg in lines]
     html.append(
         f'<div class="charts">{"".join(svg for _, svg in lines)}</div>' if lines
-        else '<p class="note">Needs runs of one application with different numbers of splits: --size small,medium,large.</p>'
+        else '<p class="note">Needs runs of one application with different numbers of splits: --sweep 1,2,5,10, or '
+        "--size small,medium,large.</p>"
     )  # fmt: skip
+    html += [sweep_table(found) for found in compared.values()]
     html.append("<h3>What each modification buys</h3>")
     abl = _ablation(table, runs, prefix)
     html += [text for text, _ in abl] or ['<p class="note">Needs the runs of --ablation.</p>']
@@ -169,6 +188,22 @@ def ratio_chart(found: Sequence[Comparison], size: str, variant: str) -> str:
     return bar_chart(f"{variant} / plain, {size}", "ratio", ("time", "CPU"), groups, bands, group_px=142)
 
 
+def sweep_table(found: Sequence[Comparison]) -> str:
+    """Ratios of the points of a sweep, as an HTML table, by application and number of part files; empty if there are none."""
+    rows = [
+        [
+            c.base.app, f"{parts_in(c.base.size):,}", f"{c.base.first_splits:,}", f"{c.pairs} ({c.clean})",
+            str(c.base.wall), str(c.other.wall), str(c.wall), str(c.cpu),
+        ]
+        for c in sorted(found, key=lambda c: (c.base.app, parts_in(c.base.size) or 0)) if _in_sweep(c)
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    name = found[0].other.variant
+    heads = ["application", "parts", "splits", "pairs (clean)", "plain s", f"{name} s", "time ratio", "CPU ratio"]
+    return _table(heads, rows)
+
+
 def ratio_table(found: Sequence[Comparison]) -> str:
     """Ratios as an HTML table, seconds beside them; counts are those of plain → those of the variant."""
     name = found[0].other.variant
@@ -192,17 +227,21 @@ def ratio_table(found: Sequence[Comparison]) -> str:
     return _table(heads, rows, total=len(found) > 1)
 
 
-def splits_charts(table: dict[tuple[str, str, str], Cell]) -> list[tuple[str, str]]:
-    """Draw job time against splits (slide 24) of each application that ran with different numbers of them: (application, SVG)."""
+def splits_charts(table: dict[tuple[str, str, str], Cell], split_mb: float) -> list[tuple[str, str]]:
+    """Draw job time against splits of the first stage (slide 24) of each application with several numbers of them.
+
+    Returns:
+        (application, SVG) of each.
+    """
     points: dict[str, dict[str, dict[float, Bar]]] = {}
     for cell in table.values():
-        note = f"{cell.variant}, {cell.splits} splits ({cell.size}): {cell.wall.median:.3f} s"
-        points.setdefault(cell.app, {}).setdefault(cell.variant, {})[cell.splits] = _bar(cell.wall, note)
+        note = f"{cell.variant}, {cell.first_splits} splits ({cell.size}): {cell.wall.median:.3f} s"
+        points.setdefault(cell.app, {}).setdefault(cell.variant, {})[cell.first_splits] = _bar(cell.wall, note)
     charts = []
     for app in sorted(points, key=lambda name: name != SPLITS_FIRST):
         lines = [Line(name, tuple(of.items())) for name, of in points[app].items() if len(of) > 1]
         if lines:
-            charts.append((app, line_chart(app, "job time, s", "splits", lines)))
+            charts.append((app, line_chart(app, "job time, s", f"map splits of {split_mb:g} MB", lines)))
     return charts
 
 
@@ -278,6 +317,10 @@ def _voted(runs: Sequence[Run]) -> list[str]:
     """Variants to compare with plain: not those of an ablation."""
     names = variants(run for run in runs if not run.off)
     return [name for name in names if name != PLAIN]
+
+
+def _in_sweep(c: Comparison) -> bool:
+    return c.base.size.startswith(SWEEP)
 
 
 def _executions(run: Run) -> float:

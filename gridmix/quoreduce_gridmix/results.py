@@ -1,9 +1,12 @@
 """What runs gave, as JSON and back; and the figures made of them: medians, spreads, ratios.
 
 A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that what
-disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless fewer than
-half are clean: then all are used, and the number of clean ones, which is always shown, tells. Figures of different settings
-(executor, workers, machine, data) never mix.
+disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless the clean
+ones are fewer than half of those asked for: then all are used, and the number of clean ones, which is always shown, tells.
+Figures of different settings (executor, workers, machine, data) never mix.
+
+What the fields of the JSON mean is said once more, for readers of the file, in docs/gridmix.md. Format 2 added ``extra``, and
+sizes ``parts:N``; files of format 1 are read too.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from quoreduce.errors import InputError
+from quoreduce.errors import InputError, UsageError
+from quoreduce_gridmix.data import parts_in
 from quoreduce_gridmix.noise import Noise
 
 T = TypeVar("T")
-FORMAT = 1
+FORMAT = 2
+FORMATS_READ = (1, 2)
 PLAIN = "plain"
 MODIFICATIONS = ("deferred", "tentative", "digest_outputs", "tight_storage")
 _PACKAGES = ("quoreduce", "numba", "numpy", "ray", "blake3")
@@ -59,7 +64,8 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One run of an application: the sum of its stages. ``digest`` is of the last stage's part files.
 
-    ``variant`` names mode, f and ``off``, the modifications of ``bft`` that were switched off.
+    ``size`` is small, medium, large, or ``parts:N``: the first N part files. ``variant`` names mode, f and ``off``, the
+    modifications of ``bft`` that were switched off. ``extra``: of a repetition that makes up for one that was disturbed.
     """
 
     app: str
@@ -78,6 +84,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     splits: int
     noise: Noise
     stages: list[Stage]
+    extra: bool = False
 
 
 class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,10 +121,15 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no result of quoreduce gridmix run: {error}") from error
-    if results.format != FORMAT:
-        raise InputError(f"{path} has format {results.format}, this version reads {FORMAT}: run it again")
-    if not results.runs:
-        raise InputError(f"{path} has no runs")
+    if results.format not in FORMATS_READ:
+        raise InputError(f"{path} has format {results.format}, this version reads {FORMATS_READ[0]} to {FORMAT}: run it again")
+    if not results.runs or not all(run.stages for run in results.runs):
+        raise InputError(f"{path} has no runs, or one without stages")
+    try:
+        for run in results.runs:
+            parts_in(run.size)
+    except UsageError as error:
+        raise InputError(f"{path}: {error}") from error
     if any(run.wall_s <= 0 or run.cpu_s < 0 for run in results.runs):
         raise InputError(f"{path} has a run that took no time: it was not measured")
     return results
@@ -193,7 +205,7 @@ class Cell:
     @property
     def kept(self) -> list[Run]:
         """The runs that figures are made of."""
-        return undisturbed(self.runs, lambda run: not run.noise.dirty)
+        return undisturbed(self.runs, lambda run: not run.noise.dirty, sum(not run.extra for run in self.runs))
 
     @property
     def clean(self) -> int:
@@ -214,6 +226,11 @@ class Cell:
     def splits(self) -> int:
         """Of all stages."""
         return self.runs[0].splits
+
+    @property
+    def first_splits(self) -> int:
+        """Of the first stage: of the set's part files."""
+        return self.runs[0].stages[0].splits
 
     def amount(self, figure: Callable[[Run], float]) -> float:
         """Median of another figure."""
@@ -252,7 +269,8 @@ def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) ->
         other = table.get((app, size, variant))
         if name == base and other is not None:
             all_pairs = list(zip(cell.runs, other.runs, strict=False))
-            pairs = undisturbed(all_pairs, lambda pair: not (pair[0].noise.dirty or pair[1].noise.dirty))
+            wanted = sum(not (a.extra or b.extra) for a, b in all_pairs)
+            pairs = undisturbed(all_pairs, lambda pair: not (pair[0].noise.dirty or pair[1].noise.dirty), wanted)
             clean = sum(not (a.noise.dirty or b.noise.dirty) for a, b in all_pairs)
             wall = Figure.of([b.wall_s / a.wall_s for a, b in pairs])
             cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s else 1.0 for a, b in pairs])
@@ -260,10 +278,10 @@ def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) ->
     return found
 
 
-def undisturbed(items: Sequence[T], clean: Callable[[T], bool]) -> list[T]:
-    """Return those that are clean if they are half of all or more, else all."""
+def undisturbed(items: Sequence[T], clean: Callable[[T], bool], wanted: int) -> list[T]:
+    """Return those that are clean if they are half of ``wanted`` or more, else all."""
     kept = [item for item in items if clean(item)]
-    return kept if kept and 2 * len(kept) >= len(items) else list(items)
+    return kept if kept and 2 * len(kept) >= wanted else list(items)
 
 
 def variants(runs: Iterable[Run]) -> list[str]:

@@ -27,7 +27,6 @@ REPEAT_USUAL = 5
 REPEAT_MAX = 1000
 RESULTS = "gridmix.json"
 UNKNOWN = Noise(0.0, 0.0, 0.0, False)
-SIZES: tuple[data.Size, ...] = ("small", "medium", "large")
 Say = Callable[[str], None]
 
 
@@ -63,15 +62,16 @@ class Study:
     """What is to be run.
 
     Attributes:
-        apps, sizes, variants: every combination, the variants in turn.
-        repeat: measured runs of each. warm_up: runs of each before, which do not count.
+        apps, sizes, variants: every combination, the variants in turn; sizes as :meth:`data.DataSet.files` takes them.
+        repeat: measured runs of each that nobody disturbs; while there are fewer, repetitions are added, as many again at most.
+        warm_up: runs of each before, which do not count.
         split_mb, digest: as in Options; the digest is that of voted runs.
-        reducers: of every stage; None: as GridMix has it for the size.
+        reducers: of every stage; None: as GridMix has it for the size, and for ``parts:N`` as for small.
         keep: do not delete outputs when they have been compared.
     """
 
     apps: tuple[Application, ...]
-    sizes: tuple[data.Size, ...]
+    sizes: tuple[str, ...]
     variants: tuple[Variant, ...]
     repeat: int = REPEAT_USUAL
     warm_up: int = 1
@@ -94,7 +94,8 @@ class Study:
         """Options of every stage; raise UsageError if they contradict each other."""
         from quoreduce import Options
 
-        reducers = self.reducers if self.reducers is not None else app.reducers.get(size)
+        known = app.reducers.get("small" if data.parts_in(size) else size)
+        reducers = self.reducers if self.reducers is not None else known
         digest = None if variant.mode == "original" else self.digest
         return Options(
             f=variant.f, mode=variant.mode, digest=digest, split_mb=self.split_mb, reducers=reducers,  # type: ignore[arg-type]
@@ -125,8 +126,12 @@ def ablation(f: int) -> tuple[Variant, ...]:
     return (Variant("original"), Variant("basic", f), whole, *(Variant("bft", f, (name,)) for name in MODIFICATIONS))
 
 
-def find_sets(folder: str | Path, kinds: Sequence[data.Kind]) -> dict[data.Kind, data.DataSet]:
-    """Load the sets that are needed from ``folder``, where each has its name, or which is itself one; raise InputError."""
+def find_sets(folder: str | Path, kinds: Sequence[data.Kind], sizes: Sequence[str] = ()) -> dict[data.Kind, data.DataSet]:
+    """Load the sets that are needed from ``folder``, where each has its name, or which is itself one.
+
+    Raises:
+        InputError: one is missing. UsageError: one has fewer part files than one of ``sizes`` needs.
+    """
     path = Path(folder)
     if (path / data.DESCRIPTION).is_file():
         found = data.load(path)
@@ -136,6 +141,8 @@ def find_sets(folder: str | Path, kinds: Sequence[data.Kind]) -> dict[data.Kind,
     for kind in kinds:
         if kind not in sets:
             raise InputError(f"no set {kind} in {folder}: quoreduce gridmix generate --set {kind} {folder}")
+        for size in sizes:
+            sets[kind].files(size)
     return sets
 
 
@@ -152,10 +159,13 @@ def run_study(
     total = len(study.apps) * len(study.sizes) * len(study.variants) * study.repeat
     for app in study.apps:
         for size in study.sizes:
-            runner = _Runner(study, app, size, sets[app.kind].files(size), Path(out) / size / app.name, session)
+            folder = Path(out) / size.replace(":", "-") / app.name
+            runner = _Runner(study, app, size, sets[app.kind].files(size), folder, session)
             for run in runner.runs():
                 runs.append(run)
-                say(f"[{len(runs)}/{total}] {app.name}, {size}, {run.variant}: {run.wall_s:.3f} s, {run.cpu_s:.2f} CPU s")
+                number = "again" if run.extra else f"{sum(not r.extra for r in runs)}/{total}"
+                disturbed = ", disturbed" if run.noise.dirty else ""
+                say(f"[{number}] {app.name}, {size}, {run.variant}: {run.wall_s:.3f} s, {run.cpu_s:.2f} CPU s{disturbed}")
     return Results(format=FORMAT, date=now(), versions=versions(), setting=_setting(study, sets, session), runs=runs)
 
 
@@ -175,19 +185,25 @@ class _Runner:
 
     study: Study
     app: Application
-    size: data.Size
+    size: str
     files: list[str]
     folder: Path
     session: Session
     _first: tuple[str, str] | None = None
 
     def runs(self) -> Iterator[Run]:
-        """Run every variant in turn, and yield the runs that count."""
-        for repetition in range(-self.study.warm_up, self.study.repeat):
+        """Run every variant in turn, and yield the runs that count; repetitions that were disturbed are made up for."""
+        repeat, clean = self.study.repeat, 0
+        for repetition in range(-self.study.warm_up, 2 * repeat):
+            if clean == repeat:
+                break
+            disturbed = False
             for variant in self.study.variants:
                 run = self._run(variant, repetition)
+                disturbed |= run.noise.dirty
                 if repetition >= 0:
-                    yield run
+                    yield structs.replace(run, extra=repetition >= repeat)
+            clean += repetition >= 0 and not disturbed
         if not self.study.keep:
             shutil.rmtree(self.folder)
             with suppress(OSError):  # others' outputs may be there

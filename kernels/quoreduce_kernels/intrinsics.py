@@ -323,3 +323,25 @@ def bit_length(x):
     while bits < 64 and (x >> np.uint64(bits)) != np.uint64(0):
         bits += 1
     return bits
+
+
+@part
+def find_byte(at, end, last, byte):
+    """Address of the first ``byte`` in [at, end), or end. 64 bytes can be read at any address up to ``last``."""
+    while at < end:
+        if at <= last:
+            mask = byte_mask(at, byte)
+            if mask:
+                return min(at + cttz(mask), end)
+            at += np.uint64(64)
+        else:
+            if ld8(at) == byte:
+                return at
+            at += np.uint64(1)
+    return end
+
+
+@part
+def last_block(at, end):
+    """The last address at which 64 bytes before ``end`` can be read; 0 if there is none from ``at`` on."""
+    return end - np.uint64(64) if end - at >= np.uint64(64) else np.uint64(0)

@@ -19,7 +19,8 @@ from quoreduce_kernels.intrinsics import (
     address_of,
     byte_mask,
     copy_memory,
-    cttz,
+    find_byte,
+    last_block,
     ld8,
     ld64,
     mulhi,
@@ -54,40 +55,18 @@ _BLOCK = np.uint64(64)
 # ---------------------------------------------------------------------------------------------------- lines to rows
 
 
-@part
-def _find(at, end, last, byte):
-    """Address of the first ``byte`` in [at, end), or end. 64 bytes can be read at any address up to ``last``."""
-    while at < end:
-        if at <= last:
-            mask = byte_mask(at, byte)
-            if mask:
-                return min(at + cttz(mask), end)
-            at += _BLOCK
-        else:
-            if ld8(at) == byte:
-                return at
-            at += _U(1)
-    return end
-
-
-@part
-def _last_block(at, end):
-    """The last address at which 64 bytes before ``end`` can be read; 0 if there is none from ``at`` on."""
-    return end - _BLOCK if end - at >= _BLOCK else _U(0)
-
-
 @kernel("i8(u8[::1], u8, u8[:, ::1])")
 def _lines(cursor, end, rows):
     """Make rows of the lines from cursor[0] on, which moves on, until there is no more or rows are full; return how many."""
     at = cursor[0]
-    last = _last_block(at, end) if at < end else _U(0)
+    last = last_block(at, end) if at < end else _U(0)
     n = 0
     while at < end and n < rows.shape[0]:
-        stop = _find(at, end, last, _U(LINE_FEED))
+        stop = find_byte(at, end, last, _U(LINE_FEED))
         line_end = stop
         if at < stop < end and ld8(stop - _U(1)) == _U(RETURN):
             line_end -= _U(1)
-        tab = _find(at, line_end, last, _U(TAB))
+        tab = find_byte(at, line_end, last, _U(TAB))
         value = min(tab + _U(1), line_end)
         rows[n, 0] = at
         rows[n, 1] = tab - at

@@ -1,8 +1,8 @@
 """Slow, plain twins of the kernels: the oracle of their tests, and the shortest statement of what they do.
 
 Words are ``bytes``, a run is a list of (word, count). A record is ``bytes`` of length 100, its key the first 10; a fingerprint is
-a pair (low, high) of ints. Each function does the same as its namesake in ``words``, ``records``, ``fingerprint``, ``gensort`` or
-``textgen``, ``gridgen`` or ``sequence``, from the definition and without regard to speed.
+a pair (low, high) of ints. Each function does the same as its namesake in ``words``, ``records``, ``prefix``, ``fingerprint``,
+``gensort``, ``textgen``, ``gridgen`` or ``sequence``, from the definition and without regard to speed.
 """
 
 from __future__ import annotations
@@ -148,6 +148,22 @@ def validate_sorted(records: Sequence[bytes], previous: bytes = b"") -> tuple[in
             break
         duplicates += a == b
     return bad, duplicates, keys[-1] if keys else b""
+
+
+# ---- prefixes
+
+
+def select_records(records: Sequence[bytes], prefix: bytes) -> list[int]:
+    """The numbers of the records that begin with the prefix."""
+    return [i for i, record in enumerate(records) if record.startswith(prefix)]
+
+
+def select_lines(text: bytes, prefix: bytes) -> tuple[list[bytes], int]:
+    """The lines that begin with the prefix, each with a line feed, and the number of all lines."""
+    whole = text.split(b"\n")
+    if not whole[-1]:
+        whole.pop()
+    return [line + b"\n" for line in whole if line.startswith(prefix)], len(whole)
 
 
 # ---- fingerprints

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quoreduce import Job, Options, Place, Result, Session
+from quoreduce import Job, Options, Place, Result, Session, scan_job
 from quoreduce.jobs.sort import JOB as SORT
 from quoreduce.jobs.wordcount import JOB as WORDCOUNT
 from quoreduce_kernels.gensort import generate_records
@@ -22,13 +22,13 @@ RECORDS = 4_000
 SPLIT_MB = 0.1
 MAPS = 4
 REDUCERS = 3
-JOBS = pytest.mark.parametrize("job", [WORDCOUNT, SORT], ids=lambda job: job.name)
+JOBS = pytest.mark.parametrize("job", [WORDCOUNT, SORT, scan_job(b"~")], ids=lambda job: job.name)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
-    paths = {"wordcount": folder / "text", "sort": folder / "records"}
+    paths = {"wordcount": folder / "text", "sort": folder / "records", "scan": folder / "records"}
     paths["wordcount"].write_bytes(generate_text(0, TEXT_BYTES, 1).tobytes())
     paths["sort"].write_bytes(generate_records(0, RECORDS, "ascii").tobytes())
     return paths

@@ -16,6 +16,7 @@ from quoreduce.data.digest import Digester
 from quoreduce_kernels import reference as ref
 from quoreduce_kernels.fingerprint import fingerprints, multiset128
 from quoreduce_kernels.gensort import generate_records
+from quoreduce_kernels.prefix import select_lines, select_records
 from quoreduce_kernels.records import RunMerger, RunSorter, choose_splits, plan_partition, sample_keys, scatter
 from quoreduce_kernels.textgen import generate_text
 from quoreduce_kernels.words import WordCounter, merge_counts
@@ -100,6 +101,17 @@ def test_partition_and_scatter(benchmark: Any, records: np.ndarray, rows: list[b
     ids = benchmark(partition_and_scatter).tolist()
     assert ids == ref.partition_ids(rows, [split.tobytes() for split in splits])
     assert [target.tobytes() for target in targets] == ref.scatter(rows, ids, PARTITIONS)
+
+
+def test_scan_of_records(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
+    benchmark.extra_info["bytes"] = records.nbytes
+    assert benchmark(select_records, records, b"~").tolist() == ref.select_records(rows, b"~")
+
+
+def test_scan_of_lines(benchmark: Any, text: np.ndarray) -> None:
+    benchmark.extra_info["bytes"] = text.size
+    found, lines = benchmark(select_lines, text, b"t")
+    assert (len(found), lines) == (len(ref.select_lines(text.tobytes(), b"t")[0]), text.tobytes().count(b"\n"))
 
 
 def test_merge_of_sorted_runs(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:

@@ -69,7 +69,7 @@ def test_a_job_that_is_not_deterministic(
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("wordcout", "unknown job 'wordcout': use wordcount, sort, FILE.py:NAME or MODULE:NAME"),
+    [("wordcout", "unknown job 'wordcout': use wordcount, sort, scan, FILE.py:NAME or MODULE:NAME"),
      (f"{JOBS}:nobody", "is not a quoreduce.Job"), (f"{JOBS}:not_a_job", "is not a quoreduce.Job"),
      ("missing.py:job", "no such file: missing.py"), ("no_such_module:job", "No module named 'no_such_module'")],
 )  # fmt: skip
@@ -86,6 +86,25 @@ def test_a_job_file_that_does_not_load(quoreduce: Command, text: Path, out: Path
     assert ended.code == 2
     assert "cannot load" in ended.error
     assert "SyntaxError" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("scan",), "scan needs to know what to keep: --starts-with TEXT"),
+     (("scan", "--lines"), "scan needs to know what to keep: --starts-with TEXT"),
+     (("scan", "--starts-with", ""), "what records start with has 1 to 64 bytes, not 0"),
+     (("scan", "--starts-with", "\u00e4" * 33), "what records start with has 1 to 64 bytes, not 66"),
+     (("scan", "--lines", "--starts-with", "a\nb"), "a line holds no line feed, so it cannot start with one"),
+     (("wordcount", "--starts-with", "~"), "--starts-with and --lines go with the job scan, not with wordcount"),
+     (("sort", "--lines"), "--starts-with and --lines go with the job scan, not with sort")],
+)  # fmt: skip
+def test_a_scan_without_a_prefix_and_a_prefix_without_a_scan(
+    words: tuple[str, ...], says: str, quoreduce: Command, text: Path, out: Path
+) -> None:
+    ended = quoreduce("run", words[0], text, out, *words[1:])
+    assert ended.code == 2
+    assert says in ended.error
+    assert nothing_written(out)
 
 
 # ---- flags

@@ -116,14 +116,16 @@ def test_verify_of_a_good_output(quoreduce: Command, counted: Path) -> None:
 
 
 @pytest.mark.parametrize("digest", ["blake3", "fast", "checksum"])
-@pytest.mark.parametrize("job", ["wordcount", "sort"])
-def test_verify_finds_one_flipped_bit(job: str, digest: str, quoreduce: Command, tmp_path: Path, text: Path, out: Path) -> None:
+@pytest.mark.parametrize(("job", "flags"), [("wordcount", ()), ("sort", ()), ("scan", ("--starts-with", " "))])
+def test_verify_finds_one_flipped_bit(
+    job: str, flags: tuple[str, ...], digest: str, quoreduce: Command, tmp_path: Path, text: Path, out: Path
+) -> None:
     source = text
-    if job == "sort":
+    if job != "wordcount":
         source = tmp_path / "records"
-        assert quoreduce("generate", "ascii", "50", source).code == 0
+        assert quoreduce("generate", "ascii", "500", source).code == 0
     mode = ("--mode", "original") if digest == "checksum" else ()
-    assert quoreduce("run", job, source, out, "--reducers", "2", "--digest", digest, *mode).code == 0
+    assert quoreduce("run", job, source, out, "--reducers", "2", "--digest", digest, *mode, *flags).code == 0
     assert quoreduce("verify", out).code == 0
     part = max(out.glob("part-*"), key=lambda path: path.stat().st_size)
     raw = bytearray(part.read_bytes())
@@ -190,6 +192,6 @@ def test_help_names_every_flag_and_exit_code(quoreduce: Command) -> None:
     for flag in (
         "--faults-tolerated", "--mode", "--on", "--digest", "--reducers", "--split-mb", "--workers", "--address", "--inline",
         "--overwrite", "--json", "--fault", "--fault-seed", "--strict", "--domain", "--no-deferred", "--no-tentative",
-        "--no-digest-outputs", "--no-tight-storage", "130  interrupted",
+        "--no-digest-outputs", "--no-tight-storage", "--starts-with", "--lines", "130  interrupted",
     ):  # fmt: skip
         assert flag in said

@@ -1,4 +1,4 @@
-"""The two examples of the README: as scripts, by the command line, and voted on with faults."""
+"""The examples: those of the README as scripts, by the command line, and voted on with faults; and SequenceFiles."""
 
 from __future__ import annotations
 
@@ -100,3 +100,11 @@ def test_voted_with_faults(
     assert read(read_output(tmp_path / "out")) == expect(text.read_bytes())
     assert result.faults.injected == 8
     assert result.faults.masked == result.faults.detected > 0
+
+
+def test_sequence_files_are_written_and_read(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "sequence_files.py"), str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = Counter(f"key {i * i % 7}" for i in range(1000))
+    assert done.stdout.splitlines() == [f"{key} {count}" for key, count in sorted(expected.items())]

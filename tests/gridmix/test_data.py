@@ -168,8 +168,8 @@ def test_sizes_are_those_of_gridmix(tmp_path: Path) -> None:
     assert names["small"] == ["part-00000", "part-00001", "part-00002"]
     assert names["medium"] == [f"part-000{n:02d}" for n in (0, 1, 2, 10, 11, 12, 20, 21, 22)]
     assert names["large"] == [f"part-{n:05d}" for n in range(24)] == sorted(p.name for p in made.path.glob("part-*"))
-    with pytest.raises(UsageError, match="small, medium or large"):
-        made.files("tiny")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="small, medium, large, or parts:N"):
+        made.files("tiny")
 
 
 @pytest.mark.parametrize("kind", grid.KINDS)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,8 +18,9 @@ from quoreduce.cli import main
 from quoreduce.errors import InputError, OutputError
 from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart, short, ticks_to
 from quoreduce_gridmix.noise import Noise
+from quoreduce_gridmix.png import png_renderer
 from quoreduce_gridmix.report import render, write_report
-from quoreduce_gridmix.results import FORMAT, Amounts, Figure, Results, Run, Setting, Stage, cells, compare, read_results
+from quoreduce_gridmix.results import FORMAT, Amounts, Figure, Results, Run, Setting, Stage, as_json, cells, compare, read_results
 from quoreduce_gridmix.runner import Variant, ablation
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -140,6 +144,82 @@ def test_dirty_pairs_are_dropped_unless_most_are_dirty() -> None:
     assert ratio([LOUD, LOUD, QUIET]).median == 12.0
 
 
+def test_runs_that_make_up_for_others_are_not_more_that_must_be_clean() -> None:
+    plain, voted = Variant("original"), Variant("bft", 1)
+    noises = [QUIET, LOUD, LOUD, LOUD]  # two were asked for
+    runs = [structs.replace(a_run("a", "small", v, k, 1.0 + k, noise=noise), extra=k > 1)
+            for k, noise in enumerate(noises) for v in (plain, voted)]  # fmt: skip
+    (found,) = compare(cells(runs), "plain", "voted f=1")
+    assert (found.pairs, found.clean, found.wall.count) == (4, 1, 1)
+    assert found.base.wall.median == 1.0
+
+
+@pytest.fixture
+def swept() -> Results:
+    """Two applications, one with three stages, at three points of a sweep."""
+    runs = []
+    for n in (10, 1, 5):
+        for k in range(2):
+            for variant in (Variant("original"), Variant("bft", 1)):
+                wall = 0.1 * n * (1 + (variant.mode == "bft"))
+                runs.append(a_run("javaSort", f"parts:{n}", variant, k, wall, n))
+                run = a_run("monsterQuery", f"parts:{n}", variant, k, 3 * wall, n)
+                runs.append(structs.replace(run, stages=run.stages * 3, splits=3 * n))
+    return results(runs)
+
+
+def test_a_sweep_is_drawn_over_the_splits_of_the_first_stage(swept: Results) -> None:
+    text, drawings = render([swept])
+    assert [drawing.name for drawing in drawings] == ["splits-javasort", "splits-monsterquery"]
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing.svg)
+        assert "map splits of 64 MB" in "".join(root.itertext())
+        assert len(list(root.iter(f"{SVG}polyline"))) == 2  # plain and voted
+        notes = [title.text or "" for circle in root.iter(f"{SVG}circle") for title in circle]
+        assert ["voted f=1, 5 splits (parts:5)" in note for note in notes].count(True) == 1
+    rows = ["".join(cell.text or "" for cell in row)[:13] for row in page(text).iter("tr") if "2.00" in "".join(row.itertext())]
+    assert [row.startswith(app) for row in rows for app in ("javaSort",)] == [True] * 3 + [False] * 3
+    assert [row[len("javaSort") :][:2] for row in rows[:3]] == ["11", "55", "10"]  # parts, splits
+
+
+def test_ticks_of_something_counted_are_whole_numbers() -> None:
+    assert ticks_to(2, whole=True) == [0, 1, 2, 3]
+    assert all(tick == int(tick) for highest in range(1, 200) for tick in ticks_to(highest, whole=True))
+
+
+def test_figures_in_a_folder_are_there_as_png_too_with_text_in_them(swept: Results, tmp_path: Path) -> None:
+    written = write_report([swept], tmp_path / "page.html", figures=tmp_path / "new" / "figures")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "new", tmp_path / "page.html"]
+    assert sorted(written[1:]) == sorted((tmp_path / "new" / "figures").iterdir())
+    assert [path.suffix for path in written[1:]] == [".svg", ".png"] * 2
+    svg, png = written[1].read_text(), written[2].read_bytes()
+    width, height = (int(size) for size in re.findall(r'(?:width|height)="(\d+)"', svg)[:2])
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", png[16:24]) == (2 * width, 2 * height)
+    without_text = png_renderer()(re.sub("<text.*?</text>", "", svg))
+    assert len(png) > 1.5 * len(without_text)  # the letters are drawn, whatever fonts the machine has
+
+
+def test_without_what_makes_png_the_command_says_what_to_install(
+    swept: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    (tmp_path / "runs.json").write_bytes(swept.encode())
+    words = ["gridmix", "report", str(tmp_path / "runs.json"), "--out", str(tmp_path / "page.html")]
+    assert main([*words, "--figures", str(tmp_path / "figures")]) == 2
+    assert "resvg_py: pip install 'quoreduce[png]'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
+    assert main(words) == 0  # SVG needs nothing
+
+
+def test_files_of_the_first_format_are_read(pairs: Results, tmp_path: Path) -> None:
+    old = as_json(structs.replace(pairs, format=1))
+    for run in old["runs"]:
+        del run["extra"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert read_results(tmp_path / "old.json").runs == pairs.runs
+
+
 def test_every_figure_is_a_file_beside_the_page(pairs: Results, tmp_path: Path) -> None:
     written = write_report([pairs], tmp_path / "page.html")
     assert written[0] == tmp_path / "page.html"
@@ -173,6 +253,8 @@ def test_results_that_cannot_be_are_refused(pairs: Results, tmp_path: Path) -> N
     for wrong in (
         structs.replace(pairs, format=99), structs.replace(pairs, runs=[]),
         structs.replace(pairs, runs=[structs.replace(pairs.runs[0], wall_s=0.0)]),
+        structs.replace(pairs, runs=[structs.replace(pairs.runs[0], stages=[])]),
+        structs.replace(pairs, runs=[structs.replace(pairs.runs[0], size="parts:all")]),
     ):  # fmt: skip
         path.write_bytes(wrong.encode())
         with pytest.raises(InputError, match=r"bad\.json"):

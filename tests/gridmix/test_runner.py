@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,6 +16,8 @@ from quoreduce import Job, Place, Session
 from quoreduce.cli import main
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data, runner
+from quoreduce_gridmix.cli import print_table
+from quoreduce_gridmix.noise import Noise
 from quoreduce_gridmix.results import MODIFICATIONS, Results, as_json, cells, compare, geometric_mean, read_results
 from quoreduce_gridmix.runner import Application, Study, Variant
 
@@ -23,12 +26,39 @@ NBYTES = 150_000
 PARTS = 4
 RUN_FIELDS = {
     "app", "size", "variant", "mode", "f", "off", "repetition", "wall_s", "cpu_s", "bytes", "executions", "counters", "digest",
-    "splits", "noise", "stages",
+    "splits", "noise", "stages", "extra",
 }  # fmt: skip
 BOTH = (Variant("original"), Variant("bft", 1))
+QUIET = Noise(0.0, 0.0, 0.0, False)
+LOUD = Noise(9.0, 0.0, 0.0, True)
 
 
-@pytest.fixture(scope="session")
+class Told:
+    """A watch that says what it is told, run after run; quiet when there is no more."""
+
+    noises: ClassVar[list[Noise]] = []
+
+    def close(self, own_cpu_s: float) -> Noise:
+        return self.noises.pop(0) if self.noises else QUIET
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """So that what other processes do on this machine adds no runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "Watch", Told)
+        yield
+
+
+@pytest.fixture
+def noises(monkeypatch: pytest.MonkeyPatch) -> list[Noise]:
+    """What runs are disturbed by, in turn: to be filled by a test."""
+    told: list[Noise] = []
+    monkeypatch.setattr(Told, "noises", told)
+    return told
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three sets, tiny."""
     path = tmp_path_factory.mktemp("gridmix")
@@ -37,19 +67,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sets(folder: Path) -> dict[data.Kind, data.DataSet]:
     return runner.find_sets(folder, data.KINDS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     with Session(Place("inline", 3)) as opened:
         yield opened
 
 
-@pytest.fixture(scope="session")
-def all_six(sets: dict[data.Kind, data.DataSet], session: Session, tmp_path_factory: pytest.TempPathFactory) -> Results:
+@pytest.fixture(scope="module")
+def all_six(
+    _quiet: None, sets: dict[data.Kind, data.DataSet], session: Session, tmp_path_factory: pytest.TempPathFactory
+) -> Results:  # fmt: skip
     """All applications, plain and voted, twice."""
     names = ("streamSort", "javaSort", "combiner", "monsterQuery", "webdataScan", "webdataSort")
     study = Study(runner.applications(names), ("small",), BOTH, repeat=2, warm_up=0, reducers=2)
@@ -121,6 +153,65 @@ def test_warm_up_runs_do_not_count(sets: dict[data.Kind, data.DataSet], session:
     results = runner.run_study(study, sets, tmp_path / "out", session, said.append)
     assert [r.repetition for r in results.runs] == [0, 1]
     assert [line.split()[0] for line in said] == ["[1/2]", "[2/2]"]
+
+
+def test_a_disturbed_repetition_is_made_up_for(
+    sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path, noises: list[Noise]
+) -> None:
+    noises += [QUIET, QUIET, QUIET, LOUD]  # plain, voted, plain, voted
+    study = Study(runner.applications(["javaSort"]), ("small",), BOTH, repeat=2, warm_up=0, reducers=1)
+    said: list[str] = []
+    results = runner.run_study(study, sets, tmp_path / "out", session, said.append)
+    assert [(r.variant, r.repetition, r.extra) for r in results.runs] == [
+        (variant, k, k == 2) for k in range(3) for variant in ("plain", "voted f=1")
+    ]
+    assert [r.noise.dirty for r in results.runs] == [False, False, False, True, False, False]
+    assert [line.split()[0] for line in said] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]", "[again]", "[again]"]
+    assert [line.endswith("disturbed") for line in said] == [False] * 3 + [True] + [False] * 2
+    (found,) = compare(cells(results.runs), "plain", "voted f=1")
+    assert (found.pairs, found.clean, found.wall.count) == (3, 2, 2)
+
+
+def test_on_a_machine_that_is_never_quiet_runs_come_to_an_end(
+    sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path, noises: list[Noise], capsys: pytest.CaptureFixture[str]
+) -> None:
+    noises += [LOUD] * 100
+    study = Study(runner.applications(["javaSort"]), ("small", "medium"), BOTH, repeat=2, warm_up=1, reducers=1)
+    results = runner.run_study(study, sets, tmp_path / "out", session)
+    assert [(r.size, r.repetition) for r in results.runs[::2]] == [(size, k) for size in ("small", "medium") for k in range(4)]
+    print_table(results)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if " small " in line and " plain " in line]
+    assert [cell.strip() for cell in row.split("│")[5:7]] == ["4", "0"]  # runs, clean
+
+
+def test_half_of_the_runs_asked_for_are_enough(
+    sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path, noises: list[Noise]
+) -> None:
+    noises += [LOUD, QUIET, LOUD, LOUD]
+    study = Study(runner.applications(["javaSort"]), ("small",), BOTH[:1], repeat=2, warm_up=0, reducers=1)
+    results = runner.run_study(study, sets, tmp_path / "out", session)
+    (cell,) = cells(results.runs).values()
+    assert (len(cell.runs), cell.clean, cell.kept) == (4, 1, [results.runs[1]])
+
+
+def test_a_sweep_reads_the_first_part_files(sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path) -> None:
+    study = Study(runner.applications(["monsterQuery"]), ("parts:1", "parts:3"), BOTH, repeat=1, warm_up=0)
+    results = runner.run_study(study, sets, tmp_path / "out", session)
+    assert [(r.size, r.stages[0].splits) for r in results.runs] == [("parts:1", 1)] * 2 + [("parts:3", 3)] * 2
+    assert {stage.parts for r in results.runs for stage in r.stages} == {5}  # the small job's, at every point
+    records = [sum(part.records for part in sets["fixcompseq"].parts[:n]) for n in (1, 3)]
+    assert [r.stages[0].counters["MAP_INPUT_RECORDS"] for r in results.runs[::2]] == records
+
+
+def test_sizes_are_three_names_or_a_number_of_parts(sets: dict[data.Kind, data.DataSet]) -> None:
+    data_set = sets["varinfltext"]
+    assert data_set.files("parts:2") == data_set.files("large")[:2]
+    assert len(data_set.files("parts:4")) == PARTS
+    with pytest.raises(UsageError, match=r"varinfltext has 4 part files, not 5: .*--parts 5"):
+        data_set.files("parts:5")
+    for wrong in ("parts:0", "parts:", "parts:-1", "parts:1.5", "parts:9999999", "huge", ""):
+        with pytest.raises(UsageError, match="a size is"):
+            data_set.files(wrong)
 
 
 def test_an_output_that_differs_is_an_error_that_names_both(
@@ -215,11 +306,28 @@ def test_the_table_shows_medians_and_ratios(folder: Path, tmp_path: Path, capsys
     assert "[1/" not in said.err
 
 
+def test_the_command_sweeps_and_the_report_draws_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--app", "javaSort", "--on", "inline", "--repeat", 1, "--warm-up", 0, "--sweep", "1,2,04", "--split-mb", 0.01)
+    assert run("run", folder, tmp_path / "o", *words) == 0
+    assert re.findall(r"parts:\d+", capsys.readouterr().out) == ["parts:1", "parts:1", "parts:2", "parts:2", "parts:4", "parts:4"]
+    results = read_results(tmp_path / "o" / "gridmix.json")
+    splits = [r.stages[0].splits for r in results.runs[::2]]
+    assert splits == sorted(set(splits))
+    assert splits[0] > 1  # of one part file
+    assert run("report", tmp_path / "o" / "gridmix.json", "--out", tmp_path / "page.html") == 0
+    assert sorted(path.name for path in tmp_path.glob("page*")) == ["page-splits-javasort.svg", "page.html"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--app", "sleepSort"), "no application 'sleepSort'"),
         (("--size", "huge"), "--size 'huge'"),
+        (("--sweep", "1,2", "--size", "small"), "--sweep and --size contradict each other"),
+        (("--sweep", "1,x"), "--sweep '1,x': use numbers of part files"),
+        (("--sweep", "0"), "--sweep '0'"),
+        (("--sweep", ","), "--sweep ','"),
+        (("--sweep", "1,5"), "has 4 part files, not 5"),
         (("--mode", "maybe"), "--mode 'maybe'"),
         (("--mode", ","), "--mode ','"),
         (("-f", "one"), "-f is a number"),

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from runs import Runner
 
-from quoreduce import Job
-from quoreduce.data.block import Block
-from quoreduce.data.sequencefile import SequenceWriter, read_sequence
+from quoreduce import Block, Job, SequenceWriter, read_sequence
+from quoreduce.data.inputs import Split
 from quoreduce.errors import InputError, JobError, UsageError
+from quoreduce.runtime.session import usual_reducers
 
 Record = tuple[bytes, bytes]
 
@@ -110,6 +110,16 @@ def test_a_broken_file_is_refused_before_or_in_the_job(run: Runner, folder: Path
     (folder / "part-0").write_bytes(b"SEQ\x05")
     with pytest.raises(InputError, match=r"part-0: bad SequenceFile at byte 3: version 5"):
         run("inline", job, folder, f=1)
+
+
+def test_what_is_compressed_has_more_reducers_than_its_size_on_disk_asks_for() -> None:
+    def reducers(compression: Any, input_format: str) -> int:
+        splits = [Split("part", 64_000_000 * i, 64_000_000, 6_400_000_000, compression, False, i) for i in range(100)]
+        return usual_reducers(splits, Job("words", words, total, input=input_format))
+
+    assert reducers("none", "lines") == reducers("none", "fixed:100") == 25  # of 256 MB each
+    assert reducers("gz", "lines") == reducers("zst", "lines") == reducers("none", "sequence") == 100
+    assert usual_reducers([], Job("words", words, total)) == 1
 
 
 def test_other_outputs_are_refused() -> None:

@@ -32,6 +32,7 @@ from quoreduce.tracker import (
     Output,
     Part,
     Plan,
+    Published,
     Refused,
     Stalled,
     Task,
@@ -87,6 +88,9 @@ class Cluster:
     told_lost: set[int] = field(default_factory=set)
     outputs: dict[int, Output] = field(default_factory=dict)
     agreed: dict[Task, Agreed] = field(default_factory=dict)
+    checking: list[Agreed] = field(default_factory=list)  # reduces that the driver is to check and publish
+    published: set[int] = field(default_factory=set)
+    lost_in_check: bool = False  # an agreed output turned out to be gone when it was checked, or was lost before
     executions: Counter[str] = field(default_factory=Counter)
     result: JobDone | JobFailed | None = None
     colluders: dict[Task, set[str]] = field(default_factory=dict)
@@ -100,6 +104,8 @@ class Cluster:
         self._obey(None, self.tracker.start())
 
     def send(self, event: Event) -> None:
+        if isinstance(event, Published) and event.attempt not in self.told_lost:
+            self.published.add(event.attempt)
         self._obey(event, self.tracker.handle(event))
 
     def _obey(self, event: Event | None, commands: list[Any]) -> None:
@@ -131,6 +137,9 @@ class Cluster:
                 assert id_ not in self.told_lost | self.discarded, f"{c.task} reads attempt {id_}, which is gone"
         if c.task.kind != "sample" and self.plan.sample:
             assert Task("sample", 0) in self.agreed, "nothing starts before the sample is agreed on"
+        agreed = self.agreed.get(c.task)
+        if self.plan.confirm and not self.plan.upfront and agreed is not None and c.task.kind == "reduce":
+            assert agreed.attempt not in self.published, f"{c.task} is published: nothing that is lost now matters (R8)"
         self.executions[c.task.kind] += 1
         self.executions[str(c.task)] += 1
         self.launches[c.attempt] = c
@@ -144,6 +153,8 @@ class Cluster:
     def _discard(self, c: Discard) -> None:
         assert c.attempt not in self.discarded, "discarded twice"
         assert self.launches[c.attempt].store, "discarded what was never stored"
+        awaited = {agreed.attempt for agreed in self.checking} - self.told_lost
+        assert c.attempt not in awaited, "discarded what is to be published"
         for launch in self.flying:
             if launch.attempt not in self.cancelled:
                 read = {source.attempt for copies in launch.sources for source in copies}
@@ -164,13 +175,17 @@ class Cluster:
         if c.task.kind == "reduce":
             maps = [self.agreed.get(Task("map", m)) for m in range(self.plan.maps)]
             assert all(maps), "a reduce wins after its inputs (R5)"
+            self.checking += [c] * self.plan.confirm
         self.agreed[c.task] = c
 
     def _end(self, c: JobDone | JobFailed) -> None:
         self.result = c
-        if isinstance(c, JobDone) and not self.plan.confirm:
+        if isinstance(c, JobDone):
             for r in range(self.plan.reduces):
                 agreed = self.agreed[Task("reduce", r)]
+                if self.plan.confirm:
+                    assert agreed.attempt in self.published, "a job is done when its outputs are published (R8)"
+                    continue
                 assert agreed.attempt not in self.told_lost | self.discarded, "what is published can be read"
 
     _ON: Any = field(
@@ -275,6 +290,21 @@ class Cluster:
             self.told_lost.add(id_)
             self.send(BlockLost(id_))
 
+    def publish(self, k: int) -> None:
+        """The driver has the k-th of the agreed outputs checked, and publishes it if it is what was voted on (R8)."""
+        attempt = self.checking.pop(k).attempt
+        block, stale = self.blocks[attempt], attempt in self.told_lost
+        self.lost_in_check |= block.gone or stale
+        if block.gone and not stale:
+            self.told_lost.add(attempt)
+            self.send(BlockLost(attempt))
+            return
+        before = self.tracker.ledger.ignored
+        event = Published(attempt)
+        self.replies.append(event)
+        self.send(event)
+        assert self.tracker.ledger.ignored == before + stale, "another attempt has taken its place"
+
     def stall(self) -> None:
         self.send(Stalled())
         assert self.result is not None or self.flying, "the job hangs"
@@ -346,6 +376,7 @@ def random_plan(rng: Random) -> Plan:
         deferred=whole or rng.random() < 0.6,
         tentative=whole or rng.random() < 0.6,
         digest_outputs=whole or rng.random() < 0.6,
+        confirm=rng.random() < 0.5,
     )
 
 
@@ -396,7 +427,9 @@ class Schedule:
         for _ in range(3000):
             if cluster.result is not None:
                 break
-            if not cluster.flying:
+            if cluster.checking and (not cluster.flying or rng.random() < 0.1):
+                cluster.publish(rng.randrange(len(cluster.checking)))
+            elif not cluster.flying:
                 cluster.stall()
             elif self.faultless or rng.random() < 0.85 or not self._mishap():
                 self._answer()
@@ -445,7 +478,10 @@ class Schedule:
             if not stored:
                 return False
             faults.losses -= 1
-            if rng.random() < 0.4 and cluster.launches[stored[-1]].task.kind == "map":
+            awaited = [agreed.attempt for agreed in cluster.checking if agreed.attempt in stored]
+            if awaited and rng.random() < 0.7:
+                cluster.lose_block(rng.choice(awaited), told=rng.random() < 0.5)
+            elif rng.random() < 0.4 and cluster.launches[stored[-1]].task.kind == "map":
                 cluster.blocks[stored[-1]].spoilt = True
             else:
                 cluster.lose_block(rng.choice(stored), told=True)

@@ -82,9 +82,33 @@ MUTANTS = {
     "an answer that a dead worker owed is not missed": (
         "tracker",
         "unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]",
-        "unanswered = [*(occupants or ())][: len(self._awaited.pop(event.worker, ())) * 0 + 99]",
+        "unanswered = [*(occupants or ())]",
     ),
-    "a slot is freed when the work ends and again when the answer comes": ("tracker", "        if attempt.seated:\n", "        if True:\n"),
+    "a slot is freed when the work ends, and again when the answer comes": (
+        "tracker",
+        "        if attempt.seated:\n",
+        "        if True:\n",
+    ),
+    "a job is done before its outputs are published": (
+        "tracker",
+        "count = self._reduces_confirmed if self.plan.confirm else self._reduces_agreed",
+        "count = self._reduces_agreed",
+    ),
+    "an output that was lost before it was published counts": (
+        "tracker",
+        "or attempt.state.published != attempt.id or attempt.state.confirmed",
+        "or attempt.state.confirmed",
+    ),
+    "a publication counts twice": (
+        "tracker",
+        "or attempt.state.published != attempt.id or attempt.state.confirmed",
+        "or attempt.state.published != attempt.id",
+    ),
+    "what is published is missed when it is lost": (
+        "tracker",
+        'state.task.kind == "reduce" and not state.confirmed:',
+        'state.task.kind == "reduce":',
+    ),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

@@ -19,6 +19,7 @@ PLANS = st.builds(
     deferred=st.booleans(),
     tentative=st.booleans(),
     digest_outputs=st.booleans(),
+    confirm=st.booleans(),
 )
 WRONG_PER_JOB_MAX = 5
 PICKS = st.integers(0, 10_000)
@@ -76,6 +77,11 @@ class Job(RuleBasedStateMachine):
             self.crashes += 1
             self.cluster.lose_block(stored[n % len(stored)], told)
 
+    @precondition(lambda self: not self.over() and self.cluster.checking)
+    @rule(n=PICKS)
+    def publish(self, n: int) -> None:
+        self.cluster.publish(n % len(self.cluster.checking))
+
     @precondition(lambda self: self.cluster.replies)
     @rule(n=PICKS)
     def repeat(self, n: int) -> None:
@@ -94,6 +100,9 @@ class Job(RuleBasedStateMachine):
         for _ in range(2000):
             if self.over():
                 break
+            if self.cluster.checking:
+                self.cluster.publish(0)
+                continue
             assert self.cluster.flying, "the job hangs"
             self.cluster.reply(0)
         self.cluster.expect_truth()

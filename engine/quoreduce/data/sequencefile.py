@@ -271,7 +271,13 @@ def decode_records(raw: U8, header: Header, base: int, name: str, bytes_max: int
 
 
 def read_sequence(path: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_MAX) -> Block:
-    """Read all records of a local file into one block; see :func:`decode_records`."""
+    """Read all records of a local file into one block of two columns, ``binary(0)`` the keys and ``binary(1)`` the values.
+
+    Payloads are without what Hadoop puts before them; integers are left as they are stored, big-endian.
+
+    Raises:
+        InputError: unreadable, no SequenceFile, truncated, corrupt, or over ``bytes_max`` bytes with 16 for each record.
+    """
     import numpy as np
 
     name = os.fspath(path)

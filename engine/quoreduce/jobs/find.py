@@ -16,12 +16,14 @@ BUILT_IN = {"wordcount": "quoreduce.jobs.wordcount", "sort": "quoreduce.jobs.sor
 
 def find_job(name: str) -> Job:
     """Return the job called ``name``; raise UsageError that says what is wrong with the name or the file."""
+    if name == "scan":
+        raise UsageError("scan needs to know what to keep: --starts-with TEXT; in Python, scan_job(b'...')")
     if name in BUILT_IN:
         found = importlib.import_module(BUILT_IN[name]).JOB
     else:
         place, colon, attribute = name.rpartition(":")
         if not colon or not place or not attribute:
-            raise UsageError(f"unknown job {name!r}: use {', '.join(BUILT_IN)}, FILE.py:NAME or MODULE:NAME")
+            raise UsageError(f"unknown job {name!r}: use {', '.join(BUILT_IN)}, scan, FILE.py:NAME or MODULE:NAME")
         found = getattr(_load(place), attribute, None)
     if not isinstance(found, Job):
         raise UsageError(f"{name} is not a quoreduce.Job")

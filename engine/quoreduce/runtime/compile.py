@@ -17,7 +17,7 @@ from quoreduce.runtime.port import kernel_cache, kernel_version, worker_env
 _CODE = (
     "import quoreduce_kernels.words, quoreduce_kernels.records, quoreduce_kernels.fingerprint, "
     "quoreduce_kernels.gensort, quoreduce_kernels.textgen, quoreduce_kernels.blake3, quoreduce_kernels.sequence, "
-    "quoreduce_kernels.gridgen, quoreduce_kernels.pairs"
+    "quoreduce_kernels.gridgen, quoreduce_kernels.pairs, quoreduce_kernels.prefix"
 )
 TIMEOUT_S = 600
 KEEP_S = 30 * 24 * 3600

@@ -37,7 +37,8 @@ class MapContext(Counting):
     """Given to a map.
 
     Attributes:
-        index: number of the map task. reducers: number of partitions to make. side: the agreed sample, or b"".
+        index: number of the map task, of ``maps`` in all. reducers: number of partitions to make.
+        side: the agreed sample, or b"".
         seed: the same for every replica of this task: seed any randomness with it.
         store: False if this replica only computes digests; a job may then return :class:`Sealed` instead of blocks.
         digester: what digests blocks here.
@@ -45,7 +46,7 @@ class MapContext(Counting):
 
     def __init__(
         self, index: int, reducers: int, side: bytes, seed: int, store: bool, digester: Digester,
-        allocate: Callable[[int], U8],
+        allocate: Callable[[int], U8], maps: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.index = index
@@ -54,6 +55,7 @@ class MapContext(Counting):
         self.seed = seed
         self.store = store
         self.digester = digester
+        self.maps = maps
         self._allocate = allocate
         self.placed: list[Block] | None = None
         self.offsets: list[int] = []

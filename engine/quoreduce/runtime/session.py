@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 REDUCERS_USUAL = 16
 PART_BYTES_USUAL = 256_000_000
+EXPANSION_USUAL = 4  # of text by zlib, and of the sets of GridMix
 Report = Callable[[Progress], None]
 
 
@@ -102,7 +103,7 @@ class Session:
         self._check_domains(options)
         start, cpu = time.perf_counter(), time.process_time()
         splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
-        reducers = options.reducers or usual_reducers(splits)
+        reducers = options.reducers or usual_reducers(splits, job)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
             scratch = Path(_scratch(output, job_id))
@@ -130,7 +131,7 @@ class Session:
     def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources)
+        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
         """What holds answers back until there is evidence for them, if the job is to be attested."""
@@ -191,9 +192,15 @@ def verify(output: str) -> VerifyReport:
     return verify_output(output, lambda path: digester.file(path, stride))
 
 
-def usual_reducers(splits: Sequence[Split]) -> int:
-    """Choose the number of parts from the input alone, so that output does not depend on workers."""
-    nbytes = sum(split.length for split in splits)
+def usual_reducers(splits: Sequence[Split], job: Job) -> int:
+    """Choose the number of parts from the input and the job alone, so that output does not depend on workers.
+
+    What is compressed counts EXPANSION_USUAL times its size: ``.gz`` and ``.zst`` members, and SequenceFiles, which mostly are.
+    """
+    packed = [job.input == "sequence" or split.compression != "none" for split in splits]
+    nbytes = sum(split.length * (EXPANSION_USUAL if more else 1) for split, more in zip(splits, packed, strict=True))
+    if job.part_bytes:
+        return max(1, -(-nbytes // job.part_bytes))
     return max(1, min(len(splits), REDUCERS_USUAL), -(-nbytes // PART_BYTES_USUAL))
 
 

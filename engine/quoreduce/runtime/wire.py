@@ -52,6 +52,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     reducers: int
     seed: int
     sources: tuple[Split, ...] = ()
+    maps: int = 1
     attested: Attested | None = None
 
 

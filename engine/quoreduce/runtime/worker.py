@@ -146,7 +146,7 @@ class Worker:
         allocate = (lambda n: self.store.allocate(task.attempt, n)) if task.store else self.store.scratch
         ctx = MapContext(
             task.index, self._setup.reducers, task.side, self._seed("map", task.index),
-            task.store or task.fault is not None, self._digester, allocate,
+            task.store or task.fault is not None, self._digester, allocate, self._setup.maps,
         )  # fmt: skip
         try:
             with open_records(task.split, self._format, self.store.folder) as data:
@@ -248,7 +248,9 @@ class Worker:
     def _sample(self, task: wire.SampleTask) -> wire.Reply:
         assert self._setup is not None
         assert self._job.sample is not None
-        ctx = MapContext(0, self._setup.reducers, b"", self._seed("sample", 0), False, self._digester, self.store.scratch)
+        ctx = MapContext(
+            0, self._setup.reducers, b"", self._seed("sample", 0), False, self._digester, self.store.scratch, self._setup.maps
+        )  # fmt: skip
         openers = [
             lambda s=s: open_records(s, self._format, self.store.folder, populate=False) for s in self._setup.sources
         ]
