@@ -15,7 +15,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-peers demo test lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all demo test lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,6 +25,7 @@ demo: $(READY)  ## count real and generated text on Ray, plain and voted, with f
 	@$(BIN)/quoreduce demo $(ARGS)
 
 test: $(READY) kernels  ## run all tests, those on Ray last
+	@.ci/system-packages
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)  ## style, types, and who imports whom
@@ -54,7 +55,7 @@ bench-peers: $(VENV)/peers kernels  ## compare with Spark, Hadoop, Ray Data, Das
 
 venv: $(READY)  ## make .venv only
 
-venv-peers: $(VENV)/peers  ## make .venv with the engines to compare with
+venv-all: $(VENV)/all  ## make .venv with all that tests can use: other engines, and hardware TPMs
 
 clean:  ## delete .venv and everything else that the targets made here
 	rm -rf $(VENV) .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
@@ -73,6 +74,11 @@ $(READY): pyproject.toml requirements-dev.txt
 	@[ "$(HOME_OF_VENV)" = "$(CURDIR)" ] || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev]'
 	@pwd -P > $@
+
+$(VENV)/all: $(VENV)/peers
+	@echo "building tpm2-pytss ..."
+	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,peers,tpm]'
+	@touch $@
 
 $(VENV)/peers: $(READY)
 	@echo "installing the engines to compare with ..."

@@ -27,6 +27,7 @@ EXIT_CODES = """exit codes:
   3  faults were masked, and --strict was given (the output is right and published)
   4  no quorum, too few failure domains, or the machine failed
   5  the job is not deterministic
+  6  attestation: evidence is refused, or cannot be made
   130  interrupted"""
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
@@ -66,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--on", choices=["local", "ray"], default="ray", help="executor (default ray)")
     gridmix = commands.add_parser("gridmix", add_help=False, prefix_chars="\0", help="GridMix: generate its data, run its applications, report")
     gridmix.add_argument("arguments", nargs="*")  # options too, as they are: they are parsed where they are known
+    attest = commands.add_parser("attest", add_help=False, prefix_chars="\0", help="attestation: prepare this machine, quote, verify, measure")
+    attest.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -116,6 +119,15 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
     vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
     vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
+    proof = run.add_argument_group("attestation (see quoreduce attest --help)")
+    proof.add_argument("--attest", action="store_true", help="count votes only with evidence of what ran, and write a receipt, _RECEIPT.json")
+    proof.add_argument("--backend", choices=["swtpm", "utpm"], help="TPM of each node; utpm: none, the root is software (default: the policy's)")
+    proof.add_argument("--batch", choices=["none", "aggregate", "merkle"], help="how executions are quoted together (default merkle)")
+    proof.add_argument("--batch-size", type=int, metavar="N", help="executions in a batch at most (default 64)")
+    proof.add_argument("--batch-ms", type=int, metavar="MS", help="how long a batch may wait (default 20)")
+    proof.add_argument("--nonce", metavar="HEX", help="of a challenger, 32 bytes (default: random)")
+    proof.add_argument("--policy", metavar="FILE", help="who may vote (default: the one of attest setup)")
+    proof.add_argument("--state", metavar="DIR", help="folder of attest setup (default: QUOREDUCE_ATTEST, or in ~/.local/state)")
     place = run.add_argument_group("where")
     place.add_argument("--on", choices=["inline", "local", "ray"], help="executor (default: ray with an address, else local)")
     place.add_argument("--inline", action="store_true", help="the same as --on inline: in this process, for debugging")
@@ -206,12 +218,20 @@ def _place(a: argparse.Namespace) -> Place:
 
 
 def _options(a: argparse.Namespace) -> Options:
-    from quoreduce.runtime.options import Options
+    from quoreduce.runtime.options import Attest, Options
 
+    said = {
+        "backend": a.backend, "batch": a.batch, "batch_size": a.batch_size, "batch_ms": a.batch_ms, "nonce": a.nonce, "policy": a.policy,
+        "state": a.state,
+    }  # fmt: skip
+    given = {name: value for name, value in said.items() if value is not None}
+    if given and not a.attest:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --attest")
     return Options(
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
         digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, deadline_s=a.deadline, attempts_max=a.attempts_max,
+        attest=Attest(**given) if a.attest else None,
     )  # fmt: skip
 
 
@@ -225,6 +245,11 @@ def _print_result(result: Result, as_json: bool) -> None:
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; executions: {executions} "
         f"({result.reexecutions} more than planned)"
     )
+    if proof := result.attestation:
+        print(
+            f"attested by {proof['backend']}: {proof['leaves']} executions in {proof['batches']} batches of {proof['utpms']} µTPMs, nonce "
+            f"{proof['nonce'][:16]}...; check it: quoreduce attest verify {result.output}"
+        )
     count = result.faults
     if count.injected or count.detected:
         print(f"faults: {count.injected} injected, {count.detected} detected, {count.masked} masked")
@@ -269,6 +294,12 @@ def _gridmix(a: argparse.Namespace) -> int:
     return gridmix(a.arguments)
 
 
+def _attest(a: argparse.Namespace) -> int:
+    from quoreduce.report.attest import main as attest
+
+    return attest(a.arguments)
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
@@ -277,7 +308,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "stream": _stream, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "gridmix": _gridmix,
-    "doctor": _doctor,
+    "attest": _attest, "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

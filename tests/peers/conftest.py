@@ -42,6 +42,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     left_out = config.stash.get(LEFT_OUT, {})
     if left_out:
-        terminalreporter.section(f"{len(left_out)} TESTS LEFT OUT: make venv-peers, and a JDK", yellow=True)
+        terminalreporter.section(f"{len(left_out)} TESTS LEFT OUT: make venv-all, and a JDK", yellow=True)
         for name, reason in left_out.items():
             terminalreporter.write_line(f"{name}: {reason}")

@@ -389,7 +389,7 @@ class Driver:
         refusals = self.gate.refusals if self.gate is not None else {}
         if refusals:
             why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(refusals.items()))
-            raise errors.AttestationError(f"{error} Without a vote, by its evidence: {why}") from error
+            raise errors.AttestationError(f"shut out by their evidence: {why}. So {error}") from error
 
     def receipt(self, manifest: bytes) -> bytes | None:
         """The receipt of an attested job that is done, sealed by all workers that are left; None if it is not attested."""

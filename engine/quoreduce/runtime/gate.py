@@ -122,7 +122,8 @@ class Gate:
             said = wire.decode_evidence(raw, wire.Admission)
             environment = sha256(said.document).digest()
             if environment.hex() not in t.policy.environments:
-                raise EvidenceError(f"its environment, {environment.hex()}, is not in the policy")
+                advice = "if the installation changed: quoreduce attest setup"
+                raise EvidenceError(f"its environment, {environment.hex()}, is not in the policy ({advice})")
             follower = evidence.Follower(said.public, environment, info.domain, self.job, t.challenge, t.batch)
         except EvidenceError as error:
             self.refusals[info.domain] = str(error)
