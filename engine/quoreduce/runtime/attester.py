@@ -1,11 +1,14 @@
 """The worker's side of an attested job: its µTPM, its environment, a leaf for each execution; and the TPM of its node.
 
-Each job has a µTPM of its own in each worker. The worker that the driver chooses on a node holds that node's TPM, from its first
-attested job on until it ends.
+Each job has a µTPM of its own in each worker. The worker that the driver chooses on a node has that node's TPM for the time of a
+launch, some ten milliseconds: another worker, job or session may be next.
 """
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -16,7 +19,7 @@ from quoreduce.runtime.outcome import outcome
 from quoreduce.trust import evidence
 from quoreduce.trust.batcher import Batch
 from quoreduce.trust.measure import environment
-from quoreduce.trust.node import NodeTpm, open_node
+from quoreduce.trust.node import open_node
 from quoreduce.trust.utpm import MicroTpm
 
 Answered = wire.MapTask | wire.ReduceTask | wire.SampleTask
@@ -63,24 +66,25 @@ class Attester:
 
 
 class NodeHolder:
-    """Holds the TPM of this node once it was asked for."""
-
-    def __init__(self) -> None:
-        self._open: tuple[tuple[str, str], NodeTpm] | None = None
+    """The TPM of this node, for the time of a launch."""
 
     def launch(self, request: wire.RootTask) -> evidence.Hardware:
-        """Launch the environment on the TPM, extend the µTPMs' keys, and quote both."""
-        which = (request.backend, request.state)
-        if self._open is None or self._open[0] != which:
-            self.close()
-            self._open = which, open_node(request.backend, Path(request.state))
-        return self._open[1].launch(request.document, request.keys, request.nonce)
+        """Launch the environment on it, extend the µTPMs' keys, and quote both; HostError, AttestationError."""
+        state = Path(request.state)
+        with _turn(state), closing(open_node(request.backend, state)) as tpm:
+            return tpm.launch(request.document, request.keys, request.nonce)
 
-    def close(self) -> None:
-        """Let go of it."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+
+@contextmanager
+def _turn(state: Path) -> Iterator[None]:
+    """Wait until no other worker of this node launches."""
+    try:
+        lock = open(state / "launch.lock", "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise HostError(f"cannot use {state}: {error.strerror}; run `quoreduce attest setup`") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def kind_of(task: Answered) -> tuple[evidence.Kind, int]:

@@ -6,7 +6,7 @@ knows that the execution has ended (``Executed``), and no more. The checks are t
 that verifies the receipt afterwards.
 
 A worker whose evidence is refused has no vote from then on: it gets nothing more to do, and is not replaced, for another one
-in the same place would be made of the same.
+in the same place would be made of the same. If it was to have the node's TPM quoted, another worker of the node is asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from quoreduce.errors import EvidenceError
+from quoreduce.errors import AttestationError, EvidenceError
 from quoreduce.runtime import wire
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker import messages as m
@@ -66,7 +66,7 @@ class Member:
     """A worker whose environment may vote, and its µTPM.
 
     Attributes:
-        launch: number of the launch that covers it; None until that is checked.
+        covered: whether a launch that was checked is for it too.
         answers: of the batch that is open. asked: batches that the worker is to commit, oldest first.
         committed: batches that were checked, with their answers; the first ``released`` of them count as votes.
         idle_since: since when it owes evidence and has nothing else to do.
@@ -77,7 +77,7 @@ class Member:
     public: bytes
     follower: evidence.Follower
     batcher: Batcher
-    launch: int | None = None
+    covered: bool = False
     answers: list[Answer] = field(default_factory=list)
     asked: deque[tuple[Batch, list[Answer]]] = field(default_factory=deque)
     committed: list[tuple[evidence.QuotedBatch, list[Answer]]] = field(default_factory=list)
@@ -91,6 +91,26 @@ class Member:
         return self.alive and bool(self.answers or self.asked or self.released < len(self.committed))
 
 
+@dataclass(slots=True, eq=False)
+class Node:
+    """The workers of a node that are made of the same: its TPM launches their environment and vouches for all of them.
+
+    A worker that comes later has it launched anew, for those before it as well: one launch is one node in the receipt.
+
+    Attributes:
+        name: in the receipt. launch: that was checked, for ``members`` in the order of its log; some may be gone since.
+        waiting: members that it does not cover. asked: the worker that is to launch anew, with ``joining`` of them.
+    """
+
+    name: str
+    document: bytes
+    launch: evidence.Launch | None = None
+    members: list[Member] = field(default_factory=list)
+    waiting: list[Member] = field(default_factory=list)
+    joining: list[Member] = field(default_factory=list)
+    asked: str = ""
+
+
 class Gate:
     """Holds the answers of attested workers back until there is evidence for them. Times in seconds of the driver's clock."""
 
@@ -102,9 +122,9 @@ class Gate:
         self._submit = submit
         self._started = datetime.now(UTC)
         self._members: dict[str, Member] = {}  # by worker; those that are gone stay, for the receipt
-        self._launches: list[tuple[evidence.Launch, Sequence[Member]]] = []
-        self._roots: dict[str, tuple[str, Sequence[Member]]] = {}  # worker that was asked -> name of the launch, its members
-        self._names = 0
+        self._nodes: dict[tuple[str, bytes], Node] = {}  # by name and environment document
+        self._busy: Collection[str] = ()  # workers, at the last flush
+        self._sealers: set[str] = set()  # workers that are to seal the receipt
         self._sealing: dict[str, bytes] = {}  # worker -> body of the receipt that it is to seal
         self._seals: dict[str, wire.Quoted] = {}
 
@@ -124,50 +144,62 @@ class Gate:
             if environment.hex() not in t.policy.environments:
                 advice = "if the installation changed: quoreduce attest setup"
                 raise EvidenceError(f"its environment, {environment.hex()}, is not in the policy ({advice})")
+            if any(member.public == said.public for member in self._members.values()):
+                raise EvidenceError("its µTPM's key is that of another worker")
             follower = evidence.Follower(said.public, environment, info.domain, self.job, t.challenge, t.batch)
         except EvidenceError as error:
             self.refusals[info.domain] = str(error)
             return False
-        batcher = Batcher(t.batch, t.batch_size, t.batch_ms)
-        self._members[info.name] = Member(info, said.document, said.public, follower, batcher)
+        member = Member(info, said.document, said.public, follower, Batcher(t.batch, t.batch_size, t.batch_ms))
+        self._members[info.name] = member
+        self._node_of(member).waiting.append(member)
         return True
 
+    def _node_of(self, member: Member) -> Node:
+        key = member.info.node, member.document
+        if key not in self._nodes:
+            others = sum(node == member.info.node for node, _ in self._nodes)
+            self._nodes[key] = Node(member.info.node + f", environment {others + 1}" * bool(others), member.document)
+        return self._nodes[key]
+
     def launch(self) -> None:
-        """Have the TPM of each node quoted for all members that no launch covers yet. AttestationError."""
-        asked = {member for _, members in self._roots.values() for member in members}
-        groups: dict[tuple[str, bytes], list[Member]] = {}
-        for member in self._members.values():
-            if member.alive and member.launch is None and member not in asked:
-                groups.setdefault((member.info.node, member.document), []).append(member)
-        for (node, document), members in groups.items():
-            self._names += 1
-            name = f"{node}, launch {self._names}"
-            if self.trust.backend in evidence.SOFTWARE:
-                self._launched(name, members, None)
+        """Have the TPM of each node launched and quoted if there are members that its launch does not cover. AttestationError."""
+        for node in self._nodes.values():
+            node.waiting = [member for member in node.waiting if member.alive]
+            if not node.waiting or node.asked or self._sealers:
                 continue
-            first = members[0].info.name
-            self._roots[first] = name, members
-            keys = tuple(member.public for member in members)
-            nonce = evidence.launch_nonce(self.trust.challenge, self.job, name)
-            self._submit(first, wire.RootTask(self.trust.backend, self.trust.state, document, keys, nonce))
+            node.joining = list(node.waiting)
+            if self.trust.backend in evidence.SOFTWARE:
+                self._launched(node, None)
+                continue
+            everyone = [*node.members, *node.joining]
+            node.asked = next(member.info.name for member in everyone if member.alive)
+            keys = tuple(member.public for member in everyone)
+            nonce = evidence.launch_nonce(self.trust.challenge, self.job, node.name)
+            self._submit(node.asked, wire.RootTask(self.trust.backend, self.trust.state, node.document, keys, nonce))
 
     def rooted(self, worker: str, raw: bytes) -> list[m.Event]:
         """Take the quote of a node's TPM and return the answers that waited for it. AttestationError if it is refused."""
-        if worker not in self._roots:
+        node = self._asked_to_launch(worker)
+        if node is None:
             raise EvidenceError("it sent a quote of its node that nobody asked for")
-        name, members = self._roots[worker]
-        self._launched(name, members, wire.decode_evidence(raw, evidence.Hardware))
-        del self._roots[worker]
-        return [event for member in members for event in self._release(member)]
+        self._launched(node, wire.decode_evidence(raw, evidence.Hardware))
+        node.asked = ""
+        self.launch()  # for those that came meanwhile
+        return [event for member in node.members for event in self._release(member)]
 
-    def _launched(self, name: str, members: Sequence[Member], hardware: evidence.Hardware | None) -> None:
-        keys = [member.public for member in members]
-        log = encode_binary(evidence.launch_log(members[0].document, keys))
-        launch = evidence.Launch(name, self.trust.backend, log, hardware)  # type: ignore[arg-type]
+    def _launched(self, node: Node, hardware: evidence.Hardware | None) -> None:
+        members = [*node.members, *node.joining]
+        log = encode_binary(evidence.launch_log(node.document, [member.public for member in members]))
+        launch = evidence.Launch(node.name, self.trust.backend, log, hardware)  # type: ignore[arg-type]
         check_launch(launch, self.job, self.trust.challenge, self.trust.policy, datetime.now(UTC))
-        for member in members:
-            member.launch = len(self._launches)
-        self._launches.append((launch, members))
+        for member in node.joining:
+            member.covered = True
+        node.launch, node.members = launch, members
+        node.waiting = [member for member in node.waiting if not member.covered]
+
+    def _asked_to_launch(self, worker: str) -> Node | None:
+        return next((node for node in self._nodes.values() if node.asked == worker), None)
 
     # ---- answers
 
@@ -185,10 +217,11 @@ class Gate:
     def flush(self, busy: Collection[str], now: float) -> list[str]:
         """Close batches that are old enough, or of workers that are not ``busy``; return workers that owe evidence too long."""
         late = []
+        self._busy = busy
         for name, member in self._members.items():
             if member.alive and member.answers and (name not in busy or member.batcher.due(round(now * 1000))):
                 self._close(member)
-            if name in busy or not (member.asked or name in self._roots or name in self._sealing):
+            if name in busy or not self.owes(name):
                 member.idle_since = None
             elif member.idle_since is None:
                 member.idle_since = now
@@ -211,7 +244,7 @@ class Gate:
     def committed(self, worker: str, raw: bytes) -> list[m.Event]:
         """Take the quote of the oldest batch that was asked for, and return the answers that count now. AttestationError."""
         member = self._members.get(worker)
-        if member is None or not member.asked:
+        if member is None or not member.alive or not member.asked:
             raise EvidenceError("it sent a batch that nobody asked for")
         batch, answers = member.asked.popleft()
         said = wire.decode_evidence(raw, wire.Committed)
@@ -222,7 +255,7 @@ class Gate:
 
     def _release(self, member: Member) -> list[m.Event]:
         """Votes of the batches that are committed, once the launch is checked."""
-        if member.launch is None:
+        if not member.covered or not member.alive:
             return []
         first, member.released = member.released, len(member.committed)
         return [event for _, answers in member.committed[first:] for answer in answers for event in answer.events]
@@ -235,37 +268,35 @@ class Gate:
     def owes(self, worker: str) -> bool:
         """Whether a worker was asked for evidence and has not sent it."""
         member = self._members.get(worker)
-        return worker in self._roots or worker in self._sealing or bool(member and member.asked)
+        return bool(self._asked_to_launch(worker) or worker in self._sealing or (member and member.asked))
 
     def lost(self, worker: str) -> None:
-        """A worker is gone: the answers of it that were held are lost, and with it the launch that it was to quote."""
+        """A worker is gone: the answers of it that were held are lost. Call :meth:`launch` for others that it was to launch."""
         self._sealing.pop(worker, None)
-        self._roots.pop(worker, None)
+        if node := self._asked_to_launch(worker):
+            node.asked = ""
         if worker in self._members:
             self._members[worker].alive = False
 
     def refuse(self, worker: str, reason: str) -> list[str]:
-        """The evidence of a worker was refused: it, and all whose launch it was to quote, have no vote from now on."""
-        _, members = self._roots.pop(worker, ("", ()))
-        names = dict.fromkeys([worker, *(member.info.name for member in members)])
-        for name in names:
-            if name in self._members:
-                self.refusals[self._members[name].info.domain] = reason
-                self._members[name].alive = False
-        return list(names)
+        """The evidence of a worker was refused: return those that have no vote from now on."""
+        if worker in self._members:
+            self.refusals.setdefault(self._members[worker].info.domain, reason)
+        self.lost(worker)
+        return [worker]
 
     # ---- the receipt
 
     def draft(self, manifest: bytes, agreed: Mapping[m.Task, int], reads: Sequence[int]) -> Receipt:
-        """The receipt without seals.
+        """The receipt without seals. Those that still execute something need not seal it, if there are others enough.
 
         Args:
             manifest: the bytes of ``_SUCCESS``. agreed: the attempt that won each task. reads: records read, by reduce.
         """
-        log, numbers = TaskLog(), self._numbers()
+        log = TaskLog()
         answers: dict[int, Answer] = {}
-        for name, utpm in numbers.items():
-            for batch, (_, held) in enumerate(self._members[name].committed):
+        for utpm, member in enumerate(self._covered()):
+            for batch, (_, held) in enumerate(member.committed):
                 for position, one in enumerate(held):
                     answers[one.attempt] = one
                     log.measured(
@@ -273,29 +304,41 @@ class Gate:
                     )  # fmt: skip
         for task, attempt in agreed.items():
             log.agreed(task.kind, task.index, answers[attempt].input, answers[attempt].output)
-        utpms = tuple(
-            Utpm(one.launch or 0, one.info.domain, one.public, one.alive, tuple(batch for batch, _ in one.committed))
-            for one in (self._members[name] for name in numbers)
-        )
+        living = {member.info.name: member.info.domain for member in self._covered() if member.alive}
+        idle = living.keys() - set(self._busy)
+        enough = len({living[name] for name in idle}) >= self.record.need
+        self._sealers = idle if enough else set(living)
         return Receipt(
             job=self.record, challenge=self.trust.challenge, started=self._started, ended=datetime.now(UTC),
-            launches=tuple(launch for launch, _ in self._launches), utpms=utpms, tasks=log.entries(), reads=tuple(reads),
+            launches=self._launches(), utpms=self._utpms(), tasks=log.entries(), reads=tuple(reads),
             manifest=blake3(manifest).digest(),
         )  # fmt: skip
 
-    def _numbers(self) -> dict[str, int]:
-        """The places of workers in the receipt: by launch, and within a launch as its log has them."""
-        names = [member.info.name for _, members in self._launches for member in members]
-        return {name: number for number, name in enumerate(names)}
+    def _launches(self) -> tuple[evidence.Launch, ...]:
+        return tuple(node.launch for node in self._nodes.values() if node.launch is not None)
+
+    def _covered(self) -> list[Member]:
+        """The members as the receipt has them: by launch, and within a launch as its log has them."""
+        return [member for node in self._nodes.values() for member in node.members]
+
+    def _utpms(self) -> tuple[Utpm, ...]:
+        launched = [node for node in self._nodes.values() if node.launch is not None]
+        return tuple(
+            Utpm(
+                number, member.info.domain, member.public, member.alive and member.info.name in self._sealers,
+                tuple(batch for batch, _ in member.committed),
+            )
+            for number, node in enumerate(launched) for member in node.members
+        )  # fmt: skip
 
     def ask_seals(self, draft: Receipt) -> None:
-        """Have every living member seal a receipt."""
+        """Have a receipt sealed."""
         self._seals.clear()
         body = draft.body()
-        for name in self._numbers():
-            if self._members[name].alive:
-                self._sealing[name] = body
-                self._submit(name, wire.SealTask(evidence.seal_nonce(self.trust.challenge, body)))
+        for member, utpm in zip(self._covered(), draft.utpms, strict=True):
+            if utpm.sealed:
+                self._sealing[member.info.name] = body
+                self._submit(member.info.name, wire.SealTask(evidence.seal_nonce(self.trust.challenge, body)))
 
     def sealed(self, worker: str, raw: bytes) -> None:
         """Take a seal. AttestationError if it is refused."""
@@ -311,12 +354,19 @@ class Gate:
         return bool(self._sealing)
 
     def finished(self, draft: Receipt) -> Receipt | None:
-        """The receipt with its seals; None if a member that was to seal it is gone: draft it anew."""
-        numbers = self._numbers()
-        if {numbers[name] for name in self._seals} != {i for i, utpm in enumerate(draft.utpms) if utpm.sealed}:
+        """The receipt with its seals; None if more is known than when it was drafted: draft it anew.
+
+        Raises:
+            AttestationError: workers have died, and too few are left to seal it.
+        """
+        if (draft.launches, draft.utpms) != (self._launches(), self._utpms()):
             return None
-        order = sorted(self._seals, key=numbers.__getitem__)
-        return draft.sealed(Seal(numbers[name], self._seals[name].message, self._seals[name].signature) for name in order)
+        domains = {utpm.domain for utpm in draft.utpms if utpm.sealed}
+        if len(domains) < self.record.need:
+            left = f"{len(domains)} domains are left to seal the receipt, {self.record.need} are needed"
+            raise AttestationError(f"workers died at the end of the job: {left}; run it again")
+        seals = [(number, self._seals.get(member.info.name)) for number, member in enumerate(self._covered())]
+        return draft.sealed(Seal(number, seal.message, seal.signature) for number, seal in seals if seal is not None)
 
     def summary(self, receipt: Receipt) -> dict[str, Any]:
         """What a result says about it."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Final, Literal, get_args
 
@@ -34,7 +35,7 @@ LEAVES_MAX: Final = 1 << 20
 _EVENT: Final = struct.Struct(">23sQBQ32s")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """Leaves that are measured together, in order."""
 
@@ -42,10 +43,15 @@ class Batch:
     mode: Mode
     leaves: tuple[bytes, ...]
 
-    @property
+    @cached_property
+    def tree(self) -> merkle.Tree:
+        """The tree over the leaves: its root is the batch's in mode ``merkle``, and it has the inclusion proofs."""
+        return merkle.Tree(self.leaves)
+
+    @cached_property
     def root(self) -> bytes:
-        """What stands for all leaves, 32 bytes."""
-        return batch_root(self.mode, self.leaves)
+        """What stands for all leaves, 32 bytes; errors as of :func:`batch_root`."""
+        return self.tree.root if self.mode == "merkle" else batch_root(self.mode, self.leaves)
 
     @property
     def digest(self) -> bytes:

@@ -22,22 +22,48 @@ def leaf_hash(leaf: bytes) -> bytes:
     return sha256(b"\x00" + leaf).digest()
 
 
+class Tree:
+    """All nodes of a tree, each hashed once: its root, and the inclusion proofs of its leaves. ValueError if there are none."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._levels = _levels(leaves)
+
+    @property
+    def root(self) -> bytes:
+        """The root, 32 bytes."""
+        return self._levels[-1][0]
+
+    def proof(self, index: int) -> tuple[bytes, ...]:
+        """Return the inclusion proof of the leaf at ``index``: sibling hashes, bottom up (RFC 9162, 2.1.3.1); IndexError."""
+        if not 0 <= index < len(self._levels[0]):
+            raise IndexError(f"no leaf {index} among {len(self._levels[0])}")
+        return tuple(level[(index >> up) ^ 1] for up, level in enumerate(self._levels) if (index >> up) ^ 1 < len(level))
+
+    def proofs(self) -> list[tuple[bytes, ...]]:
+        """Return the inclusion proofs of all leaves: from the root down, each is its parent's with one hash before it."""
+        paths: list[tuple[bytes, ...]] = [()]
+        for level in self._levels[-2::-1]:
+            pairs = zip(level[::2], level[1::2], paths, strict=False)
+            longer = [(sibling, *path) for left, right, path in pairs for sibling in (right, left)]
+            paths = longer + paths[-1:] if len(level) & 1 else longer
+        return paths
+
+
 def root(leaves: Sequence[bytes]) -> bytes:
     """Return the root over ``leaves``, 32 bytes; ValueError if there are none."""
-    return _levels(leaves)[-1][0]
+    return Tree(leaves).root
 
 
 def proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """Return the inclusion proof of the leaf at ``index``: sibling hashes, bottom up (RFC 9162, 2.1.3.1); IndexError."""
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"no leaf {index} among {len(leaves)}")
-    return _path(_levels(leaves), index)
+    """Return the inclusion proof of the leaf at ``index`` (:meth:`Tree.proof`)."""
+    return Tree(leaves).proof(index)
 
 
 def proofs(leaves: Sequence[bytes]) -> list[tuple[bytes, ...]]:
-    """Return the inclusion proofs of all leaves, for the price of one tree; ValueError if there are none."""
-    levels = _levels(leaves)
-    return [_path(levels, index) for index in range(len(leaves))]
+    """Return the inclusion proofs of all leaves (:meth:`Tree.proofs`)."""
+    return Tree(leaves).proofs()
 
 
 def verify(leaf: bytes, index: int, count: int, path: Sequence[bytes], root: bytes) -> bool:
@@ -80,7 +106,3 @@ def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
         level = [sha256(b"\x01" + a + b).digest() for a, b in zip(below[::2], below[1::2], strict=False)]
         levels.append(level + below[-1:] if len(below) & 1 else level)
     return levels
-
-
-def _path(levels: list[list[bytes]], index: int) -> tuple[bytes, ...]:
-    return tuple(level[(index >> up) ^ 1] for up, level in enumerate(levels) if (index >> up) ^ 1 < len(level))
