@@ -248,7 +248,6 @@ def test_many_faults_at_f_2(seed: int, run: Runner, text: Path, right: list[byte
     assert parts == right
     receipt = software.accepted(result)
     assert losers(receipt)
-    assert any(not utpm.sealed for utpm in receipt.utpms), "those that crashed"
 
 
 def test_a_worker_in_the_place_of_a_dead_one_is_measured_too(
@@ -671,7 +670,9 @@ def test_a_worker_that_never_seals_is_left_out(text: Path, tmp_path: Path, right
 def test_nobody_waits_for_the_seal_of_a_worker_that_hangs(text: Path, tmp_path: Path, right: list[bytes], software: Root) -> None:
     """In mode basic the third replica is not needed, and the job ends without it."""
     with meddled_session(3) as both:
-        both[1].requests = lambda worker, request: not (worker.startswith(EVIL) and isinstance(request, wire.ReduceTask))
+        both[1].requests = lambda worker, request: not (
+            worker.startswith(EVIL) and isinstance(request, wire.ReduceTask) and request.index == REDUCES - 1
+        )
         before = both[1].clock.now
         result, parts = run_meddled(both, text, tmp_path, software, mode="basic")
         assert both[1].clock.now - before < gate_module.ANSWER_S
@@ -719,7 +720,7 @@ def test_accidental_faults_are_not_all_that_evidence_is_for(options: dict[str, A
      ({"nonce": "0" * 64 + "\n"}, "32 bytes"), ({"batch_size": 0}, "1 to 1,048,576"),
      ({"batch_size": (1 << 20) + 1}, "1 to 1,048,576"),
      ({"batch_ms": -1}, "0 to 60,000"), ({"batch_ms": 60_001}, "0 to 60,000"), ({"batch": "tree"}, "unknown batch mode"),
-     ({"scheme": "dsa"}, "unknown scheme"), ({"backend": "modelled"}, "unknown backend")],
+     ({"scheme": "dsa"}, "unknown scheme"), ({"backend": "modelled"}, "use swtpm or utpm")],
 )  # fmt: skip
 def test_a_wrong_option_is_a_usage_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
@@ -754,12 +755,11 @@ def test_a_backend_that_the_policy_does_not_accept_is_refused(run: Runner, text:
     assert caught.value.exit_code == 6
 
 
-def test_a_node_that_is_not_set_up_cannot_vouch_and_says_how_to(
-    run: Runner, text: Path, hardware: Root, tmp_path: Path
-) -> None:
+def test_a_node_that_is_not_set_up_cannot_vouch_and_says_how_to(text: Path, hardware: Root, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_bytes(hardware.policy.encode())
     empty = tmp_path / "state"
     empty.mkdir()
-    with pytest.raises(AttestationError, match="quoreduce attest setup --backend swtpm"):
-        run("inline", WORDCOUNT, text, **TASKS, attest=Attest(backend="swtpm", policy=str(path), state=str(empty)))
+    attest = Attest(backend="swtpm", policy=str(path), state=str(empty))
+    with meddled_session(2) as both, pytest.raises(AttestationError, match="quoreduce attest setup --backend swtpm"):
+        run_meddled(both, text, tmp_path / "job", hardware, attest=attest)

@@ -77,7 +77,7 @@ def test_modelled_figures_say_so_and_only_those(capsys: pytest.CaptureFixture[st
         ({"what": "extend", "batch": "merkle", "size": 4}, 1_750),
         ({"what": "extend + quote", "batch": "none", "size": 1}, 507_000),
         ({"what": "extend + quote", "batch": "none", "size": 4}, 132_000),
-        ({"what": "extend + quote", "batch": "aggregate", "size": 4}, 126_800),
+        ({"what": "extend + quote", "batch": "aggregate", "size": 4}, 126_750),
         ({"what": "challengers", "size": 16}, 31_250),
     ],
 )

@@ -338,7 +338,7 @@ def test_every_link_of_the_ek_certificate_chain_is_checked(made: Attested) -> No
     flipped = good.ek[0][:-1] + bytes([good.ek[0][-1] ^ 1])
     refused(with_hardware(made, ek=(flipped, good.ek[1])), "ek_chain", "chain is broken")
     expired = authority.ek_chain(start=NOW - timedelta(days=800), days=700)
-    refused(with_hardware(made, ek=expired), "ek_chain", "was not valid at 2026-03-04 05:04 UTC")
+    refused(with_hardware(made, ek=expired), "ek_chain", "expired on")
     ca = authority.certify("", ec.generate_private_key(ec.SECP256R1()).public_key(), "middle", authority.middle_key, ca=True)
     refused(with_hardware(made, ek=(ca.public_bytes(Encoding.DER), good.ek[1])), "ek_chain", "is one of a CA")
 
@@ -608,7 +608,7 @@ def test_a_node_is_checked_before_its_workers_vote() -> None:
         (launch, {"job": b"\x01" * 32}, "another nonce"),
         (launch, {"policy": authority.policy(environments=("00" * 32,))}, "environment of node node-0"),
         (launch, {"policy": authority.policy(backends=("utpm",))}, "the backend swtpm"),
-        (launch, {"at": NOW + timedelta(days=36500)}, "was not valid"),
+        (launch, {"at": NOW + timedelta(days=36500)}, "expired on"),
         (put(launch, log=encode_binary(launch_log(DOCUMENT, []))), {}, "other PCR values"),
         (launch_of("node-0", DOCUMENT, [], job, Authority())[0], {}, "no CA of the policy"),
     ]

@@ -235,13 +235,20 @@ def check_ek_chain(chain: Sequence[bytes], roots: Sequence[x509.Certificate], at
             certificate.verify_directly_issued_by(issuer)
         root = _issuer_among(roots, certificates[-1])
         for certificate in (*certificates, root):
-            if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
-                raise EvidenceError(f"the certificate of {_subject(certificate)} was not valid at {at:%Y-%m-%d %H:%M} UTC")
+            _check_validity(certificate, at)
         for number, certificate in enumerate((*certificates, root)):
             if _may_sign(certificate) != (number > 0):
                 raise EvidenceError(f"the certificate of {_subject(certificate)} is {'not ' * (number > 0)}one of a CA")
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
         raise EvidenceError(f"the EK certificate's chain is broken: {error or 'a signature is wrong'}") from error
+
+
+def _check_validity(certificate: x509.Certificate, at: datetime) -> None:
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if at < first:
+        raise EvidenceError(f"the certificate of {_subject(certificate)} is not valid before {first:%Y-%m-%d}: is a clock wrong?")
+    if at > last:
+        raise EvidenceError(f"the certificate of {_subject(certificate)} expired on {last:%Y-%m-%d}")
 
 
 def _issuer_among(roots: Sequence[x509.Certificate], last: x509.Certificate) -> x509.Certificate:
@@ -251,6 +258,8 @@ def _issuer_among(roots: Sequence[x509.Certificate], last: x509.Certificate) -> 
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             continue
         return root
+    if last.issuer == last.subject:
+        raise EvidenceError(f"the certificate of {_subject(last)} is signed by itself, and no CA of the policy")
     raise EvidenceError("no CA of the policy issued the EK certificate's chain")
 
 
