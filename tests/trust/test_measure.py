@@ -9,11 +9,11 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from quoreduce.trust import measure
 from quoreduce.trust.measure import canonical, hash_contents, hash_files
@@ -60,7 +60,7 @@ def test_it_has_the_members_that_are_documented(document: bytes) -> None:
     assert set(found["sources"]) == set(measure.OURS)
     assert {"numpy", "numba", "ray", "blake3"} <= set(found["packages"])
     program = Path(sys.executable).resolve()
-    assert found["interpreter"][program.name] == sha256(program.read_bytes()).hexdigest()
+    assert found["interpreter"][program.name] == blake3(program.read_bytes()).hexdigest()
 
 
 def test_it_is_the_same_each_time(document: bytes) -> None:
@@ -142,7 +142,7 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
 
 
 def test_the_hash_of_sources_is_over_names_and_contents(sources: Path) -> None:
-    expected = sha256(b"a.py 6\na = 1\n" + b"sub/b.py 6\nb = 2\n").hexdigest()
+    expected = blake3(b"a.py 6\na = 1\n" + b"sub/b.py 6\nb = 2\n").hexdigest()
     assert of(sources) == expected
 
 

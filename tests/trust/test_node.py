@@ -31,7 +31,7 @@ JOB, CHALLENGE = sha256(b"job").digest(), sha256(b"challenge").digest()
 def enrolled(made: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Policy]:
     """A node with swtpm (``made`` skips where there is none), and its policy."""
     state = tmp_path_factory.mktemp("node") / "state"
-    return state, setup_node(state, "swtpm", [ENVIRONMENT], NOW)
+    return state, setup_node(state, "swtpm", [ENVIRONMENT])
 
 
 def launched(state: Path, keys: list[bytes], name: str = "here", document: bytes = DOCUMENT) -> Launch:
@@ -73,7 +73,7 @@ def test_a_folder_is_absolute_for_workers_that_run_elsewhere(monkeypatch: pytest
 
 def test_setup_of_a_software_root_writes_a_policy_that_is_its_own(tmp_path: Path) -> None:
     state = tmp_path / "deep" / "state"
-    policy = setup_node(state, "utpm", [ENVIRONMENT, "00" * 32], NOW)
+    policy = setup_node(state, "utpm", [ENVIRONMENT, "00" * 32])
     assert policy == read_policy(str(state / "policy.json"))
     assert (policy.environments, policy.backends) == ((ENVIRONMENT, "00" * 32), ("utpm",))
     assert (policy.roots, policy.registrar) == ((), None)
@@ -82,28 +82,28 @@ def test_setup_of_a_software_root_writes_a_policy_that_is_its_own(tmp_path: Path
 
 
 def test_setup_again_writes_the_policy_anew(tmp_path: Path) -> None:
-    setup_node(tmp_path, "utpm", ["00" * 32], NOW)
-    assert setup_node(tmp_path, "utpm", [ENVIRONMENT], NOW).environments == (ENVIRONMENT,)
+    setup_node(tmp_path, "utpm", ["00" * 32])
+    assert setup_node(tmp_path, "utpm", [ENVIRONMENT]).environments == (ENVIRONMENT,)
     assert read_policy(str(tmp_path / "policy.json")).environments == (ENVIRONMENT,)
 
 
 @pytest.mark.parametrize("environments", [[], ["short"], [ENVIRONMENT.upper()], [""]])
 def test_setup_refuses_environments_that_are_none(environments: list[str], tmp_path: Path) -> None:
     with pytest.raises(AttestationError):
-        setup_node(tmp_path, "utpm", environments, NOW)
+        setup_node(tmp_path, "utpm", environments)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match="choose another folder"):
-        setup_node(tmp_path / "file" / "state", "utpm", [ENVIRONMENT], NOW)
+        setup_node(tmp_path / "file" / "state", "utpm", [ENVIRONMENT])
 
 
 def test_without_swtpm_setup_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="apt-get install swtpm"):
-        setup_node(tmp_path / "state", "swtpm", [ENVIRONMENT], NOW)
+        setup_node(tmp_path / "state", "swtpm", [ENVIRONMENT])
 
 
 # ---- reading
@@ -171,7 +171,7 @@ def test_each_launch_starts_from_nothing(enrolled: tuple[Path, Policy]) -> None:
 def test_setup_again_keeps_tpm_registrar_and_enrolment(enrolled: tuple[Path, Policy]) -> None:
     state, policy = enrolled
     before = read_enrolment(state, "swtpm")
-    assert setup_node(state, "swtpm", [ENVIRONMENT], NOW) == policy
+    assert setup_node(state, "swtpm", [ENVIRONMENT]) == policy
     assert read_enrolment(state, "swtpm") == before
     check(launched(state, []), policy)
 
@@ -189,7 +189,7 @@ def test_a_launch_of_something_else_is_refused(enrolled: tuple[Path, Policy]) ->
 
 def test_another_nodes_registrar_does_not_vouch(enrolled: tuple[Path, Policy], tmp_path: Path) -> None:
     state, policy = enrolled
-    theirs = setup_node(tmp_path / "theirs", "swtpm", [ENVIRONMENT], NOW)
+    theirs = setup_node(tmp_path / "theirs", "swtpm", [ENVIRONMENT])
     with pytest.raises(AttestationError, match="no CA of the policy"):
         check(launched(state, []), theirs)
     mixed = Policy(environments=(ENVIRONMENT,), backends=("swtpm",), roots=policy.roots, registrar=theirs.registrar)

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from quoreduce.errors import AttestationError, EvidenceError, HostError, UsageError
 from quoreduce.trust import commands, wire
-from quoreduce.trust.evidence import check_ek_chain
+from quoreduce.trust.chain import check_ek_chain
 from quoreduce.trust.swtpm import Swtpm, exchange, read_setup, setup
 from quoreduce.trust.tpm2 import certifies
 from quoreduce.trust.wire import Quote

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace as put
 
 from quoreduce.errors import AttestationError, EvidenceError
+from quoreduce.trust import chain as ek_chain
 from quoreduce.trust import evidence, merkle, receipt, verifier
 from quoreduce.trust.batcher import Batch
 from quoreduce.trust.eventlog import Event, encode_binary
@@ -358,7 +359,7 @@ def test_a_ca_may_be_kept_from_signing_by_its_key_usage() -> None:
     start = NOW - timedelta(days=1)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, NOW + timedelta(days=1))
     builder = builder.add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
-    assert not evidence._may_sign(builder.sign(key, SHA256()))
+    assert not ek_chain._may_sign(builder.sign(key, SHA256()))
 
 
 def test_backend_and_quote_have_to_go_together(made: Attested, software: Attested) -> None:

@@ -18,6 +18,7 @@ from quoreduce.errors import AttestationError, HostError, InputError, OutputErro
 
 if TYPE_CHECKING:
     from quoreduce.trust.eventlog import Event
+    from quoreduce.trust.node import Backend
     from quoreduce.trust.port import Tpm
     from quoreduce.trust.verifier import Verdict
 
@@ -94,10 +95,10 @@ def _setup(a: argparse.Namespace) -> int:
     from quoreduce.trust.node import setup_node, state_folder
 
     state = state_folder(a.state)
-    backend = a.backend or ("swtpm" if shutil.which("swtpm") and shutil.which("swtpm_setup") else "utpm")
+    backend: Backend = a.backend or ("swtpm" if shutil.which("swtpm") and shutil.which("swtpm_setup") else "utpm")
     document = worker_environment()
     environment = hashlib.sha256(document).hexdigest()
-    policy = setup_node(state, backend, list(dict.fromkeys([environment, *a.environment])), datetime.now(UTC))
+    policy = setup_node(state, backend, list(dict.fromkeys([environment, *a.environment])))
     known = {
         "state": str(state), "backend": backend, "policy": str(state / "policy.json"), "environment": environment,
         "document": json.loads(document), "environments": list(policy.environments),

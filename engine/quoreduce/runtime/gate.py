@@ -29,9 +29,9 @@ from quoreduce.trust.batcher import Batch, Batcher, Mode
 from quoreduce.trust.eventlog import encode_binary
 from quoreduce.trust.policy import Policy
 from quoreduce.trust.receipt import JobRecord, Receipt, Seal, TaskLog, Utpm, job_id
-from quoreduce.trust.verifier import check_launch
 
 ANSWER_S = 60.0  # for evidence from a worker that has nothing else to do
+DRAFTS_MAX = 16  # of one receipt: each one more because a worker died, or had more to tell
 Submit = Callable[[str, wire.Request], None]
 
 
@@ -124,6 +124,7 @@ class Gate:
         self._members: dict[str, Member] = {}  # by worker; those that are gone stay, for the receipt
         self._nodes: dict[tuple[str, bytes], Node] = {}  # by name and environment document
         self._busy: Collection[str] = ()  # workers, at the last flush
+        self._drafts = 0
         self._sealers: set[str] = set()  # workers that are to seal the receipt
         self._sealing: dict[str, bytes] = {}  # worker -> body of the receipt that it is to seal
         self._seals: dict[str, wire.Quoted] = {}
@@ -163,10 +164,13 @@ class Gate:
         return self._nodes[key]
 
     def launch(self) -> None:
-        """Have the TPM of each node launched and quoted if there are members that its launch does not cover. AttestationError."""
+        """Have the TPM of each node launched and quoted if there are members that its launch does not cover. AttestationError.
+
+        Not at the end any more, when the receipt is sealed, unless there are too few to seal it.
+        """
         for node in self._nodes.values():
             node.waiting = [member for member in node.waiting if member.alive]
-            if not node.waiting or node.asked or self._sealers:
+            if not node.waiting or node.asked or (self._drafts and not self.short):
                 continue
             node.joining = list(node.waiting)
             if self.trust.backend in evidence.SOFTWARE:
@@ -189,6 +193,8 @@ class Gate:
         return [event for member in node.members for event in self._release(member)]
 
     def _launched(self, node: Node, hardware: evidence.Hardware | None) -> None:
+        from quoreduce.trust.verifier import check_launch  # here: it takes long to import, and workers are busy by now
+
         members = [*node.members, *node.joining]
         log = encode_binary(evidence.launch_log(node.document, [member.public for member in members]))
         launch = evidence.Launch(node.name, self.trust.backend, log, hardware)  # type: ignore[arg-type]
@@ -293,6 +299,7 @@ class Gate:
         Args:
             manifest: the bytes of ``_SUCCESS``. agreed: the attempt that won each task. reads: records read, by reduce.
         """
+        self._drafts += 1
         log = TaskLog()
         answers: dict[int, Answer] = {}
         for utpm, member in enumerate(self._covered()):
@@ -350,21 +357,26 @@ class Gate:
 
     @property
     def sealing(self) -> bool:
-        """Whether seals are still to come."""
-        return bool(self._sealing)
+        """Whether seals are still to come, or the launch of somebody who may seal too."""
+        return bool(self._sealing) or any(node.asked for node in self._nodes.values())
+
+    @property
+    def short(self) -> bool:
+        """Whether those that live are too few domains to seal the receipt."""
+        return len({member.info.domain for member in self._covered() if member.alive}) < self.record.need
 
     def finished(self, draft: Receipt) -> Receipt | None:
         """The receipt with its seals; None if more is known than when it was drafted: draft it anew.
 
         Raises:
-            AttestationError: workers have died, and too few are left to seal it.
+            AttestationError: workers have died or were refused, and too few are left to seal it.
         """
-        if (draft.launches, draft.utpms) != (self._launches(), self._utpms()):
+        changed = (draft.launches, draft.utpms) != (self._launches(), self._utpms())
+        if changed and self._drafts < DRAFTS_MAX:
             return None
-        domains = {utpm.domain for utpm in draft.utpms if utpm.sealed}
-        if len(domains) < self.record.need:
-            left = f"{len(domains)} domains are left to seal the receipt, {self.record.need} are needed"
-            raise AttestationError(f"workers died at the end of the job: {left}; run it again")
+        if changed or self.short:
+            why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(self.refusals.items())) or "workers die"
+            raise AttestationError(f"fewer than {self.record.need} domains are left to seal the receipt ({why}): run it again")
         seals = [(number, self._seals.get(member.info.name)) for number, member in enumerate(self._covered())]
         return draft.sealed(Seal(number, seal.message, seal.signature) for number, seal in seals if seal is not None)
 

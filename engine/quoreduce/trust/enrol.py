@@ -32,7 +32,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from quoreduce.errors import AttestationError, EvidenceError, HostError
 from quoreduce.trust import wire
-from quoreduce.trust.evidence import check_ek_chain, enrolment_record
+from quoreduce.trust.chain import check_ek_chain
+from quoreduce.trust.evidence import enrolment_record
 from quoreduce.trust.port import EndorsedTpm
 from quoreduce.trust.tpm2 import certifies
 from quoreduce.trust.wire import Public, sized

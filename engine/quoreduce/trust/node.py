@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 import msgspec
-from cryptography import x509
 
 from quoreduce.errors import AttestationError, HostError
 from quoreduce.trust.evidence import KEYS_PCR, LEVEL1_PCRS, Hardware, launch_log
@@ -38,21 +37,21 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: tuple[bytes, ...]
 
 
-def setup_node(state: Path, backend: Backend, environments: Sequence[str], at: datetime) -> Policy:
+def setup_node(state: Path, backend: Backend, environments: Sequence[str]) -> Policy:
     """Prepare this node: its TPM, enrolled with a registrar of its own, and a policy that allows ``environments``.
 
     May be repeated: TPM, registrar and enrolment stay, the policy is written anew.
 
     Args:
         state: the folder, made if it is missing. backend: ``swtpm``, or ``utpm`` for a root in software only.
-        environments: digests (hex) of environment documents. at: the time now, with a time zone.
+        environments: digests (hex) of environment documents.
 
     Raises:
         HostError: swtpm is missing, or the folder cannot be written. AttestationError: an environment is no digest, or none.
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        roots, registrar = _enrol_swtpm(state, at) if backend == "swtpm" else ((), None)
+        roots, registrar = _enrol_swtpm(state) if backend == "swtpm" else ((), None)
         policy = Policy(environments=tuple(environments), backends=(backend,), roots=roots, registrar=registrar)
         checked = decode_policy(policy.encode())
         _replace(state / POLICY, checked.encode())
@@ -61,15 +60,17 @@ def setup_node(state: Path, backend: Backend, environments: Sequence[str], at: d
     return checked
 
 
-def _enrol_swtpm(state: Path, at: datetime) -> tuple[tuple[str, ...], str]:
+def _enrol_swtpm(state: Path) -> tuple[tuple[str, ...], str]:
     """Set swtpm up, enrol its AK, and return the CA's roots (PEM) and the registrar's public key (hex)."""
+    from cryptography import x509
+
     from quoreduce.trust.enrol import Registrar, enrol
     from quoreduce.trust.swtpm import Swtpm, setup
 
     made = setup(state / "swtpm")
     registrar = Registrar(state / "registrar", [x509.load_pem_x509_certificate(root.encode()) for root in made.roots])
     with Swtpm(state / "swtpm", SCHEME) as tpm:
-        signature = enrol(registrar, tpm, made.intermediates, at)
+        signature = enrol(registrar, tpm, made.intermediates, datetime.now(UTC))  # the certificate may be a second old
     _replace(state / ENROLMENT, msgspec.json.encode(Enrolment("swtpm", signature, made.intermediates)))
     return made.roots, registrar.public.hex()
 

@@ -12,13 +12,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
-from cryptography import x509
 
 from quoreduce.errors import AttestationError
 from quoreduce.trust.evidence import HARDWARE
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 FORMAT: Final = "quoreduce policy 1"
 POLICY_BYTES_MAX: Final = 4 << 20
@@ -49,13 +51,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if self.registrar is None:
                 raise AttestationError("the policy names no registrar for swtpm and tpm2")
         try:
-            self.authorities()
+            if self.roots:
+                self.authorities()
         except ValueError as error:
             raise AttestationError("the policy has a root that is not one certificate in PEM") from error
         return self
 
     def authorities(self) -> list[x509.Certificate]:
         """Return the CA certificates; ValueError if one is none."""
+        from cryptography import x509  # here: it takes long to import, and a root in software has none
+
         return [x509.load_pem_x509_certificate(root.encode()) for root in self.roots]
 
     def encode(self) -> bytes:

@@ -24,9 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from quoreduce.errors import AttestationError, EvidenceError, HostError
 from quoreduce.trust import commands
 from quoreduce.trust.drtm import LAUNCHED, Control
@@ -98,6 +95,9 @@ def setup(state: Path, ca: Path | None = None) -> Setup:
 def read_setup(state: Path) -> Setup:
     """Return what :func:`setup` made; HostError if it was not run on this folder."""
     try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
         ca = state / (state / _DONE).read_text(encoding="utf-8")
         root = (ca / "swtpm-localca-rootca-cert.pem").read_text(encoding="ascii")
         issuer = x509.load_pem_x509_certificate((ca / "issuercert.pem").read_bytes())
@@ -122,7 +122,9 @@ class Swtpm(Tpm2):
 
     def __init__(self, state: Path, scheme: str = "ecdsa", ek: str = "ecc", timeout_s: float = TIMEOUT_S) -> None:
         check_kinds(scheme, ek)
-        self.setup = read_setup(state)
+        if not (state / _DONE).exists():
+            raise HostError(f"{state} holds no TPM: make one with `quoreduce attest setup`")
+        self._state = state
         self._running = _Running(state, timeout_s)
         self._stop = weakref.finalize(self, self._running.stop)
         try:
@@ -136,6 +138,11 @@ class Swtpm(Tpm2):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def setup(self) -> Setup:
+        """What :func:`setup` made."""
+        return read_setup(self._state)
 
     @property
     def pid(self) -> int:

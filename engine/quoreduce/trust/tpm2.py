@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, TypeAlias
 
-from cryptography import x509
-
 from quoreduce.errors import AttestationError, EvidenceError, HostError, UsageError
 from quoreduce.trust import commands, wire
 from quoreduce.trust.commands import Answer
@@ -279,6 +277,8 @@ def certifies(certificate: bytes, public: Public) -> bool:
     """Tell whether an X.509 certificate (DER) is for the key of this public area; EvidenceError if either is malformed."""
     if public.kind == wire.ALG_KEYEDHASH:
         return False
+    from cryptography import x509
+
     try:
         return x509.load_der_x509_certificate(certificate).public_key() == public.key()
     except (ValueError, TypeError) as error:

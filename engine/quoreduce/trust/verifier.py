@@ -20,6 +20,7 @@ import msgspec
 from blake3 import blake3
 
 from quoreduce.errors import AttestationError, EvidenceError
+from quoreduce.trust.chain import check_ek_chain
 from quoreduce.trust.eventlog import decode_binary, replay
 from quoreduce.trust.evidence import (
     HARDWARE,
@@ -30,7 +31,6 @@ from quoreduce.trust.evidence import (
     Launch,
     LaunchLog,
     attestation_key,
-    check_ek_chain,
     check_enrolment,
     check_launch_signature,
     check_leaves,
