@@ -447,6 +447,7 @@ def test_if_too_few_are_left_to_seal_one_that_comes_later_does() -> None:
 def test_with_too_few_to_seal_there_is_no_receipt() -> None:
     bench = two()
     drafted(bench)
+    seal(bench, "a")
     bench.gate.refuse("b", "its seal is none")
     again = drafted(bench)
     seal(bench, "a")
