@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import stat
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -185,6 +187,19 @@ def test_a_launch_of_something_else_is_refused(enrolled: tuple[Path, Policy]) ->
     other = encode_binary(evidence.launch_log(DOCUMENT, [MicroTpm().public.encode()]))
     with pytest.raises(AttestationError, match="other PCR values"):
         check(Launch("here", "swtpm", other, honest.hardware), policy)
+
+
+def test_a_tpm_that_often_ended_without_notice_still_vouches(enrolled: tuple[Path, Policy], tmp_path: Path) -> None:
+    """As when workers are killed while they launch: a TPM may take that for attempts to guess a secret, and lock itself."""
+    state, policy = enrolled
+    copy = Path(shutil.copytree(state, tmp_path / "copy"))
+    for _ in range(6):
+        tpm = open_node("swtpm", copy)
+        assert isinstance(tpm, node.SwtpmNode)
+        tpm.launch(DOCUMENT, [], bytes(32))
+        os.kill(tpm._tpm.pid, signal.SIGKILL)
+        tpm.close()
+    check(launched(copy, []), policy)
 
 
 def test_another_nodes_registrar_does_not_vouch(enrolled: tuple[Path, Policy], tmp_path: Path) -> None:

@@ -293,15 +293,15 @@ def lock_out(tpm: Swtpm) -> None:
             tpm._send(commands.unseal(sealed, commands.password(b"guess")))
 
 
-def test_tpm_in_lockout_is_a_host_error_that_says_so(state):
+def test_tpm_in_lockout_still_quotes_and_what_it_refuses_is_a_host_error_that_says_so(state):
+    """Nothing of ours has an authorization that could be guessed; others' keys are refused."""
     with Swtpm(state) as tpm:
         lock_out(tpm)
-        with pytest.raises(HostError, match=r"the TPM is in lockout .* refuses TPM2_Quote"):
-            tpm.quote([16], b"")
-        tpm.extend(16, DIGEST)  # needs no key
-        rh_lockout = 0x4000000A
-        tpm._send(commands.build("DictionaryAttackLockReset", [rh_lockout], sessions=[commands.EMPTY]))
+        with pytest.raises(HostError, match=r"the TPM is in lockout .* refuses TPM2_Unseal"):
+            lock_out(tpm)
+        tpm.extend(16, DIGEST)
         tpm.quote([16], b"")
+        assert tpm.unseal(tpm.seal(b"secret", [16])) == b"secret"
 
 
 # --- slots, and who else extends
@@ -365,3 +365,29 @@ def test_threads_may_share_a_tpm(swtpm):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+OWNER = """
+import os, signal, sys
+from pathlib import Path
+from quoreduce.trust.swtpm import Swtpm
+
+tpm = Swtpm(Path(sys.argv[1]))
+for i in range(20):
+    tpm.quote([16], bytes([i]))
+print(tpm.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_owners_that_are_killed_leave_neither_a_process_nor_a_lockout(state: Path) -> None:
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", OWNER, str(state)], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        pid = int(done.stdout)
+        deadline = time.monotonic() + DEADLINE_S
+        while not ended(pid) and time.monotonic() < deadline:
+            os.sched_yield()
+        assert ended(pid)
+    with Swtpm(state) as tpm:
+        assert tpm.quote([16], b"still").message

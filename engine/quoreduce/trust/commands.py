@@ -72,13 +72,16 @@ EK_P256: Final = Public(
     wire.ALG_ECC, wire.ALG_SHA256, _EK_ATTRIBUTES, _EK_POLICY, _AES_128, wire.ALG_NULL, 0, (bytes(32), bytes(32)),
     curve=wire.CURVE_P256,
 )  # fmt: skip
+# NO_DA: its authorization is empty, so there is nothing to guess; without it a TPM whose owner was killed while it was in
+# use would count a failure each time, and end in lockout (Part 1, 19.8).
+_AK_ATTRIBUTES: Final = wire.RESTRICTED_SIGNING | wire.NO_DA
 AK_TEMPLATES: Final = {
     "ecdsa": Public(
-        wire.ALG_ECC, wire.ALG_SHA256, wire.RESTRICTED_SIGNING, b"", None, wire.ALG_ECDSA, wire.ALG_SHA256, (b"", b""),
+        wire.ALG_ECC, wire.ALG_SHA256, _AK_ATTRIBUTES, b"", None, wire.ALG_ECDSA, wire.ALG_SHA256, (b"", b""),
         curve=wire.CURVE_P256,
     ),
     "rsassa": Public(
-        wire.ALG_RSA, wire.ALG_SHA256, wire.RESTRICTED_SIGNING, b"", None, wire.ALG_RSASSA, wire.ALG_SHA256, (b"",), bits=2048
+        wire.ALG_RSA, wire.ALG_SHA256, _AK_ATTRIBUTES, b"", None, wire.ALG_RSASSA, wire.ALG_SHA256, (b"",), bits=2048
     ),
 }  # fmt: skip
 # The parent of sealed secrets: a storage key

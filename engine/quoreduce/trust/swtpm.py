@@ -7,7 +7,7 @@ A state folder (mode 0700) holds the TPM's state and, by default, the certificat
     lock    held while a process uses this state
 
 The TPM's commands and its control channel go over socket pairs: no path, no port, no other process can connect, and swtpm
-ends by itself when ours does. Needs the programs of :data:`PACKAGES`.
+ends when the thread that started it does. Needs the programs of :data:`PACKAGES`.
 """
 
 from __future__ import annotations
@@ -199,6 +199,8 @@ class _Running:
             "--ctrl", f"type=unixio,clientfd={control_fd}", "--flags", "not-need-init,startup-clear",
             "--log", "file=swtpm.log,level=1,truncate",
         ]  # fmt: skip
+        # killed with the thread that started it: without its owner it can spin for ever on a closed connection
+        line[:0] = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
         try:
             # the lock goes along: the state is in use until swtpm has ended, even if this process dies first
             return subprocess.Popen(
