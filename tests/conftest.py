@@ -10,6 +10,7 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -32,6 +33,7 @@ settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 os.environ["NUMBA_CACHE_DIR"] = worker_env()["NUMBA_CACHE_DIR"]  # tests and workers share the compiled kernels
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all that are started too
 os.environ.pop("RAY_ADDRESS", None)  # a developer's cluster is not what is under test
 
 
