@@ -6,9 +6,7 @@ launch, some ten milliseconds: another worker, job or session may be next.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from blake3 import blake3
@@ -65,26 +63,10 @@ class Attester:
         return wire.Quoted(quoted.message, quoted.signature)
 
 
-class NodeHolder:
-    """The TPM of this node, for the time of a launch."""
-
-    def launch(self, request: wire.RootTask) -> evidence.Hardware:
-        """Launch the environment on it, extend the µTPMs' keys, and quote both; HostError, AttestationError."""
-        state = Path(request.state)
-        with _turn(state), closing(open_node(request.backend, state)) as tpm:
-            return tpm.launch(request.document, request.keys, request.nonce)
-
-
-@contextmanager
-def _turn(state: Path) -> Iterator[None]:
-    """Wait until no other worker of this node launches."""
-    try:
-        lock = open(state / "launch.lock", "w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise HostError(f"cannot use {state}: {error.strerror}; run `quoreduce attest setup`") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def launch(request: wire.RootTask) -> evidence.Hardware:
+    """Launch an environment on the TPM of this node, extend the µTPMs' keys, and quote both; HostError, AttestationError."""
+    with closing(open_node(request.backend, Path(request.state))) as tpm:
+        return tpm.launch(request.document, request.keys, request.nonce)
 
 
 def kind_of(task: Answered) -> tuple[evidence.Kind, int]:

@@ -33,6 +33,7 @@ DEADLINE_FIRST_S = 600.0
 DEADLINE_LEAST_S = 10.0
 DEADLINE_FACTOR = 20.0
 DEADLINE_START_S = 60.0
+ADMIT_S = 5.0
 HOST_ERRORS_MAX = 3
 RESTARTS_WITHOUT_WORK_MAX = 3
 STORAGE_COPIES = 3
@@ -110,7 +111,7 @@ class Driver:
     _checks: dict[int, Checking] = field(default_factory=dict)
     _agreed: dict[m.Task, m.Agreed] = field(default_factory=dict)
     _slowest: dict[str, float] = field(default_factory=dict)
-    _setup_pending: set[str] = field(default_factory=set)
+    _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
     _host_errors: int = 0
@@ -142,7 +143,7 @@ class Driver:
             if self.gate is not None:
                 self._admit_all(self.gate)
             for info in self.workers.values():
-                if info.name not in self._barred:
+                if info.name not in self._barred and not (self.gate and info.name in self._setup_pending):
                     self.tracker.handle(m.WorkerJoined(info.name, info.domain))
             self._execute(self.tracker.start())
             while not self._done:
@@ -185,7 +186,7 @@ class Driver:
         return max(0.0, min(TICK_S, first - now, due_s))
 
     def _begin(self, worker: str) -> None:
-        self._setup_pending.add(worker)
+        self._setup_pending[worker] = time.monotonic() + DEADLINE_START_S
         setup = self.setup
         if self.gate is not None:
             setup = structs.replace(setup, attested=self.gate.told(self.workers[worker].domain))
@@ -217,7 +218,7 @@ class Driver:
         """A worker has begun the job, so its deadlines run from now on; or it could not, which f+1 domains must say."""
         if worker not in self._setup_pending:
             return
-        self._setup_pending.discard(worker)
+        del self._setup_pending[worker]
         if reply.status != "ready":
             self._unloadable.add(self.workers[worker].domain)
             if len(self._unloadable) >= self.options.replicas_needed:
@@ -301,7 +302,7 @@ class Driver:
                 del group[attempt]
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
         self._restart_checks(arrival.worker)
-        if arrival.worker in self._setup_pending:
+        if self._setup_pending.pop(arrival.worker, None) is not None:
             self._idle_deaths += 1
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
                 raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
@@ -336,17 +337,26 @@ class Driver:
             if checking.deadline <= now:
                 checking.deadline = now + DEADLINE_FIRST_S
                 self.executor.kill(checking.worker)
+        for worker, deadline in self._setup_pending.items() if self.gate is not None else ():
+            if deadline <= now:
+                self._setup_pending[worker] = now + DEADLINE_FIRST_S
+                self.executor.kill(worker)
 
     # ---- evidence, if the job is attested
 
     def _admit_all(self, gate: Gate) -> None:
-        """Wait until all workers have said what they are made of; those that may not vote do not join."""
-        limit = time.monotonic() + DEADLINE_START_S
+        """Wait until all workers have said what they are made of, for some seconds if enough have; the others may join later.
+
+        Those that may not vote do not join.
+        """
+        start = time.monotonic()
         while self._setup_pending:
             for arrival in self.executor.wait(TICK_S):
                 self._arrive(arrival)
-            if time.monotonic() > limit:
-                raise errors.HostError(f"workers do not answer within {DEADLINE_START_S:g} s: run `quoreduce doctor`")
+            here = [info for info in self.workers.values() if info.name not in (self._barred | self._setup_pending.keys())]
+            enough = len({info.domain for info in here}) >= self.options.replicas_needed
+            if time.monotonic() - start > (ADMIT_S if enough else DEADLINE_START_S):
+                break
         self._events.clear()  # nobody has joined yet
         gate.launch()
 
@@ -371,9 +381,9 @@ class Driver:
                 case _ if gate.owes(worker):
                     raise errors.EvidenceError(reply.error or f"it answered {reply.status} where evidence was asked for")
         except errors.AttestationError as error:
-            for name in gate.refuse(worker, str(error)):
-                self._barred.add(name)
-                self.executor.kill(name)
+            gate.refuse(worker, str(error))
+            self._barred.add(worker)
+            self.executor.kill(worker)
 
     def _flush_evidence(self) -> bool:
         """Have batches committed that are due; tell whether evidence is still to come."""
@@ -382,7 +392,7 @@ class Driver:
         busy = {r.launch.worker for group in (self._running, self._cancelled) for r in group.values()}
         for worker in self.gate.flush(busy, time.monotonic()):
             self.executor.kill(worker)
-        return self.gate.waiting
+        return self.gate.waiting or bool(self._setup_pending)  # a worker that begins may join
 
     def _blame_evidence(self, error: errors.QuoreduceError) -> None:
         """If workers were shut out, that is why the job failed."""
@@ -400,10 +410,11 @@ class Driver:
         while True:
             draft = self.gate.draft(manifest, agreed, reads)
             self.gate.ask_seals(draft)
-            while self.gate.sealing:
+            while self.gate.sealing or (self.gate.short and self._setup_pending):
                 for arrival in self.executor.wait(TICK_S):
                     self._arrive(arrival)
                 self._flush_evidence()
+                self._expire()
             finished = self.gate.finished(draft)
             if finished is not None:
                 raw = finished.encode()

@@ -284,12 +284,11 @@ class Gate:
         if worker in self._members:
             self._members[worker].alive = False
 
-    def refuse(self, worker: str, reason: str) -> list[str]:
-        """The evidence of a worker was refused: return those that have no vote from now on."""
+    def refuse(self, worker: str, reason: str) -> None:
+        """The evidence of a worker was refused: it has no vote from now on."""
         if worker in self._members:
             self.refusals.setdefault(self._members[worker].info.domain, reason)
         self.lost(worker)
-        return [worker]
 
     # ---- the receipt
 

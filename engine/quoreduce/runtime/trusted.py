@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from quoreduce.errors import AttestationError
 from quoreduce.trust.node import read_policy, state_folder
 from quoreduce.trust.receipt import JobRecord
 
@@ -23,6 +24,8 @@ def look_up(attest: Attest) -> Trust:
     state = state_folder(attest.state)
     policy = read_policy(attest.policy or str(state / "policy.json"))
     backend = attest.backend or policy.backends[0]
+    if backend not in policy.backends:
+        raise AttestationError(f"the policy does not accept backend {backend}, only {', '.join(policy.backends)}")
     challenge = bytes.fromhex(attest.nonce) if attest.nonce else secrets.token_bytes(32)
     return Trust(
         backend, policy, challenge, attest.scheme, attest.batch, attest.batch_size, attest.batch_ms, str(state)

@@ -29,7 +29,7 @@ from quoreduce.runtime.context import MapContext, ReduceContext
 from quoreduce.runtime.store import BlockReader, BlockStore
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.attester import Attester, NodeHolder
+    from quoreduce.runtime.attester import Attester
 
 Fetch = Callable[[wire.Stored], bytes]
 FETCH_TRIES = 2
@@ -64,7 +64,6 @@ class Worker:
         self._fetch = fetch
         self._setup: wire.Setup | None = None
         self._attester: Attester | None = None
-        self._node: NodeHolder | None = None
 
     def handle(self, raw: bytes) -> bytes | None:
         """Execute one request and return the reply, both as msgpack; None for requests without a reply."""
@@ -124,11 +123,10 @@ class Worker:
         return wire.Reply(-1, "ready", data=wire.encode(self._attester.admission()))
 
     def _attest(self, request: wire.CommitTask | wire.SealTask | wire.RootTask) -> wire.Reply:
-        from quoreduce.runtime.attester import NodeHolder
-
         if isinstance(request, wire.RootTask):
-            self._node = self._node or NodeHolder()
-            return wire.Reply(-1, "rooted", data=wire.encode(self._node.launch(request)))
+            from quoreduce.runtime.attester import launch
+
+            return wire.Reply(-1, "rooted", data=wire.encode(launch(request)))
         if self._attester is None:
             raise HostError("this worker does not attest")
         if isinstance(request, wire.SealTask):

@@ -27,6 +27,7 @@ Backend = Literal["utpm", "swtpm"]
 POLICY: Final = "policy.json"
 ENROLMENT: Final = "enrolment.json"
 SCHEME: Final = "ecdsa"  # of a node's AK
+TURN_S: Final = 20.0  # for other workers of the node to finish their launches; one takes some ten milliseconds
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +129,7 @@ class SwtpmNode:
         from quoreduce.trust.swtpm import Swtpm
 
         self._enrolment = read_enrolment(state, "swtpm")
-        self._tpm = Swtpm(state / "swtpm", SCHEME)
+        self._tpm = Swtpm(state / "swtpm", SCHEME, wait_s=TURN_S)
 
     def launch(self, document: bytes, keys: Sequence[bytes], nonce: bytes) -> Hardware:
         """Launch, extend, quote."""

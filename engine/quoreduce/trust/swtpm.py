@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ PACKAGES: Final = ("swtpm", "swtpm-tools")  # of Debian and Ubuntu
 TIMEOUT_S: Final = 20.0  # for one answer; the slowest, an RSA key, takes under a second
 _SETUP_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 5.0
+_LOCK_PAUSE_S: Final = 0.005
 _LOG_BYTES: Final = 500  # of swtpm's last words, in errors
 _DONE: Final = "setup-done"
 
@@ -113,19 +115,21 @@ class Swtpm(Tpm2):
         state: a folder that :func:`setup` made.
         scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048).
         ek: the endorsement key that vouches for it: ecc (P-384) or rsa (2048).
-        timeout_s: for one answer.
+        timeout_s: for one answer. wait_s: for another process to let go of the state.
 
     Raises:
         UsageError: an unknown scheme or kind of EK.
         HostError: no swtpm, no such state, it is in use, it does not answer.
     """
 
-    def __init__(self, state: Path, scheme: str = "ecdsa", ek: str = "ecc", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, state: Path, scheme: str = "ecdsa", ek: str = "ecc", timeout_s: float = TIMEOUT_S, wait_s: float = 0.0
+    ) -> None:
         check_kinds(scheme, ek)
         if not (state / _DONE).exists():
             raise HostError(f"{state} holds no TPM: make one with `quoreduce attest setup`")
         self._state = state
-        self._running = _Running(state, timeout_s)
+        self._running = _Running(state, timeout_s, wait_s)
         self._stop = weakref.finalize(self, self._running.stop)
         try:
             super().__init__(self._running.transmit, "swtpm", scheme, ek)
@@ -175,13 +179,13 @@ class Swtpm(Tpm2):
 class _Running:
     """The process, the connections to it, the lock on its state."""
 
-    def __init__(self, state: Path, timeout_s: float) -> None:
+    def __init__(self, state: Path, timeout_s: float, wait_s: float) -> None:
         program = _program("swtpm")
         self._log = state / "swtpm.log"
         self._timeout_s = timeout_s
         self._owner = os.getpid()
         with contextlib.ExitStack() as undo:
-            self._lock_fd = undo.enter_context(_locked(state))
+            self._lock_fd = undo.enter_context(_locked(state, wait_s))
             self._commands, far_commands = socket.socketpair()
             control, far_control = socket.socketpair()
             undo.callback(self._commands.close)
@@ -279,20 +283,29 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(state: Path) -> Iterator[int]:
-    """Hold the lock on a state; give its file descriptor. HostError if another process holds it."""
+def _locked(state: Path, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold the lock on a state; give its file descriptor. HostError if another process holds it for longer than ``wait_s``."""
     try:
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"cannot use the TPM state in {state}: {error}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HostError(f"the TPM state in {state} is in use by another swtpm: stop it, or take another folder") from None
+        limit = time.monotonic() + wait_s
+        while not _taken(lock):
+            if time.monotonic() >= limit:
+                raise HostError(f"the TPM state in {state} is in use by another swtpm: stop it, or take another folder")
+            time.sleep(_LOCK_PAUSE_S)
         yield lock
     finally:
         os.close(lock)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _manufacture(state: Path, ca: Path, localca: str) -> None:
