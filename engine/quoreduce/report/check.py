@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import queue
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +162,8 @@ class _Checker:
         self._cores: queue.SimpleQueue[int] = queue.SimpleQueue()
         for core in cores():
             self._cores.put(core)
-        self._runs = 0
+        self._runs = itertools.count()
+        self._stopped = threading.Event()
         self.left_out: dict[str, str] = {}
 
     def run(self, settings: Sequence[Setting]) -> Report:
@@ -173,21 +176,31 @@ class _Checker:
                 for setting in settings if setting.how == "again"
             }  # fmt: skip
             others = [setting for setting in settings if setting.how != "again"]
-            with ThreadPoolExecutor(max(1, len(cores()))) as pool:
-                tries = pool.map(lambda setting: self._try(setting, reference, setting.changes), others)
-                results.update(zip([setting.name for setting in others], tries, strict=True))
+            with ThreadPoolExecutor(len(cores())) as pool:
+                tries = [pool.submit(self._try, setting, reference, setting.changes) for setting in others]
+                with self._stopping():
+                    results.update({setting.name: each.result() for setting, each in zip(others, tries, strict=True)})
             findings = self._findings(settings, results, reference)
         plan = self._plan
         tried = {setting.name: setting.what for setting in settings if setting.name not in self.left_out}
         nbytes = sum(split.length for split in plan.splits)
         return Report(self._job.name, 0, nbytes, len(plan.splits), plan.reducers, tried, self.left_out, findings)
 
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Stop what runs and what waits if this thread is interrupted."""
+        try:
+            yield
+        except BaseException:
+            self._stopped.set()
+            raise
+
     def _reference(self, stack: contextlib.ExitStack) -> tuple[Rehearsal, list[Task]]:
         """Run the reference, over a smaller sample if it takes too long; its rehearsal stays open until the stack is unwound."""
         while True:
             rest = len(self._plan.splits) > 1
             deadline = min(self._deadline, time.monotonic() + self._share_s) if rest else self._deadline
-            rehearsal = self._rehearsal(())
+            rehearsal = self._rehearsal((), cores()[0])
             try:
                 with contextlib.ExitStack() as attempt:
                     attempt.enter_context(rehearsal)
@@ -206,31 +219,33 @@ class _Checker:
             if task.failed or task.kind == "setup":
                 raise JobError(f"{self._job.name}: {task.kind} {task.index}: {task.reply.error}")
 
-    def _rehearsal(self, changes: Sequence[Change], core: int | None = None) -> Rehearsal:
-        self._runs += 1
+    def _rehearsal(self, changes: Sequence[Change], core: int) -> Rehearsal:
         env = {name: value for change in changes for name, value in change.env.items()}
         cwd = str(self._elsewhere) if any(change.elsewhere for change in changes) else None
-        return Rehearsal(self._plan, self._folder / str(self._runs), env, cwd, cores()[0] if core is None else core)
+        return Rehearsal(self._plan, self._folder / str(next(self._runs)), env, cwd, core, self._stopped)
 
     def _try(
         self, setting: Setting, reference: list[Task], changes: Sequence[Change], known: Rehearsal | None = None
     ) -> Difference | None:  # fmt: skip
         """Run under some changes and compare; a run that the machine fails is left out."""
         try:
-            with _alone(changes):
-                if known is not None:
-                    return first_difference(self._job, reference, known.run(self._deadline))
-                core = self._cores.get()
-                try:
-                    with self._rehearsal(changes, core) as rehearsal:
-                        blocks = reference if setting.how == "digests" else None
-                        tasks = rehearsal.run(self._deadline, setting.how == "backward", blocks)
-                        return first_difference(self._job, reference, tasks)
-                finally:
-                    self._cores.put(core)
+            if known is not None:
+                return first_difference(self._job, reference, known.run(self._deadline))
+            return self._compare(setting, reference, changes)
         except HostError as error:
             self.left_out[setting.name] = str(error)
             return None
+
+    def _compare(self, setting: Setting, reference: list[Task], changes: Sequence[Change]) -> Difference | None:
+        """Run in a process of its own, on a core of its own."""
+        core = self._cores.get()
+        try:
+            with _alone(changes), self._rehearsal(changes, core) as rehearsal:
+                blocks = reference if setting.how == "digests" else None
+                tasks = rehearsal.run(self._deadline, setting.how == "backward", blocks)
+                return first_difference(self._job, reference, tasks)
+        finally:
+            self._cores.put(core)
 
     def _findings(
         self, settings: Sequence[Setting], results: dict[str, Difference | None], reference: list[Task]
@@ -252,7 +267,8 @@ class _Checker:
         """Try the changes of a setting one by one, if there are several."""
         guilty = list(setting.changes)
         if len(guilty) > 1:
-            guilty = [change for change in setting.changes if self._try(setting, reference, (change,)) is not None]
+            with contextlib.suppress(HostError):
+                guilty = [change for change in setting.changes if self._compare(setting, reference, (change,)) is not None]
         hints = _hints(self._job, setting)
         what = setting.says + (": " + ", ".join(change.what for change in guilty or setting.changes) if setting.changes else "")
         cause = "; ".join(change.cause for change in guilty) or setting.cause

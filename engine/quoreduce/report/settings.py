@@ -33,7 +33,8 @@ class Setting:
     """A run of the job.
 
     ``says``: what it is. ``how``: in a process of its own (fresh), there from the last task to the first (backward), there
-    without storing anything (digests), or once more in the reference's process (again). ``cause``: of a difference, if no change says it.
+    without storing anything (digests), or once more in the reference's process (again). ``cause``: of a difference, if no change
+    says it.
     ``hidden``: why real runs may not show the difference. ``hints``: names in a job's code that tell more.
     """
 

@@ -168,7 +168,7 @@ class LocalExecutor:
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    path = os.pathsep.join(os.path.abspath(entry) if not entry or os.path.exists(entry) else entry for entry in sys.path)
     return {**os.environ, **worker_env(), "PYTHONPATH": path}
 
 

@@ -6,6 +6,7 @@ The worker is that of every executor, and is told what to do by the same message
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from quoreduce.errors import HostError
 from quoreduce.runtime import wire
 from quoreduce.runtime.local import LocalExecutor
 from quoreduce.runtime.outcome import outcome
+
+TICK_S = 0.2
 
 
 class OutOfTime(HostError):
@@ -64,12 +67,16 @@ class Rehearsal:
     Args:
         plan: what to run. folder: where outputs of reduces go, made here and deleted at the end.
         env: variables over those of a worker. cwd: its current directory; None: this process's. core: the core it is pinned to.
+        stopped: when it is set, what runs ends with OutOfTime.
     """
 
-    def __init__(self, plan: Plan, folder: Path, env: Mapping[str, str], cwd: str | None, core: int) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, env: Mapping[str, str], cwd: str | None, core: int, stopped: threading.Event
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._folder = folder
         self._executor = LocalExecutor(1, "worker", None, env, cwd, [core])
+        self._stopped = stopped
         self._attempt = 0
         self._deadline = 0.0
         self._ready = False
@@ -139,15 +146,15 @@ class Rehearsal:
 
     def _ask(self, request: wire.Request) -> wire.Reply:
         self._executor.submit(self._worker, wire.encode(request))
-        while (left := self._deadline - time.monotonic()) > 0:
-            for arrival in self._executor.wait(left):
+        while (left := self._deadline - time.monotonic()) > 0 and not self._stopped.is_set():
+            for arrival in self._executor.wait(min(left, TICK_S)):
                 if arrival.raw is None:
-                    raise HostError("the worker died")
+                    raise HostError("the worker that ran the job died")
                 reply = wire.decode_reply(arrival.raw)
                 if reply.status in ("host", "refused"):
                     raise HostError(reply.error or "blocks changed after they were written")
                 return reply
-        raise OutOfTime("out of time")
+        raise OutOfTime("it did not end in time")
 
 
 def _ordered(count: int, backward: bool) -> Iterable[int]:
