@@ -191,6 +191,17 @@ def test_the_sample_is_bounded_and_from_all_over_the_input(kjv: Path) -> None:
     assert report.splits == 16
 
 
+def test_the_sample_of_a_slow_job_is_made_smaller(kjv: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nfrom quoreduce import Job\njob = Job('slow', lambda line: time.sleep(0.01), lambda k, v: [])\n"
+    )
+    report = check(find_job(f"{slow}:job"), [str(kjv)], settings=("hash",), limit_s=24)
+    assert report.agreed
+    assert 0 < report.sample_bytes < 100_000
+    assert report.splits == 4
+
+
 def test_a_job_that_takes_too_long_is_an_error_that_says_what_to_do(text: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text("import time\nfrom quoreduce import Job\njob = Job('slow', lambda line: time.sleep(9), lambda k, v: [])\n")

@@ -37,6 +37,8 @@ from quoreduce.runtime.session import pickle_job, usual_reducers
 SPLITS_USUAL = 16
 SPLITS_LEAST = 8  # of an input that is smaller than the sample
 ROLES = ("map", "combine", "partition", "reduce", "sample")
+SPLITS_FEW = 4
+CUT = 8  # into so many pieces a split is cut, of which one is kept
 SHARE = 20  # of the time limit, for one run: else the sample is made smaller
 Say = Callable[[str], None]
 
@@ -148,6 +150,18 @@ def _thinned(splits: tuple[Split, ...], count: int, nbytes: int) -> tuple[Split,
     return tuple(picked)
 
 
+def _smaller(job: Job, splits: tuple[Split, ...]) -> tuple[Split, ...]:
+    """Make less of a sample: fewer splits, then shorter ones where they can be cut, then one; or nothing."""
+    if len(splits) > SPLITS_FEW:
+        return _thinned(splits, SPLITS_FEW, sum(split.length for split in splits) - 1)
+    width = record_width(job.input) or 1
+    if job.input != "sequence":
+        lengths = [max(1, one.length // CUT // width) * width if one.compression == "none" else one.length for one in splits]
+        if any(length < split.length for length, split in zip(lengths, splits, strict=True)):
+            return tuple(replace(split, length=length) for length, split in zip(lengths, splits, strict=True))
+    return splits[:1] if len(splits) > 1 else ()
+
+
 class _Checker:
     """Runs the reference, then the settings, as many at a time as there are cores."""
 
@@ -198,8 +212,8 @@ class _Checker:
     def _reference(self, stack: contextlib.ExitStack) -> tuple[Rehearsal, list[Task]]:
         """Run the reference, over a smaller sample if it takes too long; its rehearsal stays open until the stack is unwound."""
         while True:
-            rest = len(self._plan.splits) > 1
-            deadline = min(self._deadline, time.monotonic() + self._share_s) if rest else self._deadline
+            smaller = _smaller(self._job, self._plan.splits)
+            deadline = min(self._deadline, time.monotonic() + self._share_s) if smaller else self._deadline
             rehearsal = self._rehearsal((), cores()[0])
             try:
                 with contextlib.ExitStack() as attempt:
@@ -208,11 +222,9 @@ class _Checker:
                     stack.push(attempt.pop_all())
                 return rehearsal, tasks
             except OutOfTime:
-                if not rest:
-                    raise OutOfTime("one split takes too long: use a smaller --sample-mb or a larger --time-limit") from None
-                splits = self._plan.splits
-                fewer = _thinned(splits, max(1, len(splits) // 4), sum(split.length for split in splits) - 1)
-                self._plan = Plan(self._plan.job, fewer, self._plan.reducers, self._plan.sampled)
+                if not smaller or time.monotonic() >= self._deadline:
+                    raise OutOfTime("the job takes too long over the smallest sample: use a larger --time-limit") from None
+                self._plan = Plan(self._plan.job, smaller, self._plan.reducers, self._plan.sampled)
 
     def _complain(self, reference: list[Task]) -> None:
         for task in reference:
