@@ -13,7 +13,7 @@ from quoreduce.job import Job
 from quoreduce.jobs.find import find_job
 from quoreduce.jobs.scan import scan_job
 from quoreduce.report.check import Finding, Report, check
-from quoreduce.report.settings import find_settings
+from quoreduce.report.settings import NAMES, find_settings
 from quoreduce.runtime.compile import ensure_kernels
 
 HERE = Path(__file__).parent
@@ -97,6 +97,10 @@ def test_leaking_state_is_told_from_chance(name: str, text: Path) -> None:
     finding = only(name, text, "repeat", "state", "order")
     assert finding.setting == "state"
     assert "leaking state" in finding.cause
+
+
+def test_a_global_that_is_assigned_is_pointed_at(text: Path) -> None:
+    assert any("global in map (faulty_jobs.py:" in hint for hint in only("a_global", text, "state").hints)
 
 
 def test_leaking_state_shows_in_the_order_of_tasks_too(text: Path) -> None:
@@ -252,6 +256,14 @@ def test_the_command_as_json(text: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert state["findings"][0]["difference"]["task"] == "map 0"
     assert main(["check", "scan", "--starts-with", "k", "--lines", str(text), "--settings", "order", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["deterministic"] is True
+
+
+def test_help_names_every_setting_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    said = capsys.readouterr().out
+    for word in (*NAMES, "--settings", "--sample-mb", "--time-limit", "--reducers", "--starts-with", "--json"):
+        assert word in said
 
 
 def test_errors_are_one_line(text: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ what it changes is tried one by one, and the first differing record is looked up
 from __future__ import annotations
 
 import contextlib
+import dis
 import fcntl
 import itertools
 import json
@@ -305,12 +306,21 @@ def _hints(job: Job, setting: Setting) -> list[str]:
     found: dict[str, None] = {}
     for role in ROLES:
         for code in _codes(getattr(job, role), set()):
-            names = {*code.co_names, *code.co_freevars}
+            names = {*code.co_names, *_assigned(code)}
             for name in setting.hints:
                 if name in names:
                     place = f"{Path(code.co_filename).name}:{code.co_firstlineno}"
-                    found[f"{setting.hints[name]}: {role} uses {name} ({place})"] = None
+                    found[f"{setting.hints[name]}: {name} in {role} ({place})"] = None
     return list(found)
+
+
+def _assigned(code: Any) -> Iterator[str]:
+    """Say whether the code assigns variables that are not its own."""
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_GLOBAL":
+            yield "global"
+        elif step.opname == "STORE_DEREF" and step.argval in code.co_freevars:
+            yield "nonlocal"
 
 
 def _codes(function: Any, seen: set[int]) -> Iterator[Any]:

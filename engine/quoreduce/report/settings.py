@@ -72,7 +72,7 @@ REPEAT = Setting(
 STATE = Setting(
     "state", "a second time in the same process",
     "leaking state: something that the job keeps between tasks (a global, a cache, a default argument) gets into its output",
-    "again", hints=dict.fromkeys(("global", "next", "count"), "what is kept between tasks"),
+    "again", hints={"global": "a global variable is assigned", "nonlocal": "a variable of an outer function is assigned"},
 )  # fmt: skip
 ORDER = Setting("order", "tasks from the last to the first", STATE.cause, "backward", hints=STATE.hints)
 DIGESTS = Setting(
@@ -138,7 +138,7 @@ def _numba() -> Setting:
     cause = "code that numba compiled for this CPU type (fastmath, math functions)"
     return Setting(
         "numba", "kernels compiled for an older CPU type", cause, changes=(Change("NUMBA_CPU_NAME=generic", cause, env),),
-        hidden="machines with the same type of CPU agree", hints={"fastmath": "fastmath"},
+        hidden="machines with the same type of CPU agree",
     )  # fmt: skip
 
 
