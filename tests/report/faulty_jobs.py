@@ -85,6 +85,12 @@ def fails_elsewhere(line):
     yield line[:8], 1
 
 
+def dies_elsewhere(line):
+    if os.environ["PYTHONHASHSEED"] != "0":
+        os._exit(7)
+    yield line[:8], 1
+
+
 def always_fails(line):
     raise LookupError("never\nhere")
 
@@ -124,5 +130,6 @@ the_folder = Job("the-folder", here, add)
 numpy_math = Job("numpy-math", numpy_exp, last)
 c_math = Job("c-math", c_exp, last)
 an_error = Job("an-error", fails_elsewhere, last)
+a_death = Job("a-death", dies_elsewhere, last)
 hopeless = Job("hopeless", always_fails, last)
 carrier_only = Job.of_blocks("carrier-only", map=store_only, reduce=totals)

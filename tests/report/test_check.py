@@ -213,6 +213,15 @@ def test_a_job_that_takes_too_long_is_an_error_that_says_what_to_do(text: Path, 
         check(find_job(f"{slow}:job"), [str(text)], limit_s=2)
 
 
+def test_a_setting_under_which_the_worker_dies_is_left_out_and_said(text: Path) -> None:
+    report = check(faulty("a_death"), [str(text)], settings=("repeat", "hash"))
+    assert report.agreed
+    assert list(report.tried) == ["repeat"]
+    assert "died" in report.left_out["hash"]
+    with pytest.raises(HostError, match=r"no setting could be tried: hash: .* died"):
+        check(faulty("a_death"), [str(text)], settings=("hash",))
+
+
 def test_what_cannot_be(text: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"hopeless: map 0: map failed at record 0 .* LookupError: never"):
         check(faulty("hopeless"), [str(text)])

@@ -89,7 +89,7 @@ def check(
 
     Raises:
         InputError, UsageError: nothing was run. JobError: the job fails already in the reference. HostError: a worker died there,
-        or it did not end in time.
+        or it did not end in time, or no setting could be tried.
     """
     if sample_mb <= 0 or limit_s <= 0:
         raise UsageError("a sample has more than 0 MB, and a time limit more than 0 seconds")
@@ -198,6 +198,8 @@ class _Checker:
             findings = self._findings(settings, results, reference)
         plan = self._plan
         tried = {setting.name: setting.what for setting in settings if setting.name not in self.left_out}
+        if not tried:
+            raise HostError("no setting could be tried: " + "; ".join(f"{name}: {why}" for name, why in self.left_out.items()))
         nbytes = sum(split.length for split in plan.splits)
         return Report(self._job.name, 0, nbytes, len(plan.splits), plan.reducers, tried, self.left_out, findings)
 
@@ -364,7 +366,8 @@ def _lines(report: Report) -> Iterator[str]:
             yield f"  note       {finding.hidden}"
     count = f"{report.splits} maps, {report.parts} reduces, {report.sample_bytes:,} of {report.input_bytes:,} bytes"
     if report.agreed:
-        yield f"{report.job}: the same output under all {len(report.tried)} settings tried; this is no proof"
+        count_tried = f"all {len(report.tried)} settings" if len(report.tried) > 1 else "the one setting"
+        yield f"{report.job}: the same output under {count_tried} tried; this is no proof"
         yield f"  {count}, {report.wall_s:.1f} s"
         yield from (f"  {name:<9}  {what}" for name, what in report.tried.items())
     else:
