@@ -29,6 +29,12 @@ EXIT_CODES = """exit codes:
   5  the job is not deterministic
   6  attestation: evidence is refused, or cannot be made
   130  interrupted"""
+CHECK_SETTINGS = """settings:
+  repeat   the same once more, in a new process         state    a second time in the same process
+  order    tasks from the last to the first             digests  a replica that only digests, and stores nothing
+  hash     another PYTHONHASHSEED                       threads  four threads for BLAS, OpenMP, MKL, numba, Polars
+  place    another TZ, LC_ALL, current directory        cpu      an older CPU type for numpy, the C library, BLAS
+  numba    kernels compiled for an older CPU type"""
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
     "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
@@ -46,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_parser(commands)
     _stream_parser(commands)
+    _check_parser(commands)
     verify = commands.add_parser("verify", help="recompute every digest of an output against its manifest")
     verify.add_argument("output", metavar="OUTPUT")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -81,10 +88,31 @@ def _run_parser(commands: Any) -> None:
         description="Run a job over inputs and write part-r-00000... and a manifest, _SUCCESS, to a new directory.",
     )  # fmt: skip
     run.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
-    scan = run.add_argument_group("scan")
+    _scan_options(run)
+    _run_options(run)
+
+
+def _scan_options(command: argparse.ArgumentParser) -> None:
+    scan = command.add_argument_group("scan")
     scan.add_argument("--starts-with", metavar="TEXT", help="keep the records that begin with TEXT, 1 to 64 bytes of UTF-8; required")
     scan.add_argument("--lines", action="store_true", help="the records are lines, of any length (default: 100 bytes each, as for sort)")
-    _run_options(run)
+
+
+def _check_parser(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="look for what makes a job's output differ from run to run, or from machine to machine",
+        description="Run a job over a sample of its input under several settings, each in a process of its own, and compare every digest:\n"
+        "exit 0 if all agree (which is no proof), 5 with the first differing record and the likely cause if not. Nothing is written.",
+        epilog=CHECK_SETTINGS, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    check.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
+    check.add_argument("paths", metavar="INPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs")
+    check.add_argument("--settings", metavar="NAMES", help="with commas between, or all (default: all; numba only for jobs with kernels of their own)")
+    check.add_argument("--sample-mb", type=float, default=16.0, metavar="MB", help="input to read, from all over it (default 16)")
+    check.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="bound on the whole, in seconds (default 60)")
+    check.add_argument("--reducers", type=int, metavar="N", help="number of parts (default: from the sample's size)")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    _scan_options(check)
 
 
 def _stream_parser(commands: Any) -> None:
@@ -172,11 +200,26 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
+    return _run_job(a, lambda: _named_job(a))
+
+
+def _named_job(a: argparse.Namespace) -> Job:
     from quoreduce.jobs.find import find_job
 
     if a.job != "scan" and (a.starts_with is not None or a.lines):
         raise UsageError(f"--starts-with and --lines go with the job scan, not with {a.job}")
-    return _run_job(a, lambda: find_job(a.job) if a.starts_with is None else _scan(a))
+    return find_job(a.job) if a.starts_with is None else _scan(a)
+
+
+def _check(a: argparse.Namespace) -> int:
+    from quoreduce.report.check import check, print_report
+
+    settings = () if a.settings is None else tuple(filter(None, a.settings.replace(" ", "").split(",")))
+    report = check(
+        _named_job(a), a.paths, sample_mb=a.sample_mb, limit_s=a.time_limit, settings=settings, reducers=a.reducers,
+        say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    return print_report(report, a.json)
 
 
 def _scan(a: argparse.Namespace) -> Job:
@@ -307,7 +350,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "stream": _stream, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "gridmix": _gridmix,
+    "run": _run, "stream": _stream, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "gridmix": _gridmix,
     "attest": _attest, "doctor": _doctor,
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
@@ -71,10 +72,19 @@ class _Process:
 
 
 class LocalExecutor:
-    """``workers`` processes on this machine, pinned to its cores in turn."""
+    """``workers`` processes on this machine, pinned to its cores in turn.
 
-    def __init__(self, workers: int, domain: Domain = "core", store: str | None = None) -> None:
+    ``env``, ``folder``, ``pins``: variables over those that workers have, their current directory, their cores (for rehearsals).
+    """
+
+    def __init__(
+        self, workers: int, domain: Domain = "core", store: str | None = None, env: Mapping[str, str] | None = None,
+        folder: str | None = None, pins: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self._count = workers
+        self._env = dict(env or {})
+        self._cwd = folder
+        self._pins = list(pins)
         self._domain = domain
         self._folder, self._lock = create_session_folder(store)
         self._life_read, self._life_write = os.pipe()
@@ -84,7 +94,7 @@ class LocalExecutor:
         self._generation = 0
 
     def start(self) -> list[WorkerInfo]:
-        usable = cores()
+        usable = self._pins or cores()
         return [self._spawn(i, usable[i % len(usable)]).info for i in range(self._count)]
 
     def _spawn(self, number: int, core: int) -> _Process:
@@ -95,8 +105,8 @@ class LocalExecutor:
         command += [str(theirs.fileno()), str(self._life_read)]
         # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
         process = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(), self._life_read), env=_environment(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
+            command, pass_fds=(theirs.fileno(), self._life_read), env={**_environment(), **self._env},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd=self._cwd,
         )  # fmt: skip
         theirs.close()
         ours.setblocking(False)
@@ -158,7 +168,7 @@ class LocalExecutor:
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    path = os.pathsep.join(os.path.abspath(entry) if not entry or os.path.exists(entry) else entry for entry in sys.path)
     return {**os.environ, **worker_env(), "PYTHONPATH": path}
 
 

@@ -131,7 +131,7 @@ class Session:
     def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, _pickle(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
+        return wire.Setup(self._generation, pickle_job(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
         """What holds answers back until there is evidence for them, if the job is to be attested."""
@@ -241,8 +241,8 @@ def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, d
     )  # fmt: skip
 
 
-def _pickle(job: Job) -> bytes:
-    """Pickle a job; modules that are not installed (a script, a notebook, a file) go by value."""
+def pickle_job(job: Job) -> bytes:
+    """Pickle a job, or raise UsageError; modules that are not installed (a script, a notebook, a file) go by value."""
     registered: list[ModuleType] = []
     try:
         for function in (job.map, job.reduce, job.combine, job.partition, job.sample):

@@ -295,7 +295,10 @@ class JobTracker:
         ) * (domains <= self.plan.need)
         reason = state.fruitless()
         if reason == "not_deterministic":
-            hint = " Domains contradicted themselves and never each other: the job's own code is not deterministic."
+            hint = (
+                " Domains contradicted themselves and never each other: the job's own code is not deterministic "
+                "(quoreduce check looks for the cause)."
+            )
         self._fail(reason, state.task, f"no {self.plan.need} domains agreed on {state.story()}.{hint}")
         return True
 
