@@ -39,6 +39,7 @@ BUGS = {
         "return state.ballot.missing(set(), self.plan.need) - len(state.running) // 2",
     ),
 }
+SEEDS = 400
 Make = Callable[[Plan], JobTracker]
 
 
@@ -65,7 +66,7 @@ def planted() -> Iterator[Callable[[str, str, str], Make]]:
 
 
 def caught(make: Any, faults: tuple[str, ...]) -> bool:
-    for seed in range(100):
+    for seed in range(SEEDS):
         plan = Plan(12, 3, 1, "bft", confirm=True)
         load = Load("sort", USUAL.job("sort"), 12, 3, split_bytes=4e6)  # so that answers are late, compared with them
         try:

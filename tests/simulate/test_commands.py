@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,8 +52,8 @@ def test_slides_have_the_shape_that_was_published(capsys: pytest.CaptureFixture[
         assert all(1 <= p["bft_s"] / p["original_s"] <= 2.5 for p in times)
     assert [(r["app"], r["nodes"]) for r in found["ratios"]] == [(app, n) for app in APPS for n in (10, 20)]
     assert all(1.9 < r["cpu_ratio"] < 2.5 and 1 <= r["time_ratio"] <= 2.5 for r in found["ratios"])
-    means = [math.prod(r["time_ratio"] for r in found["ratios"] if r["nodes"] == n) for n in (10, 20)]
-    assert means[1] < means[0]  # with twice the nodes voting costs less time (slides 25, 26)
+    few = [p["bft_s"] / p["original_s"] for p in found["points"] if p["splits"] == SPLITS[0]]
+    assert few[1] < few[0]  # voting costs less time where there are slots to spare
     assert [s["percent"] for s in found["shares"]] == list(SHARES)
     assert [s["reexecutions"] > 0 for s in found["shares"]] == [False, True, True, True, True, True]
     html = page.read_text()

@@ -1,7 +1,7 @@
 """``quoreduce simulate calibrate``: what a byte costs on this machine, from small jobs on a warm local session.
 
-Jobs run without replicas, and each execution's own CPU seconds and bytes are taken from its reply. A fixed cost of an execution
-is the least that any took, of a job over next to nothing, so that rates are of bytes only.
+Jobs run plain and voted, and each execution's own CPU seconds and bytes are taken from its reply. The fixed cost of an execution
+is that of one over next to nothing; rates are of what it takes beyond that.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quoreduce.data.digest import Algorithm, Digester
+from quoreduce.data.digest import Digester
 from quoreduce.job import Job
 from quoreduce.jobs.scan import scan_job
 from quoreduce.jobs.sort import JOB as SORT
@@ -84,7 +85,7 @@ def calibrate(mb: int, say: Say) -> Calibration:
             say(f"calibrate: {kind}")
             costs[kind] = _cost(session, watched, job, source, folder, stages, task_s)
     where = f"measured on {platform.machine()}, {len(session.workers)} cores, with {mb} MB"
-    return Calibration(where, costs, _digest_s("blake3"), _digest_s("checksum"), task_s, driver_s, startup_s)
+    return Calibration(where, costs, _digest_s(), task_s, driver_s, startup_s)
 
 
 def _jobs(folder: Path, mb: int, say: Say) -> list[tuple[str, Job, Path, int]]:
@@ -122,32 +123,42 @@ def _fixed(session: Session, watched: Watched, folder: Path, workers: int) -> tu
 
 
 def _cost(session: Session, watched: Watched, job: Job, source: Path, folder: Path, stages: int, task_s: float) -> JobCost:
-    """Rates of one job: medians over its executions in some runs, the first of which does not count."""
+    """Rates of one job, plain and voted."""
     size = sum(path.stat().st_size for path in ([source] if source.is_file() else source.glob("part-*")))
     split_mb = max(0.1, size / SPLITS / 1e6)
-    options = Options(mode="original", f=0, reducers=REDUCERS, split_mb=split_mb, overwrite=True)
-    seen: list[tuple[str, wire.Reply]] = []
-    for n in range(1 + ROUNDS):
-        session.run(job, [str(source)], str(folder / "out"), options)
-        replies = watched.take()
-        seen += replies if n else []
-    maps = [(r.cpu_s, r.bytes_in, sum(p.nbytes for p in r.parts)) for kind, r in seen if kind == "map"]
-    made = sum(out for _, _, out in maps) / ROUNDS / REDUCERS  # what each reduce reads, on average
-    reduces = [(r.cpu_s, made, sum(p.nbytes for p in r.parts)) for kind, r in seen if kind == "reduce"]
-    return JobCost(_rate(maps, task_s), _ratio(maps), _rate(reduces, task_s), _ratio(reduces), stages)
+    plain = Options(mode="original", f=0, reducers=REDUCERS, split_mb=split_mb, overwrite=True)
+    both: list[tuple[Options, list[tuple[str, wire.Reply]]]] = [(plain, []), (replace(plain, mode="bft", f=1), [])]
+    for n in range(1 + ROUNDS):  # in turn, and the first does not count
+        for options, seen in both:
+            session.run(job, [str(source)], str(folder / "out"), options)
+            replies = watched.take()
+            seen += replies if n else []
+    rates = []
+    for _, seen in both:
+        maps = [(r.cpu_s, r.bytes_in, sum(p.nbytes for p in r.parts)) for kind, r in seen if kind == "map"]
+        made = _mean_out(maps) * len(maps) / sum(kind == "reduce" for kind, _ in seen)  # what each reduce reads
+        reduces = [(r.cpu_s, made, sum(p.nbytes for p in r.parts)) for kind, r in seen if kind == "reduce"]
+        rates.append((_rate(maps, task_s), _ratio(maps), _rate(reduces, task_s), _ratio(reduces)))
+    (map_s, map_out, reduce_s, reduce_out), (map_voted_s, _, reduce_voted_s, _) = rates
+    return JobCost(map_s, map_voted_s, map_out, reduce_s, reduce_voted_s, reduce_out, stages)
+
+
+def _mean_out(seen: Sequence[tuple[float, float, int]]) -> float:
+    return statistics.fmean(out for _, _, out in seen)
 
 
 def _rate(seen: Sequence[tuple[float, float, int]], task_s: float) -> float:
-    return statistics.median(max(0.0, cpu_s - task_s) / max(1.0, nbytes) for cpu_s, nbytes, _ in seen)
+    """Seconds a byte: all that executions took, but for their fixed cost, by all bytes."""
+    return max(0.0, sum(cpu_s - task_s for cpu_s, _, _ in seen)) / max(1.0, sum(nbytes for _, nbytes, _ in seen))
 
 
 def _ratio(seen: Sequence[tuple[float, float, int]]) -> float:
     return sum(out for _, _, out in seen) / max(1.0, sum(nbytes for _, nbytes, _ in seen))
 
 
-def _digest_s(algorithm: Algorithm) -> float:
+def _digest_s() -> float:
     """Seconds that a digest takes for a byte, of 16 MB."""
-    data, digester, times = np.arange(2_000_000, dtype=np.uint64).view(np.uint8), Digester(algorithm), []
+    data, digester, times = np.arange(2_000_000, dtype=np.uint64).view(np.uint8), Digester("blake3"), []
     for _ in range(1 + ROUNDS):
         start = time.perf_counter()
         digester.of(data)

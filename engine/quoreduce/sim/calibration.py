@@ -17,16 +17,19 @@ class JobCost:
     """What one kind of job does with a byte.
 
     Attributes:
-        map_s_per_byte: CPU seconds of a map for each byte of its split, without digests.
+        map_s_per_byte: CPU seconds of a map for each byte of its split, as `original` runs it, with its checksums.
+        map_voted_s_per_byte: the same when outputs are voted on, with digests; the mean of replicas that store and that do not.
         map_out: bytes of map output for each byte of the split.
-        reduce_s_per_byte: CPU seconds of a reduce for each byte that it reads, without digests.
+        reduce_s_per_byte, reduce_voted_s_per_byte: the same of a reduce, for each byte that it reads.
         reduce_out: bytes of output for each byte that a reduce reads.
         stages: how many such jobs are run, each on the output of the one before.
     """
 
     map_s_per_byte: float
+    map_voted_s_per_byte: float
     map_out: float
     reduce_s_per_byte: float
+    reduce_voted_s_per_byte: float
     reduce_out: float
     stages: int = 1
 
@@ -38,7 +41,7 @@ class Calibration:
     Attributes:
         source: where they are from, for people.
         jobs: name -> cost.
-        digest_s_per_byte: of BLAKE3, which votes are on. checksum_s_per_byte: of what `original` uses instead.
+        digest_s_per_byte: of BLAKE3, by which an output is checked before it is published.
         task_s: fixed cost of an execution in its worker. driver_s: the driver's for one execution; it handles one at a time.
         startup_s: from the start of a job to its first launch.
     """
@@ -46,7 +49,6 @@ class Calibration:
     source: str
     jobs: dict[str, JobCost]
     digest_s_per_byte: float
-    checksum_s_per_byte: float
     task_s: float
     driver_s: float
     startup_s: float
@@ -92,15 +94,15 @@ def _positive(name: str, value: Any) -> float:
 USUAL = Calibration(
     source="assumed",
     jobs={
-        "wordcount": JobCost(4e-9, 0.05, 4e-9, 0.5),
-        "sort": JobCost(3e-9, 1.0, 5e-9, 1.0),
-        "scan": JobCost(0.3e-9, 0.01, 1e-9, 1.0),
-        "streamSort": JobCost(20e-9, 1.0, 25e-9, 1.0),
-        "javaSort": JobCost(6e-9, 1.0, 8e-9, 1.0),
-        "combiner": JobCost(12e-9, 0.05, 8e-9, 0.5),
-        "monsterQuery": JobCost(20e-9, 0.4, 8e-9, 0.4, stages=3),
-        "webdataScan": JobCost(12e-9, 0.01, 4e-9, 0.05),
-        "webdataSort": JobCost(30e-9, 4.0, 8e-9, 1.0),
+        "wordcount": JobCost(3e-9, 3.1e-9, 0.6, 3e-9, 3.3e-9, 0.2),
+        "sort": JobCost(0.35e-9, 0.4e-9, 1.0, 0.7e-9, 0.75e-9, 1.0),
+        "scan": JobCost(0.1e-9, 0.1e-9, 0.01, 20e-9, 20e-9, 1.0),
+        "streamSort": JobCost(4e-9, 4.2e-9, 1.0, 3e-9, 3.3e-9, 1.0),
+        "javaSort": JobCost(0.35e-9, 0.4e-9, 1.0, 0.7e-9, 0.75e-9, 1.0),
+        "combiner": JobCost(0.8e-9, 0.8e-9, 0.02, 20e-9, 20e-9, 0.15),
+        "monsterQuery": JobCost(2.4e-9, 2.5e-9, 0.1, 3e-9, 3.3e-9, 0.4, stages=3),
+        "webdataScan": JobCost(2.3e-9, 2.3e-9, 0.03, 6e-9, 6.3e-9, 0.4),
+        "webdataSort": JobCost(1.8e-9, 1.85e-9, 1.0, 0.7e-9, 0.75e-9, 1.0),
     },
-    digest_s_per_byte=0.4e-9, checksum_s_per_byte=0.07e-9, task_s=1e-3, driver_s=0.3e-3, startup_s=0.05,
+    digest_s_per_byte=0.2e-9, task_s=1e-3, driver_s=0.3e-3, startup_s=0.05,
 )  # fmt: skip

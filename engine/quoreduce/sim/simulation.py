@@ -168,8 +168,6 @@ class Simulation:
         self._tries: dict[str, int] = {}
         self._hash = hashlib.blake2b(digest_size=16)
         self._last_sources: tuple[tuple[tuple[Source, ...], ...], str, int] = ((), "", 0)
-        rate = calibration.checksum_s_per_byte if plan.mode == "original" else calibration.digest_s_per_byte
-        self._digest_s = rate
         part = Part(b"true", RECORDS, round(load.part_bytes))
         self._true = Output(b"true", (part,) * load.reduces)
         self._reduce_in = load.part_bytes * load.maps
@@ -213,11 +211,11 @@ class Simulation:
         return self._cpu_s(kind) + read / min(self.shape.net_bps, self.shape.disk_bps)
 
     def _cpu_s(self, kind: str) -> float:
-        """CPU seconds of an execution: its function, and digests of what it makes and, in a reduce, of what it reads."""
-        cost, fixed, rate = self.load.cost, self.calibration.task_s, self._digest_s
+        """CPU seconds of an execution."""
+        cost, fixed, voted = self.load.cost, self.calibration.task_s, self.plan.mode != "original"
         if kind == "map":
-            return fixed + self.load.split_bytes * (cost.map_s_per_byte + cost.map_out * rate)
-        return fixed + self._reduce_in * (cost.reduce_s_per_byte + rate + cost.reduce_out * rate)
+            return fixed + self.load.split_bytes * (cost.map_voted_s_per_byte if voted else cost.map_s_per_byte)
+        return fixed + self._reduce_in * (cost.reduce_voted_s_per_byte if voted else cost.reduce_s_per_byte)
 
     # ---- the driver -----------------------------------------------------------------------------------------------
 
@@ -307,8 +305,9 @@ class Simulation:
             checked_s = 0.0
             if self.plan.mode != "original":  # another node reads it again and recomputes its digest (R8)
                 checker = next((n for n in self._nodes if n.alive and n.domain not in c.domains), self._nodes[0])
-                checked_s = nbytes / self.shape.net_bps + nbytes * self._digest_s / checker.speed + 2 * self.shape.latency_s
-                self._outcome.cpu_s += nbytes * self._digest_s / checker.speed
+                cpu_s = nbytes * self.calibration.digest_s_per_byte / checker.speed
+                checked_s = nbytes / self.shape.net_bps + cpu_s + 2 * self.shape.latency_s
+                self._outcome.cpu_s += cpu_s
             self._at(self._now + self.calibration.driver_s + checked_s, self._publish, c.attempt)
 
     def _publish(self, attempt: int) -> None:
