@@ -25,7 +25,7 @@ KINDS = {
     "lose": "a message is lost with probability P%",
     "duplicate": "an answer comes twice with probability P%",
     "delay": "a message is late by up to DETAIL (5) seconds with probability P%",
-    "reorder": "an answer waits until others have overtaken it with probability P%",
+    "reorder": "a message waits until others have overtaken it with probability P%",
 }
 PROBABILITIES = ("lose", "duplicate", "delay", "reorder")
 DETAIL_USUAL = {"bad": 1.0, "collude": 1.0, "slow": 4.0, "delay": 5.0}
