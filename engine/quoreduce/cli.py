@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     gridmix.add_argument("arguments", nargs="*")  # options too, as they are: they are parsed where they are known
     attest = commands.add_parser("attest", add_help=False, prefix_chars="\0", help="attestation: prepare this machine, quote, verify, measure")
     attest.add_argument("arguments", nargs="*")
+    simulate = commands.add_parser("simulate", add_help=False, prefix_chars="\0", help="the tracker on simulated nodes: one job, the slides' figures, calibration")
+    simulate.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -343,6 +345,12 @@ def _attest(a: argparse.Namespace) -> int:
     return attest(a.arguments)
 
 
+def _simulate(a: argparse.Namespace) -> int:
+    from quoreduce.report.simulate import main as simulate
+
+    return simulate(a.arguments)
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
@@ -350,8 +358,8 @@ def _doctor(a: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "stream": _stream, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo, "gridmix": _gridmix,
-    "attest": _attest, "doctor": _doctor,
+    "run": _run, "stream": _stream, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
+    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

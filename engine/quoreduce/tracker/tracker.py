@@ -543,8 +543,9 @@ class JobTracker:
 
     def _weigh(self, copies: tuple[Source, ...], sign: int) -> None:
         if copies:
-            for r, part in enumerate(self._output(copies[0]).parts):
-                self._offered_nbytes[r] += sign * len(copies) * part.nbytes
+            parts, times = self._output(copies[0]).parts, sign * len(copies)
+            # One pass in a comprehension: with many partitions this is most of what an answer costs.
+            self._offered_nbytes = [n + times * part.nbytes for n, part in zip(self._offered_nbytes, parts, strict=True)]
 
     def _publish(self, state: TaskState, winner: Camp) -> None:
         """Announce the stored attempt of an agreed output that is to be used."""

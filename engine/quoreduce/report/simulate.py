@@ -1,0 +1,168 @@
+"""``quoreduce simulate run|slides|calibrate``: jobs on clusters that are not there.
+
+Every figure is *simulated*, and says so; calibrate's are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quoreduce.errors import InputError, NoQuorum, NotDeterministic, OutputError, TooFewDomains, UsageError
+from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, parse_fault, simulate
+from quoreduce.sim.faults import KINDS
+from quoreduce.sim.slides import Slides, slides
+
+TASKS_MAX = 10_000_000
+FAULTS_HELP = "faults:\n" + "\n".join(f"  {kind:13} {text}" for kind, text in KINDS.items())
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the three commands."""
+    top = argparse.ArgumentParser(
+        prog="quoreduce simulate", description="The real tracker on simulated nodes, in virtual time. See docs/simulator.md."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run", help="simulate one job", epilog=FAULTS_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Simulate one job; the same seed gives the same transcript.",
+    )  # fmt: skip
+    run.add_argument("--nodes", type=int, default=10, metavar="N", help="default 10")
+    run.add_argument("--slots", type=int, default=2, metavar="N", help="executions that a node runs at a time (default 2)")
+    run.add_argument("--rack", type=int, default=20, metavar="N", help="nodes in a rack (default 20)")
+    run.add_argument("--domain", choices=["node", "rack"], default="node", help="what fails together (default node)")
+    run.add_argument("--speeds", default="1", metavar="X,...", help="of CPU types, which nodes have in turn (default 1)")
+    run.add_argument("--job", default="wordcount", help="a job of the calibration (default wordcount)")
+    run.add_argument("--maps", type=int, default=100, metavar="M", help="default 100")
+    run.add_argument("--reduces", type=int, default=10, metavar="R", help="default 10")
+    run.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="default 64")
+    run.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="default 1")
+    run.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="default bft")
+    run.add_argument("--seed", type=int, default=0, help="default 0")
+    run.add_argument("--faults", nargs="+", default=[], metavar="KIND:AMOUNT[:DETAIL]", help="see below")
+    run.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
+    run.add_argument("--json", action="store_true", help="print one JSON object")
+    pages = commands.add_parser("slides", help="repeat the slides' figures and FTMR's sweep, beside what was published")
+    pages.add_argument("--seed", type=int, default=0, help="default 0")
+    pages.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
+    pages.add_argument("--json", action="store_true", help="print one JSON object")
+    pages.add_argument("--out", metavar="HTML", help="write a page with charts")
+    calibrate = commands.add_parser("calibrate", help="measure this machine's rates with small jobs: some seconds")
+    calibrate.add_argument("--mb", type=int, default=8, metavar="MB", help="size of the data (default 8)")
+    calibrate.add_argument("--out", metavar="FILE", help="write the calibration there (default: print it)")
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command and return the exit code, that of a job which ended like the simulated one."""
+    a = parser().parse_args(arguments)
+    return {"run": _run, "slides": _slides, "calibrate": _calibrate}[a.command](a)
+
+
+def _run(a: argparse.Namespace) -> int:
+    if a.maps + a.reduces > TASKS_MAX:
+        raise UsageError(f"at most {TASKS_MAX:,} tasks are simulated")
+    try:
+        speeds = tuple(float(speed) for speed in a.speeds.split(","))
+    except ValueError as error:
+        raise UsageError(f"{a.speeds!r} are no speeds: use numbers, separated by commas") from error
+    calibration, faults = _read(a.calibration), [parse_fault(text) for text in a.faults]
+    if not 0 <= a.faults_tolerated <= 16:
+        raise UsageError(f"f is 0 to 16, not {a.faults_tolerated}")
+    shape = Shape(a.nodes, a.slots, a.rack, a.domain, speeds=speeds)
+    load = Load(a.job, calibration.job(a.job), a.maps, a.reduces, a.split_mb * 1e6)
+    gc.disable()  # nothing is garbage before the end, and looking for it takes a third of the time
+    try:
+        out = simulate(shape, load, calibration, a.faults_tolerated, a.mode, faults, a.seed)
+    finally:
+        gc.enable()
+    print(json.dumps(out.as_dict()) if a.json else describe(out))
+    return {
+        "done": 0, "no_quorum": NoQuorum.exit_code, "too_few_domains": TooFewDomains.exit_code,
+        "not_deterministic": NotDeterministic.exit_code,
+    }.get(out.end, 1) if not out.violations else 1  # fmt: skip
+
+
+def describe(out: Outcome) -> str:
+    """Say in a few lines what came of a simulated job."""
+    executions = " ".join(f"{kind} {n}" for kind, n in out.executions.items())
+    injected = ", ".join(f"{kind} {n}" for kind, n in out.injected.items()) or "none"
+    lines = [
+        f"simulated: {out.job}, {out.mode}, f={out.f}, {out.nodes} nodes, {out.maps} maps, {out.reduces} reduces, "
+        f"seed {out.seed}",
+        f"{out.end}: {out.makespan_s:.2f} virtual s, {out.cpu_s:.2f} CPU s; executions: {executions} "
+        f"({out.reexecutions} more than planned)",
+        f"faults injected: {injected}; lost votes: {out.lost_votes}; quarantined: {', '.join(out.quarantined) or 'nobody'}",
+    ]
+    if out.message:
+        lines.append(out.message)
+    if out.beyond_model:
+        lines.append(f"the model is broken ({out.beyond_model}): no promise is made of the output")
+    if out.wrong_outputs:
+        lines.append(f"WRONG: {out.wrong_outputs} agreed outputs are not the true ones")
+    lines += [f"AGAINST THE RULES: {violation}" for violation in out.violations]
+    return "\n".join([*lines, f"transcript {out.transcript}"])
+
+
+def _slides(a: argparse.Namespace) -> int:
+    if a.out and Path(a.out).exists():
+        raise OutputError(f"{a.out} exists: choose another name, or delete it")
+    found = slides(_read(a.calibration), a.seed)
+    if a.out:
+        from quoreduce.report.simulated_page import page
+
+        _write(a.out, page(found))
+    print(json.dumps(found.as_dict()) if a.json else table(found))
+    return 0
+
+
+def table(found: Slides) -> str:
+    """All figures as text."""
+    lines = [f"Times and ratios are simulated, but for those called published (rates: {found.calibration}).", ""]
+    lines += ["slide 24: seconds of webdataSort by number of 64 MB splits", "nodes  splits  original     bft  bft/original"]
+    for p in found.points:
+        lines.append(f"{p.nodes:5}  {p.splits:6}  {p.original_s:8.1f}  {p.bft_s:6.1f}  {p.bft_s / p.original_s:12.2f}")
+    lines += ["", "slides 25, 26: bft/original, f=1 (published: 10 nodes 1.5-2.5, 20 nodes only slightly longer, CPU 2)"]
+    lines.append("application   nodes  time   CPU")
+    lines += [f"{r.app:12}  {r.nodes:5}  {r.time_ratio:4.2f}  {r.cpu_ratio:4.2f}" for r in found.ratios]
+    lines += ["", "FTMR: 500 splits, f=1, 20 nodes: share of map tasks that are silently wrong once"]
+    lines.append("share  seconds  ratio  published  re-executions  quarantined")
+    for s in found.shares:
+        lines.append(
+            f"{s.percent:4}%  {s.time_s:7.1f}  {s.ratio:5.2f}  {s.published_ratio:9.2f}  {s.reexecutions:13}  {s.quarantined:11}"
+        )
+    return "\n".join(lines)
+
+
+def _calibrate(a: argparse.Namespace) -> int:
+    from quoreduce.report.calibrate import calibrate
+
+    if not 1 <= a.mb <= 4096:
+        raise UsageError(f"--mb is 1 to 4096, not {a.mb}")
+    text = calibrate(a.mb, lambda said: print(said, file=sys.stderr)).encode()
+    if a.out:
+        _write(a.out, text)
+        print(f"{a.out}: use it with simulate run|slides --calibration {a.out}")
+    else:
+        print(text, end="")
+    return 0
+
+
+def _read(file: str | None) -> Calibration:
+    if file is None:
+        return USUAL
+    try:
+        return Calibration.decode(Path(file).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error}") from error

@@ -1,0 +1,13 @@
+"""The simulator: the unchanged JobTracker on nodes, disks and networks that are made up (docs/simulator.md).
+
+PURE: a seed and a scenario in, an outcome out; virtual time only. The same seed and commit give the same transcript, bit for bit.
+`calibration` says how long things take, `cluster` what there is, `faults` what goes wrong, `simulation` what happens,
+`referee` what no tracker may do, and `slides` repeats published experiments.
+"""
+
+from quoreduce.sim.calibration import USUAL, Calibration, JobCost
+from quoreduce.sim.cluster import Shape
+from quoreduce.sim.faults import Fault, parse_fault
+from quoreduce.sim.simulation import Load, Outcome, Simulation, simulate
+
+__all__ = ["USUAL", "Calibration", "Fault", "JobCost", "Load", "Outcome", "Shape", "Simulation", "parse_fault", "simulate"]

@@ -1,0 +1,85 @@
+"""What no tracker may do, watched from outside: it believes messages only, and counts votes itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from quoreduce.tracker import Agreed, Launch, Plan, Task
+
+VIOLATIONS_MAX = 20
+
+
+class Referee:
+    """Notes what is against the rules (ARCHITECTURE, R1-R11); a right tracker leaves `violations` empty."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.violations: list[str] = []
+        self._plan = plan
+        self._slots: Counter[str] = Counter()
+        self._domain: dict[str, str] = {}
+        self._attempts: set[int] = set()
+        self._votes: dict[tuple[Task, bytes], set[str]] = {}
+        self._agreed: dict[Task, bytes] = {}
+        self._maps = 0  # agreed on
+        self._gone: set[int] = set()
+        self._published: set[int] = set()
+
+    def joined(self, worker: str, domain: str) -> None:
+        """A worker of one slot is there."""
+        self._slots[worker], self._domain[worker] = 1, domain
+
+    def lost(self, worker: str) -> None:
+        """A worker is gone."""
+        self._slots.pop(worker, None)
+
+    def launched(self, c: Launch, executions: int) -> None:
+        """A launch: on a worker that is free, numbered, on votes that allow it, of sources that are there."""
+        if self._slots[c.worker] < 1:
+            self.note(f"{c.task}: attempt {c.attempt} on {c.worker}, which is not free")
+        if c.attempt in self._attempts:
+            self.note(f"attempt {c.attempt} is launched twice")
+        if executions > 64 * self._plan.need + 128:
+            self.note(f"{c.task} was executed {executions} times (R3)")
+        if self._gone and any(s.attempt in self._gone for copies in c.sources for s in copies):
+            self.note(f"{c.task}: attempt {c.attempt} is to read what is gone")
+        self._slots[c.worker] -= 1
+        self._attempts.add(c.attempt)
+
+    def answered(self, c: Launch, digest: bytes | None) -> None:
+        """The first answer to a launch; ``digest`` is None if it is no vote."""
+        self._slots[c.worker] += c.worker in self._slots
+        if digest is not None and c.task not in self._agreed:
+            self._votes.setdefault((c.task, digest), set()).add(self._domain[c.worker])
+
+    def missing(self, attempt: int) -> None:
+        """The tracker was told that what an attempt stored is gone."""
+        self._gone.add(attempt)
+
+    def published(self, attempt: int) -> None:
+        """The output of a reduce is part of the job's."""
+        self._published.add(attempt)
+
+    def agreed(self, c: Agreed) -> None:
+        """A vote is won: by f+1 domains, once, a reduce's after all maps' (R1, R5)."""
+        before = self._agreed.get(c.task)
+        if before is not None and before != c.output.digest:
+            self.note(f"{c.task} has two winners")
+        voters = self._votes.get((c.task, c.output.digest), set())
+        if before is None and len(voters) < self._plan.need:
+            self.note(f"{c.task} is won with the votes of {len(voters)} domains (R1)")
+        if c.task.kind == "reduce" and before is None and self._maps < self._plan.maps:
+            self.note(f"{c.task} is won before its inputs are (R5)")
+        self._maps += before is None and c.task.kind == "map"
+        self._agreed[c.task] = c.output.digest
+
+    def done(self, planned: int | None, executed: int) -> None:
+        """The job is done; ``planned`` executions are right if nothing went wrong (R2)."""
+        if len(self._published) < self._plan.reduces:
+            self.note(f"done with {len(self._published)} of {self._plan.reduces} outputs published (R8)")
+        if planned is not None and planned != executed:
+            self.note(f"{executed} executions without a fault, {planned} were planned (R2)")
+
+    def note(self, what: str) -> None:
+        """Add a violation."""
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(what)

@@ -1,0 +1,537 @@
+"""What happens: a driver and its workers in virtual time, around the unchanged JobTracker.
+
+An execution goes through stages: begin (the request is there), read or fetch, compute, store, answer. Each is an event of the
+clock. Contents are not made: an output is right, or wrong in a way that has a name, and digests stand for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from quoreduce.errors import UsageError
+from quoreduce.sim.calibration import Calibration, JobCost
+from quoreduce.sim.cluster import Node, Shape, build
+from quoreduce.sim.faults import Fault, Faults, draw
+from quoreduce.sim.referee import Referee
+from quoreduce.tracker import (
+    Agreed,
+    BlockLost,
+    Cancel,
+    Command,
+    Discard,
+    Event,
+    Finished,
+    JobDone,
+    JobFailed,
+    JobTracker,
+    Launch,
+    Ledger,
+    Output,
+    Part,
+    Plan,
+    Published,
+    Refused,
+    Source,
+    Stalled,
+    WorkerJoined,
+    WorkerLost,
+)
+
+DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
+SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
+RECORDS = 1
+_SUMS = ("makespan_s", "cpu_s", "reexecutions", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
+Wrong = dict[int, bytes]  # partition -> what is wrong with it
+
+
+class Tracker(Protocol):
+    """What is simulated: a JobTracker, or one with a bug."""
+
+    ledger: Ledger
+    done: bool
+
+    def start(self) -> list[Command]:
+        """Begin."""
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take an event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A job: its name, what it costs, how many tasks, and the size of a split in bytes."""
+
+    name: str
+    cost: JobCost
+    maps: int
+    reduces: int
+    split_bytes: float = 64e6
+
+    def __post_init__(self) -> None:
+        if self.maps < 1 or self.reduces < 1 or self.split_bytes <= 0:
+            raise UsageError("a simulated job has at least one map and one reduce, and splits are not empty")
+
+    @property
+    def part_bytes(self) -> float:
+        """Of one partition of one map's output."""
+        return self.split_bytes * self.cost.map_out / self.reduces
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a simulated job. Times are virtual seconds; ``simulated`` says so wherever this is printed.
+
+    ``end``: ``done``, or the tracker's reason. ``wrong_outputs``: tasks whose agreed output is not the true one.
+    ``beyond_model``: why that may be. ``violations``: what no tracker may do. ``transcript``: hash of all events and commands.
+    """
+
+    simulated: bool
+    job: str
+    nodes: int
+    maps: int
+    reduces: int
+    f: int
+    mode: str
+    seed: int
+    faults: list[str]
+    end: str = ""
+    message: str = ""
+    makespan_s: float = 0.0
+    cpu_s: float = 0.0
+    executions: dict[str, int] = field(default_factory=dict)
+    reexecutions: int = 0
+    injected: dict[str, int] = field(default_factory=dict)
+    lost_votes: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    wrong_outputs: int = 0
+    beyond_model: str = ""
+    violations: list[str] = field(default_factory=list)
+    bytes_stored: int = 0
+    bytes_shipped: int = 0
+    events: int = 0
+    transcript: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """An execution. ``wrong``: what of its output is."""
+
+    launch: Launch
+    node: Node
+    wrong: Wrong = field(default_factory=dict)
+    stored: bool = False
+
+
+class Simulation:
+    """One job. Make it, then :meth:`run` it, once.
+
+    Args:
+        shape, load, calibration: the cluster, the job, how long things take.
+        plan: what the tracker is told; its maps and reduces are the load's. It is to confirm.
+        faults: what goes wrong. seed: of all that is random.
+        make: the tracker. lines: also keep the transcript as text, in `lines`.
+    """
+
+    def __init__(
+        self, shape: Shape, load: Load, plan: Plan, calibration: Calibration, faults: Sequence[Fault] = (), seed: int = 0,
+        make: Callable[[Plan], Tracker] = JobTracker, lines: bool = False,
+    ) -> None:  # fmt: skip
+        if (plan.maps, plan.reduces) != (load.maps, load.reduces) or not plan.confirm or plan.sample:
+            raise UsageError("the plan is not the job's, or has a sample, or does not confirm")
+        self.shape, self.load, self.plan, self.calibration, self.seed = shape, load, plan, calibration, seed
+        self.faults = Faults(faults, shape, plan, seed)
+        self.referee = Referee(plan)
+        self.lines: list[str] | None = [] if lines else None
+        self._faultless = not faults
+        self._outcome = Outcome(
+            True, load.name, shape.nodes, load.maps, load.reduces, plan.need - 1, plan.mode, seed, [str(f) for f in faults]
+        )
+        self._tracker = make(plan)
+        self._nodes = build(shape, self.faults.slow)
+        self._now = self._driver_free = 0.0
+        self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._count = self._messages = 0
+        self._flying: dict[int, _Run] = {}  # launched, and not answered or lost
+        self._on: dict[str, dict[int, None]] = {}  # live worker -> its attempts
+        self._home: dict[str, Node] = {}
+        self._blocks: dict[int, _Run] = {}
+        self._trouble: dict[int, set[int]] = {}  # map -> attempts whose stored output is wrong, rotten or gone
+        self._unreadable: set[int] = set()
+        self._tries: dict[str, int] = {}
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._last_sources: tuple[tuple[tuple[Source, ...], ...], str, int] = ((), "", 0)
+        part = Part(b"true", RECORDS, round(load.part_bytes))
+        self._true = Output(b"true", (part,) * load.reduces)
+        self._reduce_in = load.part_bytes * load.maps
+        self._work_s = {kind: self._cpu_s(kind) for kind in ("map", "reduce")}
+        self._true_reduce = Output(b"true", (Part(b"true", RECORDS, round(self._reduce_in * load.cost.reduce_out)),))
+
+    # ---- the clock ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Simulate the job to its end."""
+        self._now = self._driver_free = self.calibration.startup_s
+        for node in self._nodes:
+            for s in range(self.shape.slots):
+                self._join((node, f"n{node.number}.{s}"))
+        expected = self._expected_s()
+        for n, share in sorted(self.faults.lost_nodes.items()):
+            self._at(self._now + share * expected, self._lose_node, self._nodes[n])
+        self._obey("start", self._tracker.start())
+        while not self._tracker.done:
+            if self._heap:
+                self._now, _, act, what = heapq.heappop(self._heap)
+                act(what)
+            elif not self._send(Stalled()):
+                self.referee.note("the job hangs")
+                self._outcome.end = "hangs"
+                break
+        return self._report()
+
+    def _at(self, time_s: float, act: Callable[[Any], None], what: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (time_s, self._count, act, what))
+
+    def _expected_s(self) -> float:
+        """A guess of how long the job takes, which is only to place the loss of nodes within it."""
+        slots, n, first = self.shape.nodes * self.shape.slots, self.load, self.plan.first
+        return first * (n.maps * self._service_s("map") + n.reduces * self._service_s("reduce")) / slots
+
+    def _service_s(self, kind: str) -> float:
+        """How long an execution should take."""
+        read = self.load.split_bytes if kind == "map" else self._reduce_in
+        return self._cpu_s(kind) + read / min(self.shape.net_bps, self.shape.disk_bps)
+
+    def _cpu_s(self, kind: str) -> float:
+        """CPU seconds of an execution."""
+        cost, fixed, voted = self.load.cost, self.calibration.task_s, self.plan.mode != "original"
+        if kind == "map":
+            return fixed + self.load.split_bytes * (cost.map_voted_s_per_byte if voted else cost.map_s_per_byte)
+        return fixed + self._reduce_in * (cost.reduce_voted_s_per_byte if voted else cost.reduce_s_per_byte)
+
+    # ---- the driver -----------------------------------------------------------------------------------------------
+
+    def _send(self, event: Event) -> bool:
+        """Give the tracker an event and do what it says. False if it says nothing."""
+        self._outcome.events += 1
+        commands = self._tracker.handle(event)
+        self._obey(_event_line(event), commands)
+        return bool(commands)
+
+    def _obey(self, event: str, commands: list[Command]) -> None:
+        self._record(f"{self._now:.6f} {event}")
+        for command in commands:
+            if isinstance(command, Launch):
+                self._launch(command)
+            elif isinstance(command, Agreed):
+                self._agree(command)
+            elif isinstance(command, Discard):
+                self._record(f"  discard {command.attempt}")
+                self._blocks.pop(command.attempt, None)
+            elif isinstance(command, Cancel):
+                self._record(f"  cancel {command.attempt}")
+            else:
+                self._end(command)
+
+    def _record(self, line: str) -> None:
+        self._hash.update(line.encode())
+        self._hash.update(b"\n")
+        if self.lines is not None:
+            self.lines.append(line)
+
+    def _launch(self, c: Launch) -> None:
+        copies = self._copies(c)
+        text = str(c.task)
+        self._record(f"  launch {text} attempt {c.attempt} on {c.worker}{' storing' * c.store}{copies}")
+        self._tries[text] = self._tries.get(text, 0) + 1
+        self.referee.launched(c, self._tries[text])
+        run = self._flying[c.attempt] = _Run(c, self._home[c.worker])
+        self._on.setdefault(c.worker, {})[c.attempt] = None
+        self._driver_free = max(self._driver_free, self._now) + self.calibration.driver_s
+        self._message(self._driver_free, self._begin, run)
+
+    def _copies(self, c: Launch) -> str:
+        """What a reduce is to read, for the transcript: a hash of it, made once for as long as it stays the same."""
+        if not c.sources:
+            return ""
+        if self._last_sources[0] is not c.sources:
+            attempts = ",".join(str(source.attempt) for copies in c.sources for source in copies)
+            text = f" reading {hashlib.blake2b(attempts.encode(), digest_size=4).hexdigest()}"
+            self._last_sources = (c.sources, text, sum(map(len, c.sources)))
+        return self._last_sources[1]
+
+    def _message(self, time_s: float, act: Callable[[_Run], None], run: _Run) -> None:
+        """Send a request or an answer; one that is lost is missed at the deadline."""
+        self._messages += 1
+        number = self._messages
+        if not self.faults.messages:
+            self._at(time_s + self.shape.latency_s, act, run)
+            return
+        if self.faults.chance("lose", number):
+            self._at(time_s + self._deadline_s(run), self._give_up, run)
+            return
+        late_s = self.faults.late_s(number)
+        if late_s > self._deadline_s(run):
+            self._at(time_s + self._deadline_s(run), self._give_up, run)
+        arrival = time_s + self.shape.latency_s + late_s
+        self._at(arrival, act, run)
+        if act == self._arrive and self.faults.chance("duplicate", number):
+            self._at(arrival + self.shape.latency_s, act, run)
+
+    def _deadline_s(self, run: _Run) -> float:
+        if self.shape.deadline_s is not None:
+            return self.shape.deadline_s
+        return max(DEADLINE_LEAST_S, DEADLINE_FACTOR * self._service_s(run.launch.task.kind))
+
+    def _give_up(self, run: _Run) -> None:
+        """Past its deadline: kill the worker (R9)."""
+        if run.launch.attempt in self._flying:
+            self._kill(run.launch.worker)
+
+    def _agree(self, c: Agreed) -> None:
+        self._record(f"  agreed {c.task} attempt {c.attempt} by {','.join(c.domains)}")
+        self.referee.agreed(c)
+        self._outcome.wrong_outputs += c.output.digest != b"true" and (c.task.kind == "map" or c.attempt in self._blocks)
+        if c.task.kind == "reduce":
+            nbytes = self._reduce_in * self.load.cost.reduce_out
+            checked_s = 0.0
+            if self.plan.mode != "original":  # another node reads it again and recomputes its digest (R8)
+                checker = next((n for n in self._nodes if n.alive and n.domain not in c.domains), self._nodes[0])
+                cpu_s = nbytes * self.calibration.digest_s_per_byte / checker.speed
+                checked_s = nbytes / self.shape.net_bps + cpu_s + 2 * self.shape.latency_s
+                self._outcome.cpu_s += cpu_s
+            self._at(self._now + self.calibration.driver_s + checked_s, self._publish, c.attempt)
+
+    def _publish(self, attempt: int) -> None:
+        if attempt in self._unreadable or attempt not in self._blocks:
+            self.referee.missing(attempt)
+            self._send(BlockLost(attempt))
+        else:
+            self.referee.published(attempt)
+            self._send(Published(attempt))
+
+    def _end(self, c: JobDone | JobFailed) -> None:
+        if isinstance(c, JobDone):
+            planned = self.plan.first * (self.load.maps + self.load.reduces) if self._faultless else None
+            self.referee.done(planned, self._tracker.ledger.executions)
+            self._outcome.end = "done"
+        else:
+            self._outcome.end, self._outcome.message = c.reason, c.message
+        self._record(f"  {self._outcome.end}")
+
+    # ---- workers --------------------------------------------------------------------------------------------------
+
+    def _join(self, what: tuple[Node, str]) -> None:
+        node, worker = what
+        if node.alive:
+            self._home[worker] = node
+            self._on[worker] = {}
+            self.referee.joined(worker, node.domain)
+            self._send(WorkerJoined(worker, node.domain, 1))
+
+    def _kill(self, worker: str, blocks_lost: bool = False) -> None:
+        """End a worker; another one takes its place if its node is there."""
+        for attempt in self._on.pop(worker, {}):
+            self._flying.pop(attempt, None)
+        self.referee.lost(worker)
+        self._send(WorkerLost(worker, blocks_lost))
+        self._at(self._now + self.shape.restart_s, self._join, (self._home[worker], f"{worker}'"))
+
+    def _lose_node(self, node: Node) -> None:
+        """Its workers and all that any worker ever stored there are gone; the driver hears of it at once."""
+        self.faults.injected["node"] += 1
+        node.alive = False
+        for attempt, run in self._blocks.items():
+            if run.node is node:
+                self._spoil(run)
+                self.referee.missing(attempt)
+        for worker in [worker for worker, home in self._home.items() if home is node]:
+            if worker in self._on:
+                self._kill(worker, blocks_lost=True)
+            else:
+                self._send(WorkerLost(worker, True))
+
+    def _spoil(self, run: _Run) -> None:
+        self._unreadable.add(run.launch.attempt)
+        if run.launch.task.kind == "map":
+            self._trouble.setdefault(run.launch.task.index, set()).add(run.launch.attempt)
+
+    def _begin(self, run: _Run) -> None:
+        """The request is there: read the split, or fetch the partitions."""
+        c, node = run.launch, run.node
+        if c.attempt not in self._flying:
+            return
+        if self.faults.slow.get(node.number, 1.0) > SLOW_ENOUGH:
+            self._at(self._now + self._deadline_s(run), self._give_up, run)
+        if c.task.kind == "map":
+            nbytes = self.load.split_bytes
+            local = draw(self.seed, 3, c.task.index, c.replica) < self.shape.copies / self.shape.nodes
+            self._at((node.disk if local else node.net).serve(self._now, nbytes), self._compute, run)
+        else:
+            nbytes = self._reduce_in * self._last_or_count(c) / max(1, self.load.maps)
+            self._at(node.net.serve(self._now, nbytes), self._fetched, run)
+
+    def _last_or_count(self, c: Launch) -> int:
+        return self._last_sources[2] if self._last_sources[0] is c.sources else sum(map(len, c.sources))
+
+    def _fetched(self, run: _Run) -> None:
+        """Each partition is checked against its digest: use the first good copy, or refuse (R6)."""
+        c = run.launch
+        if c.attempt not in self._flying:
+            return
+        bad: list[int] = []
+        read: list[bytes] = []
+        for m in sorted(self._trouble):
+            copies = [source.attempt for source in c.sources[m]]
+            usable = next((a for a in copies if a not in self._unreadable and a in self._blocks), None)
+            if usable is None:
+                bad += copies
+            elif c.task.index in self._blocks[usable].wrong:
+                read.append(b"%d.%s" % (m, self._blocks[usable].wrong[c.task.index]))
+        if bad:
+            self._message(self._now, self._refuse, run)
+            run.wrong = dict.fromkeys(bad, b"")
+        else:
+            run.wrong = {0: b"from " + b",".join(read)} if read else {}
+            self._compute(run)
+
+    def _refuse(self, run: _Run) -> None:
+        c = run.launch
+        if self._flying.pop(c.attempt, None) is not None:
+            self._on[c.worker].pop(c.attempt, None)
+            self.referee.answered(c, None)
+            self._send(Refused(c.attempt, tuple(run.wrong)))
+
+    def _compute(self, run: _Run) -> None:
+        c = run.launch
+        if c.attempt not in self._flying:
+            return
+        kind = 1 if c.task.kind == "map" else 2
+        noise = 1 + self.shape.spread * (2 * draw(self.seed, 3 + kind, c.task.index, c.replica) - 1)
+        took_s = self._work_s[c.task.kind] * noise / run.node.speed
+        if self.faults.crashes(c):
+            self._at(self._now + took_s / 2, self._crash, run)
+            return
+        self._outcome.cpu_s += took_s
+        wrong = self.faults.wrong(c, run.node.number)
+        if wrong:
+            part = c.task.index % self.load.reduces if kind == 1 else 0
+            run.wrong = {part: run.wrong.get(part, b"") + b"!" + wrong}
+        self._at(self._now + took_s, self._computed, run)
+
+    def _crash(self, run: _Run) -> None:
+        if run.launch.attempt in self._flying:
+            self._kill(run.launch.worker)
+
+    def _computed(self, run: _Run) -> None:
+        """Store the output, if it is to be stored, and answer."""
+        c = run.launch
+        if c.attempt not in self._flying:
+            return
+        stored_s = self._now
+        if c.store:
+            cost = self.load.cost
+            nbytes = self.load.split_bytes * cost.map_out if c.task.kind == "map" else self._reduce_in * cost.reduce_out
+            stored_s = run.node.disk.serve(self._now, nbytes)
+            self._blocks[c.attempt] = run
+            if run.wrong and c.task.kind == "map":
+                self._trouble.setdefault(c.task.index, set()).add(c.attempt)
+            if self.faults.rots(c):
+                self._spoil(run)
+        self._message(stored_s, self._arrive, run)
+
+    def _arrive(self, run: _Run) -> None:
+        """An answer is there; the tracker hears of one that comes twice, or too late, all the same (R10)."""
+        c = run.launch
+        output = self._output(run)
+        if self._flying.pop(c.attempt, None) is not None:
+            self._on[c.worker].pop(c.attempt, None)
+            self.referee.answered(c, output.digest)
+        self._send(Finished(c.attempt, output))
+
+    def _output(self, run: _Run) -> Output:
+        true = self._true if run.launch.task.kind == "map" else self._true_reduce
+        if not run.wrong:
+            return true
+        (part, name), size = next(iter(run.wrong.items())), true.parts[0].nbytes
+        parts = list(true.parts)
+        parts[part] = Part(name, RECORDS, size)
+        return Output(name, tuple(parts))
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _report(self) -> Outcome:
+        out, ledger = self._outcome, self._tracker.ledger
+        out.makespan_s = round(self._now, 6)
+        out.cpu_s = round(out.cpu_s, 6)
+        out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample"}
+        out.reexecutions, out.lost_votes = ledger.re_executions, ledger.lost_votes
+        out.quarantined = list(ledger.quarantined)
+        out.bytes_stored, out.bytes_shipped = ledger.stored_nbytes, ledger.shipped_nbytes
+        out.injected = {kind: n for kind, n in sorted(self.faults.injected.items()) if n}
+        out.beyond_model, out.violations = self.faults.beyond, self.referee.violations
+        if out.wrong_outputs and not out.beyond_model:
+            self.referee.note(f"{out.wrong_outputs} agreed outputs are wrong")
+        out.transcript = self._hash.hexdigest()
+        return out
+
+
+def _event_line(event: Event) -> str:
+    if isinstance(event, Finished):
+        return f"finished {event.attempt} {event.output.digest.decode()}"
+    if isinstance(event, WorkerJoined):
+        return f"joined {event.worker} in {event.domain}"
+    if isinstance(event, WorkerLost):
+        return f"lost {event.worker}{' and its blocks' * event.blocks_lost}"
+    if isinstance(event, Refused):
+        return f"refused {event.attempt}: {','.join(map(str, event.bad))}"
+    if isinstance(event, BlockLost):
+        return f"block lost {event.attempt}"
+    return f"published {event.attempt}" if isinstance(event, Published) else "stalled"
+
+
+def simulate(
+    shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", faults: Sequence[Fault] = (),
+    seed: int = 0, **plan: Any,
+) -> Outcome:  # fmt: skip
+    """Simulate a job of as many stages as its cost says, each on what the one before wrote, and add them up.
+
+    Args:
+        shape, load, calibration, faults, seed: see :class:`Simulation`; stages have seeds of their own.
+        f, mode, plan: what the tracker is told, see :class:`quoreduce.tracker.Plan`.
+    """
+    outcomes: list[Outcome] = []
+    for stage in range(load.cost.stages):
+        todo = Plan(load.maps, load.reduces, f, mode, confirm=True, **plan)  # type: ignore[arg-type]
+        outcomes.append(Simulation(shape, load, todo, calibration, faults, seed + stage).run())
+        if outcomes[-1].end != "done":
+            break
+        whole = load.maps * load.split_bytes * load.cost.map_out * load.cost.reduce_out
+        maps = max(1, -(-round(whole) // 64_000_000))
+        load = Load(load.name, load.cost, maps, load.reduces, max(1.0, whole / maps))
+    return _added(outcomes)
+
+
+def _added(outcomes: Sequence[Outcome]) -> Outcome:
+    first, last = outcomes[0], outcomes[-1]
+    if len(outcomes) == 1:
+        return first
+    for other in outcomes[1:]:
+        for name in _SUMS:
+            setattr(first, name, getattr(first, name) + getattr(other, name))
+        for counts, more in ((first.executions, other.executions), (first.injected, other.injected)):
+            for kind, n in more.items():
+                counts[kind] = counts.get(kind, 0) + n
+        first.violations += other.violations
+        first.transcript += other.transcript
+    first.transcript = hashlib.blake2b(first.transcript.encode(), digest_size=16).hexdigest()
+    first.end, first.message = last.end, last.message
+    return first

@@ -1,0 +1,63 @@
+"""``quoreduce simulate`` as a user runs it; every figure is called simulated."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from quoreduce.cli import main
+from quoreduce.sim import USUAL
+from quoreduce.sim.slides import APPS, SHARES, SPLITS
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main(["simulate", *map(str, arguments)])
+    return code, capsys.readouterr().out
+
+
+def test_run_says_what_came_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, "run", "--maps", 20, "--reduces", 2, "--faults", "bad:1", "crash:2")
+    assert code == 0
+    assert text.startswith("simulated: wordcount, bft, f=1, 10 nodes")
+    assert "crash 2" in text
+
+
+def test_a_job_that_fails_ends_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, "run", "--nodes", 1, "--json")
+    assert (code, json.loads(text)["end"]) == (4, "too_few_domains")
+
+
+@pytest.mark.parametrize("bad", [("--faults", "flood:1"), ("--maps", 0), ("--job", "nothing"), ("--nodes", 0), ("-f", 99),
+                                 ("--speeds", "x"), ("--calibration", "/nowhere")])  # fmt: skip
+def test_what_makes_no_sense_is_one_clear_line(bad: tuple[object, object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "run", *map(str, bad)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("quoreduce: ")
+    assert error.count("\n") == 1
+
+
+def test_slides_have_the_shape_that_was_published(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(USUAL.encode())
+    page = tmp_path / "slides.html"
+    code, text = said(capsys, "slides", "--json", "--out", page, "--calibration", tmp_path / "calibration.json")
+    found = json.loads(text)
+    assert (code, found["simulated"]) == (0, True)
+    assert [(p["nodes"], p["splits"]) for p in found["points"]] == [(n, s) for n in (10, 20) for s in SPLITS]
+    for n in (10, 20):  # slide 24: time grows with the number of splits, and voting costs more than nothing and less than 2.5
+        times = [p for p in found["points"] if p["nodes"] == n]
+        assert all(a["bft_s"] < b["bft_s"] for a, b in pairwise(times))
+        assert all(1 <= p["bft_s"] / p["original_s"] <= 2.5 for p in times)
+    assert [(r["app"], r["nodes"]) for r in found["ratios"]] == [(app, n) for app in APPS for n in (10, 20)]
+    assert all(1.9 < r["cpu_ratio"] < 2.5 and 1 <= r["time_ratio"] <= 2.5 for r in found["ratios"])
+    few = [p["bft_s"] / p["original_s"] for p in found["points"] if p["splits"] == SPLITS[0]]
+    assert few[1] < few[0]  # voting costs less time where there are slots to spare
+    assert [s["percent"] for s in found["shares"]] == list(SHARES)
+    assert [s["reexecutions"] > 0 for s in found["shares"]] == [False, True, True, True, True, True]
+    html = page.read_text()
+    assert html.count("<svg") == 4
+    assert html.count("(simulated)") >= 3
+    assert "published" in html
+    assert main(["simulate", "slides", "--out", str(page)]) == 2
