@@ -48,7 +48,7 @@ bench-compare: kernels  ## the last commit against BASE=HEAD~1 or another, on 25
 	@QUOREDUCE_BENCH_SIZE=quick $(BIN)/python -m bench.data
 	@$(ASV) machine --yes >/dev/null
 	QUOREDUCE_BENCH_SIZE=quick PIP_CONSTRAINT="$(CURDIR)/requirements-dev.txt" \
-	  $(ASV) continuous --show-stderr --factor 1.5 $(ARGS) $(BASE) HEAD
+	  $(ASV) continuous --show-stderr --factor 2 $(ARGS) $(BASE) HEAD
 
 bench-peers: $(VENV)/peers kernels  ## compare with Spark, Hadoop, Ray Data, Dask, DuckDB, Polars, coreutils on 256 MB (ARGS="--size full": 1 GB)
 	@$(BIN)/python -m bench.peers $(ARGS)
