@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bench.peers import fingerprint
 from bench.peers.engines import JOBS, MODULES, Setup, engines, run_peer
+from runs import running
 
 from quoreduce import Place, Session
 from quoreduce.report.generate import record_chunks, text_chunks, write_file
@@ -78,10 +79,7 @@ def test_a_command_that_takes_too_long_is_killed_with_all_below_it(tmp_path: Pat
     from bench.peers.apart import PeerFailed, run_apart
     from bench.peers.engines import environment
 
-    mark = tmp_path / "alive"
-    with pytest.raises(PeerFailed, match=r"stopped after 0\.5 s"):
-        run_apart(["sh", "-c", f"(setsid sh -c 'sleep 2; touch {mark}' &); sleep 60"], 0.5, environment())
-    import time
-
-    time.sleep(2)
-    assert not mark.exists()
+    named = tmp_path / "pid"
+    with pytest.raises(PeerFailed, match=r"stopped after 2 s"):
+        run_apart(["sh", "-c", f"(setsid sh -c 'echo $$ > {named}; exec sleep 60' &); sleep 60"], 2.0, environment())
+    assert not running(int(named.read_text()))

@@ -14,7 +14,9 @@ from quoreduce import Job, Options, Result, Session
 from quoreduce.jobs.sort import JOB as SORT
 from quoreduce.jobs.wordcount import JOB as WORDCOUNT
 
-__all__ = ["EXECUTORS", "SORT", "WORDCOUNT", "Runner", "coreutils", "counted", "left_in", "parts_of", "poll", "running"]
+__all__ = [
+    "EXECUTORS", "SORT", "WORDCOUNT", "Runner", "beginning", "coreutils", "counted", "left_in", "parts_of", "poll", "running",
+]  # fmt: skip
 
 EXECUTORS = ("inline", "local", pytest.param("ray", marks=pytest.mark.ray))
 POLL_S = 0.02
@@ -26,6 +28,13 @@ Sessions = Callable[..., Session]
 def parts_of(output: Path) -> list[bytes]:
     """The bytes of all parts, in order."""
     return [path.read_bytes() for path in sorted(output.glob("part-*"))]
+
+
+def beginning(text: Path, megabytes: float, folder: Path) -> Path:
+    """The first megabytes of a text, as a file in ``folder``."""
+    path = folder / "beginning.txt"
+    path.write_bytes(text.read_bytes()[: int(megabytes * 1e6)])
+    return path
 
 
 class Runner:

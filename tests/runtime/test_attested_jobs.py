@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from meddling import Meddler, Said, meddled_session
 from msgspec import structs
-from runs import EXECUTORS, SORT, WORDCOUNT, Runner, left_in, parts_of
+from runs import EXECUTORS, SORT, WORDCOUNT, Runner, beginning, left_in, parts_of
 
 from quoreduce import Job, Options, Result, Session
 from quoreduce.data.digest import Digester
@@ -92,10 +92,7 @@ def hardware(environments: tuple[str, ...], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def text(verses: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of exactly six splits."""
-    path = tmp_path_factory.mktemp("six") / "six.txt"
-    path.write_bytes(verses.read_bytes()[: int(MAPS * SPLIT_MB * 1e6)])
-    return path
+    return beginning(verses, MAPS * SPLIT_MB, tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

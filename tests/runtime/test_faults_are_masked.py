@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import EXECUTORS, WORDCOUNT, Runner, counted
+from runs import EXECUTORS, WORDCOUNT, Runner, beginning, counted
 
 from quoreduce import Result
 from quoreduce.data.digest import ALGORITHMS
@@ -20,10 +20,7 @@ COUNTED = ("injected", "detected", "masked")
 
 @pytest.fixture(scope="module")
 def text(verses: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of exactly six splits."""
-    path = tmp_path_factory.mktemp("six") / "six.txt"
-    path.write_bytes(verses.read_bytes()[: int(MAPS * SPLIT_MB * 1e6)])
-    return path
+    return beginning(verses, MAPS * SPLIT_MB, tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
