@@ -7,6 +7,7 @@ from typing import Any
 from simulator import Cluster
 
 from quoreduce.tracker import (
+    Accused,
     Agreed,
     BlockLost,
     Cancel,
@@ -141,6 +142,8 @@ def _command(command: Any) -> str:
             return f"discard #{attempt}"
         case Agreed(task, attempt, output, domains):
             return f"agreed: {task} is {_output(output)} (#{attempt}; {', '.join(domains)})"
+        case Accused(task, attempt, domain):
+            return f"accused: {domain}, for #{attempt} of {task}"
         case JobFailed(reason, task, message):
             return f"job failed: {reason} ({task}): {message}"
     return "job done"

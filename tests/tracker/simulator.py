@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 from quoreduce.tracker import (
+    Accused,
     Agreed,
     BlockLost,
     Cancel,
@@ -88,6 +89,7 @@ class Cluster:
     told_lost: set[int] = field(default_factory=set)
     outputs: dict[int, Output] = field(default_factory=dict)
     agreed: dict[Task, Agreed] = field(default_factory=dict)
+    accused: set[int] = field(default_factory=set)
     checking: list[Agreed] = field(default_factory=list)  # reduces that the driver is to check and publish
     published: set[int] = field(default_factory=set)
     lost_in_check: bool = False  # an agreed output turned out to be gone when it was checked, or was lost before
@@ -178,8 +180,17 @@ class Cluster:
             self.checking += [c] * self.plan.confirm
         self.agreed[c.task] = c
 
+    def _accuse(self, c: Accused) -> None:
+        launch = self.launches[c.attempt]
+        assert (launch.task, self.domain_of[launch.worker]) == (c.task, c.domain)
+        assert c.attempt not in self.accused, "a vote is lost once"
+        self.accused.add(c.attempt)
+
     def _end(self, c: JobDone | JobFailed) -> None:
         self.result = c
+        for id_ in self.accused:
+            agreed, said = self.agreed.get(self.launches[id_].task), self.outputs.get(id_)
+            assert agreed is None or agreed.output != said, f"attempt {id_} was accused of being right (R11)"
         if isinstance(c, JobDone):
             for r in range(self.plan.reduces):
                 agreed = self.agreed[Task("reduce", r)]
@@ -196,6 +207,7 @@ class Cluster:
             Cancel: Cluster._cancel,
             Discard: Cluster._discard,
             Agreed: Cluster._agree,
+            Accused: Cluster._accuse,
             JobDone: Cluster._end,
             JobFailed: Cluster._end,
         },

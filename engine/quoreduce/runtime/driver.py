@@ -435,6 +435,8 @@ class Driver:
                     self._discard(attempt)
                 case m.Agreed():
                     self._agree(command)
+                case m.Accused():
+                    pass  # the ledger counts it
                 case m.JobDone():
                     self._done = True
                 case m.JobFailed(reason, task, message):

@@ -18,6 +18,7 @@ from quoreduce.sim.cluster import Node, Shape, build
 from quoreduce.sim.faults import Fault, Faults, draw
 from quoreduce.sim.referee import Referee
 from quoreduce.tracker import (
+    Accused,
     Agreed,
     BlockLost,
     Cancel,
@@ -238,6 +239,8 @@ class Simulation:
                 self._blocks.pop(command.attempt, None)
             elif isinstance(command, Cancel):
                 self._record(f"  cancel {command.attempt}")
+            elif isinstance(command, Accused):
+                self._record(f"  accused {command.domain} for {command.attempt}")
             else:
                 self._end(command)
 

@@ -6,6 +6,7 @@
 
 from quoreduce.tracker.ledger import Ledger
 from quoreduce.tracker.messages import (
+    Accused,
     Agreed,
     BlockLost,
     Cancel,
@@ -34,6 +35,7 @@ from quoreduce.tracker.state import Mode, Plan
 from quoreduce.tracker.tracker import JobTracker
 
 __all__ = [
+    "Accused",
     "Agreed",
     "BlockLost",
     "Cancel",

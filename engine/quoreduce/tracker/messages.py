@@ -183,6 +183,15 @@ class Agreed:
 
 
 @dataclass(frozen=True, slots=True)
+class Accused:
+    """An attempt's vote is lost against the agreed output of its task (R11). Its stored copy is discarded after this."""
+
+    task: Task
+    attempt: int
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
     """Every reduce is agreed on and stored. Nothing follows."""
 
@@ -196,4 +205,4 @@ class JobFailed:
     message: str
 
 
-Command: TypeAlias = Launch | Cancel | Discard | Agreed | JobDone | JobFailed
+Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | JobDone | JobFailed

@@ -21,6 +21,7 @@ from typing import Any
 from quoreduce.tracker import invariants
 from quoreduce.tracker.ledger import Ledger
 from quoreduce.tracker.messages import (
+    Accused,
     Agreed,
     BlockLost,
     Cancel,
@@ -424,7 +425,7 @@ class JobTracker:
             self._try_win(state)
         else:
             if camp is not state.winner:
-                self._accuse(state, attempt.domain)
+                self._accuse(state, attempt.id, attempt.domain)
             self._tidy(state)
         self._refresh(state)
         self._top_up(state)
@@ -445,8 +446,8 @@ class JobTracker:
         state.winner = winner
         for camp in state.ballot.camps:
             if camp is not winner:
-                for domain in camp.attempts.values():
-                    self._accuse(state, domain)
+                for id_, domain in camp.attempts.items():
+                    self._accuse(state, id_, domain)
         if not self.plan.upfront:
             # A replica that stores is let finish when the winner has no readable copy: it may bring one.
             surplus = [a for a in state.running.values() if winner.copies or not a.store]
@@ -468,11 +469,12 @@ class JobTracker:
                 self._refresh(reduce)
                 self._top_up(reduce)
 
-    def _accuse(self, state: TaskState, domain: str) -> None:
+    def _accuse(self, state: TaskState, id_: int, domain: str) -> None:
         """Count a lost vote against its domain (R11). Never before the task has a winner: until then it may be the
         job that is wrong, not the domain."""
         self.ledger.lost_votes += 1
         self._pool.accuse(domain, state.task)
+        self._emit(Accused(state.task, id_, domain))
 
     def _contradict(self, state: TaskState, shown: Camp, output: Output) -> None:
         """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
