@@ -35,8 +35,8 @@ BUGS = {
     ),
     "deferred starts too many": (
         "tracker",
-        "return state.ballot.missing(state.running_domains(), self.plan.need)",
-        "return state.ballot.missing(set(), self.plan.need) - len(state.running) // 2",
+        "return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)",
+        "return state.ballot.missing(set(), self.plan.need) - len(running) // 2",
     ),
 }
 SEEDS = 400

@@ -23,6 +23,7 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Slow,
     Task,
     WorkerJoined,
     WorkerLost,
@@ -77,6 +78,12 @@ class Play:
         self.cluster.reply(k, getattr(self.cluster, how) if how else None, error)
         return self.last
 
+    def slow(self, task: str, replica: int) -> list[Any]:
+        """The driver says that a running replica is overdue."""
+        (c,) = [c for c in self.running(task) if c.replica == replica]
+        self.cluster.lag(c)
+        return self.last
+
     def finish(self) -> None:
         """Everybody answers honestly, in the order of launches, until the job is over."""
         for _ in range(1000):
@@ -125,6 +132,8 @@ def _event(event: Any) -> str:
             return f"#{attempt} refused {', '.join(f'#{b}' for b in bad)}"
         case BlockLost(attempt):
             return f"block of #{attempt} lost"
+        case Slow(attempt):
+            return f"#{attempt} is slow"
         case Published(attempt):
             return f"#{attempt} published"
     return type(event).__name__.lower()

@@ -35,6 +35,7 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Slow,
     Stalled,
     Task,
     WorkerJoined,
@@ -94,6 +95,8 @@ class Cluster:
     published: set[int] = field(default_factory=set)
     lost_in_check: bool = False  # an agreed output turned out to be gone when it was checked, or was lost before
     executions: Counter[str] = field(default_factory=Counter)
+    lagging: set[int] = field(default_factory=set)  # said to be slow
+    spares: Counter[Task] = field(default_factory=Counter)
     result: JobDone | JobFailed | None = None
     colluders: dict[Task, set[str]] = field(default_factory=dict)
     voters: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)
@@ -266,6 +269,32 @@ class Cluster:
         self.send(Executed(c.attempt))
         assert self.tracker.ledger.ignored == before + 1, "a slot is freed once"
 
+    def lag(self, c: Launch) -> None:
+        """One of those in flight is overdue, and may be overtaken: once, where nobody else is in the way (R9)."""
+        self.lagging.add(c.attempt)
+        # What a reduce was asked before it was restarted does not count (R5), so of reduces only those that run are sure.
+        known = self.launches.values() if c.task.kind != "reduce" else [c]
+        asked = {self.domain_of[launch.worker] for launch in known if launch.task == c.task}
+        before, running = len(self.launches), [launch for launch in self.flying if launch.task == c.task]
+        self.send(Slow(c.attempt))
+        new = [launch for launch in self.launches.values() if launch.attempt >= before]
+        if not new:
+            return
+        (spare,) = new
+        self.spares[c.task] += 1
+        assert spare.task == c.task, "a spare is of the task that is late"
+        assert self.domain_of[spare.worker] not in asked, "a spare goes to a domain that is new to its task (R1)"
+        assert self.spares[c.task] <= self.plan.need, "spares have an end"
+        live = [launch for launch in running if launch.attempt not in self.cancelled]
+        in_time = [launch for launch in live if launch.attempt not in self.lagging]
+        if c.task.kind == "map" and c.task not in self.agreed:  # votes of others may be withdrawn, or want a copy only
+            camps = [voters for (task, _), voters in self.voters.items() if task == c.task]
+            domains = {self.domain_of[launch.worker] for launch in in_time}
+            assert all(len(voters | domains) < self.plan.need for voters in camps), "the vote can do without the late one (R2)"
+        carriers = [launch for launch in in_time if launch.store]
+        stored = [a for a in self.blocks if self.launches[a].task == c.task and a not in self.told_lost | self.discarded]
+        assert spare.store or carriers or stored, "somebody in time stores, or the spare does (R6)"
+
     def _store(self, c: Launch, parts: Contents) -> Output:
         output = self.outputs[c.attempt] = output_of(parts)
         if c.store and c.attempt not in self.cancelled:
@@ -424,6 +453,7 @@ class Schedule:
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
         self.attested = rng.choice((0.0, 0.0, 0.3, 0.7))  # how often an answer is held back until there is evidence
+        self.lagging = rng.choice((0.0, 0.0, 0.05, 0.3))  # how often somebody is said to be slow
         self.joined = 0
         for d in range(self.domains):
             for _ in range(rng.choice((1, 1, 2))):
@@ -443,6 +473,10 @@ class Schedule:
                 cluster.publish(rng.randrange(len(cluster.checking)))
             elif not cluster.flying:
                 cluster.stall()
+            elif not self.faultless and rng.random() < self.lagging:
+                c = rng.choice(cluster.flying)
+                if c.attempt not in cluster.cancelled and c.attempt not in cluster.executed:
+                    cluster.lag(c)
             elif self.faultless or rng.random() < 0.85 or not self._mishap():
                 self._answer()
         else:

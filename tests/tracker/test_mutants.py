@@ -62,8 +62,8 @@ MUTANTS = {
     ),
     "deferred starts too many": (
         "tracker",
-        "return state.ballot.missing(state.running_domains(), self.plan.need)",
-        "return state.ballot.missing(set(), self.plan.need) - len(state.running) // 2",
+        "return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)",
+        "return state.ballot.missing(set(), self.plan.need) - len(running) // 2",
     ),
     "a crash is not replaced": (
         "tracker",
@@ -108,6 +108,27 @@ MUTANTS = {
         "tracker",
         'state.task.kind == "reduce" and not state.confirmed:',
         'state.task.kind == "reduce":',
+    ),
+    "a spare in a domain that has run the task": (
+        "tracker",
+        "domain = self._pool.fresh(state.asked)",
+        "domain = self._pool.fresh(())",
+    ),
+    "spares without end": ("tracker", "if state.spares >= self.plan.need or", "if"),
+    "a spare for one that the vote can do without": (
+        "tracker",
+        "or not self._lacking(state, state.in_time()):",
+        "or False:",
+    ),
+    "a spare reads what is not there": (
+        "tracker",
+        'not (state.task.kind == "reduce" and self._maps_unready):',
+        "True:",
+    ),
+    "a spare for a carrier does not store": (
+        "tracker",
+        "any(attempt.store for attempt in state.in_time())",
+        "any(attempt.store for attempt in state.running.values())",
     ),
     "a carrier that died is not missed": (
         "tracker",

@@ -1,7 +1,7 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
 `JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `ledger` for what it cost. No clock, no randomness, no I/O.
+`vote` for who wins, `placement` for who runs what, `pace` for who is slow, `ledger` for what it cost. No clock, no randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -25,12 +25,14 @@ from quoreduce.tracker.messages import (
     Published,
     Reason,
     Refused,
+    Slow,
     Source,
     Stalled,
     Task,
     WorkerJoined,
     WorkerLost,
 )
+from quoreduce.tracker.pace import Pace
 from quoreduce.tracker.state import Mode, Plan
 from quoreduce.tracker.tracker import JobTracker
 
@@ -53,11 +55,13 @@ __all__ = [
     "Ledger",
     "Mode",
     "Output",
+    "Pace",
     "Part",
     "Plan",
     "Published",
     "Reason",
     "Refused",
+    "Slow",
     "Source",
     "Stalled",
     "Task",

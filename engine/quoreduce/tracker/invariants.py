@@ -35,6 +35,7 @@ def _check_slots(tracker: JobTracker) -> None:
 def _check_task(tracker: JobTracker, state: TaskState) -> None:
     task, plan = state.task, tracker.plan
     assert state.tries <= plan.bound, f"{task} was tried beyond its bound (R3)"
+    assert state.spares <= plan.need, f"{task} has more spares than replicas (R9)"
     for attempt in state.running.values():
         assert attempt.status == "running", f"attempt {attempt.id} of {task} does not run"
         place = tracker._pool.workers[attempt.worker].busy if attempt.seated else tracker._awaited[attempt.worker]

@@ -125,11 +125,20 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Slow:
+    """From the driver: an attempt is overdue, and there are idle workers (R9). It may be said again and again."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
-Event: TypeAlias = WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Stalled
+Event: TypeAlias = (
+    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Stalled
+)
 
 
 # ---- commands -----------------------------------------------------------------------------------------------------

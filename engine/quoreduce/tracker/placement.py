@@ -120,9 +120,13 @@ class Pool:
         A domain that the task has not used comes first, and is waited for while it is busy (R1).
         """
         if not self.open.keys() <= asked.keys():
-            return next((domain for name, domain in self.free.items() if name not in asked), None)
+            return self.fresh(asked)
         domain = self.domains.get(self._again(asked, running, ballot, winner))
         return domain if domain is not None and domain.idle else None
+
+    def fresh(self, asked: Container[str]) -> Domain | None:
+        """An open domain with a free slot that is not among those asked."""
+        return next((domain for name, domain in self.free.items() if name not in asked), None)
 
     def _again(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> str:
         """Which domain to ask again (R1): the one asked least, and among those the one that `rank` puts first.

@@ -92,6 +92,7 @@ class Attempt:
         camp: where its vote went, once it has voted.
         stored: its output was stored and is not known to be lost.
         seated: it occupies a slot of its worker; false once it is executed and only its answer is awaited.
+        slow: it is overdue, says the driver. spare: it was launched to overtake one that is.
     """
 
     id: int
@@ -104,6 +105,8 @@ class Attempt:
     camp: Camp | None = None
     stored: bool = False
     seated: bool = True
+    slow: bool = False
+    spare: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +119,7 @@ class TaskState:
         executions: launched so far; the next replica's number.
         tries: launched since the task last got further: what R3 bounds.
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
+        spares: launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
         winner: the camp that won, for good.
         shown: a map's camp that reduces were given to read before the vote was won (R5).
@@ -132,6 +136,7 @@ class TaskState:
     asked: dict[str, int] = field(default_factory=dict)
     executions: int = 0
     tries: int = 0
+    spares: int = 0
     crashed: int = 0
     refused: int = 0
     winner: Camp | None = None
@@ -143,6 +148,10 @@ class TaskState:
     def running_domains(self) -> set[str]:
         """Domains of the replicas that have yet to answer."""
         return {attempt.domain for attempt in self.running.values()}
+
+    def in_time(self) -> list[Attempt]:
+        """Running replicas that are not overdue."""
+        return [attempt for attempt in self.running.values() if not attempt.slow]
 
     def fruitless(self) -> Reason:
         """Why no quorum was reached: the job's fault, if outputs differ within domains and agree across none (R11)."""

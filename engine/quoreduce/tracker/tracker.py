@@ -15,7 +15,7 @@ reduce gathers its sources if they changed since the last launch (O(maps)); a co
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from quoreduce.tracker import invariants
@@ -39,6 +39,7 @@ from quoreduce.tracker.messages import (
     Published,
     Reason,
     Refused,
+    Slow,
     Source,
     Stalled,
     Task,
@@ -101,6 +102,7 @@ class JobTracker:
             Refused: self._on_refused,
             BlockLost: self._on_block_lost,
             Published: self._on_published,
+            Slow: self._on_slow,
             Stalled: self._on_stalled,
         }
 
@@ -210,7 +212,7 @@ class JobTracker:
         attempt = self._end(event.attempt)
         if attempt is None:
             return
-        self.ledger.refuse(attempt.state.task.kind)
+        self.ledger.refuse(attempt.state.task.kind, attempt.spare)
         attempt.state.refused += 1
         read = {source.attempt for copies in attempt.sources for source in copies}
         self._drop([id_ for id_ in event.bad if id_ in read])
@@ -233,6 +235,23 @@ class JobTracker:
         elif attempt.state.task.kind == "reduce":
             attempt.state.confirmed = True
             self._reduces_confirmed += 1
+
+    def _on_slow(self, event: Slow) -> None:
+        """Have an overdue attempt overtaken (R9): one spare, if those in time cannot do without it.
+
+        Only where it is in nobody's way: now, on a free slot of a domain that is new to the task. The slow one goes on, and if
+        it is the first to answer, so much the better.
+        """
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or attempt.status != "running" or not attempt.seated:
+            self.ledger.ignored += 1
+            return
+        attempt.slow, state = True, attempt.state
+        if state.spares >= self.plan.need or self._wanted(state) or not self._lacking(state, state.in_time()):
+            return
+        domain = self._pool.fresh(state.asked)
+        if domain is not None and not (state.task.kind == "reduce" and self._maps_unready):
+            self._launch(state, domain, spare=True)
 
     def _on_stalled(self, _: Stalled) -> None:
         """No worker will come to the rescue. What cannot go on without one has failed."""
@@ -263,15 +282,15 @@ class JobTracker:
 
     def _wanted(self, state: TaskState) -> int:
         """How many replicas to launch now: what the vote lacks, or what an up-front plan still owes (slide 18)."""
-        return max(state.owed, self._lacking(state))
+        return max(state.owed, self._lacking(state, state.running.values()))
 
-    def _lacking(self, state: TaskState) -> int:
-        """How many replicas the task cannot do without (R2): as many as must agree, less those that may."""
+    def _lacking(self, state: TaskState, running: Collection[Attempt]) -> int:
+        """How many replicas the task cannot do without (R2): as many as must agree, less those `running` that may."""
         if state.winner is None:
-            return state.ballot.missing(state.running_domains(), self.plan.need)
+            return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)
         # Won. But a stored copy of what won is needed: a map's until the job is done, another's until published (R6).
         needed = state.task.kind == "map" or state.published is None
-        return needed and not state.winner.copies and not any(a.store for a in state.running.values())
+        return needed and not state.winner.copies and not any(attempt.store for attempt in running)
 
     def _top_up(self, state: TaskState) -> None:
         """Queue a task if it wants replicas, take it off the queue if it does not, give up at the bound (R3)."""
@@ -287,7 +306,7 @@ class JobTracker:
         """Whether a task that wants another replica is at its bound (R3); fails the job if it cannot do without."""
         if state.tries < self.plan.bound:
             return False
-        if not self._lacking(state):
+        if not self._lacking(state, state.running.values()):
             state.owed = 0
             return True
         domains = len(self._pool.domains)
@@ -345,7 +364,7 @@ class JobTracker:
             return False
         return state.ballot.missing(running | self._pool.domains.keys(), self.plan.need) > 0
 
-    def _launch(self, state: TaskState, domain: Domain) -> None:
+    def _launch(self, state: TaskState, domain: Domain, spare: bool = False) -> None:
         id_, task, replica = len(self._attempts), state.task, state.executions
         store = self._stores(state)
         sources: tuple[tuple[Source, ...], ...] = ()
@@ -353,24 +372,25 @@ class JobTracker:
             sources = self._gather()
             self.ledger.shipped_nbytes += self._offered_nbytes[task.index]
         worker = self._pool.take(domain, id_)
-        attempt = Attempt(id_, state, worker, domain.name, store, sources)
+        attempt = Attempt(id_, state, worker, domain.name, store, sources, spare=spare)
         self._attempts[id_] = state.running[id_] = attempt
         state.asked[domain.name] = state.asked.get(domain.name, 0) + 1
         state.executions += 1
-        state.tries += 1
+        state.tries += not spare
+        state.spares += spare
         state.owed = max(0, state.owed - 1)
-        self.ledger.launch(task.kind, replica < self.plan.first)
+        self.ledger.launch(task.kind, replica < self.plan.first, spare)
         self._emit(Launch(id_, task, replica, worker, store, sources))
 
     def _stores(self, state: TaskState) -> bool:
-        """Whether the next replica stores its output (R6): the carrier does.
+        """Whether the next replica stores its output (R6): the carrier does, and a spare for one that is slow.
 
         In a dispute all further ones do too, for the carrier may be the one that is wrong.
         """
         if self.plan.stores_all or state.ballot.disputed:
             return True
         stored = any(camp.copies for camp in state.ballot.camps)
-        return not stored and not any(attempt.store for attempt in state.running.values())
+        return not stored and not any(attempt.store for attempt in state.in_time())
 
     def _end(self, id_: int) -> Attempt | None:
         """Take an answer for an attempt: free its slot. None if the answer is not to be used (R10)."""
