@@ -103,6 +103,19 @@ def node_with_the_carrier_dies() -> Play:
 
 
 @scenario
+def slow_carrier_is_overtaken() -> Play:
+    """A map's carrier and a reduce's replica are slow: one spare each, and the reduces start on the spare's copy (R9)."""
+    job = Play(domains=3, slots=2, maps=1, reduces=1)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    job.answer("map 0", 2)
+    job.answer("reduce 0", 0)
+    job.slow("reduce 0", 1)
+    job.answer("reduce 0", 2)
+    return job
+
+
+@scenario
 def bits_flip_in_a_stored_block() -> Play:
     """Readers refuse a block whose bytes are not those that were voted on (R6)."""
     job = Play(domains=4, slots=2)

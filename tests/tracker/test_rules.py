@@ -24,6 +24,7 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Slow,
     Stalled,
     Task,
     WorkerJoined,
@@ -609,4 +610,115 @@ def test_what_a_dead_worker_executed_without_evidence_is_executed_again() -> Non
     worker = job.of("map 0")[0].worker
     job.cluster.crash(worker, blocks_lost=True)
     assert len(job.of("map 0")) == 3
+    assert job.done()
+
+
+# ---- R9: stragglers -------------------------------------------------------------------------------------------------
+
+
+def test_r9_a_slow_replica_is_overtaken_by_one_spare_and_cancelled() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    (spare,) = job.last
+    assert (spare.task, spare.replica, spare.worker, spare.store) == (Task("map", 0), 2, "w2", True)
+    job.slow("map 0", 0)
+    assert job.last == []  # it has its spare
+    job.answer("map 0", 2)
+    assert job.agreed("map 0")
+    assert Cancel(0) in job.last
+    assert job.done()
+    assert (job.ledger.spares, job.ledger.executions, job.ledger.re_executions) == (1, 5, 0)
+
+
+def test_r9_who_answers_first_wins_be_it_the_slow_one() -> None:
+    job = Play(domains=4)
+    job.slow("map 0", 0)
+    job.answer("map 0", 1)
+    job.answer("map 0", 0)
+    assert job.agreed("map 0")
+    assert Cancel(2) in job.last
+    assert job.done()
+
+
+def test_r9_a_slow_replica_that_was_cancelled_occupies_its_slot() -> None:
+    job = Play(domains=3, slots=1, maps=2)  # d2 has map 1, whose second replica waits for d0 or d1
+    job.answer("map 0", 1)
+    assert job.domains("map 1") == ["d2", "d1"]
+    job.answer("map 1", 0)
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1", "d2"]
+    job.answer("map 0", 2)
+    assert job.agreed("map 0")
+    job.answer("map 1", 1)
+    while job.cluster.flying != [job.of("map 0")[0]]:
+        job.reply(next(c.attempt for c in job.cluster.flying if c.attempt != 0))
+        assert all(c.worker != "w0" for c in job.running("reduce 0"))
+    assert isinstance(job.result, JobDone)  # without the slow one
+
+
+def test_r9_a_spare_does_not_take_the_place_of_anything_that_is_wanted() -> None:
+    job = Play(domains=3, slots=1, maps=3)
+    job.slow("map 0", 0)
+    assert job.last == []  # d2 is at work
+    job = Play(domains=2)
+    job.slow("map 0", 0)
+    assert job.last == []  # no domain is new to the task, and asking one again would prove nothing
+    job = Play(domains=4, f=1, mode="basic")
+    job.slow("map 0", 0)
+    assert job.last == []  # two others are on their way, and two are enough
+
+
+def test_r9_spares_are_bounded_and_are_no_tries() -> None:
+    """However slow everybody is: as many spares as replicas, and the job does not fail of them (R3)."""
+    job = Play(domains=9, max_attempts=2)
+    for _ in range(3):
+        for c in list(job.running("map 0")):
+            job.cluster.lag(c)
+    assert len(job.of("map 0")) == 4
+    assert job.done()
+
+
+def test_r9_a_spare_that_crashes_is_replaced_as_long_as_the_slow_one_is_slow() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    job.cluster.crash("w2", blocks_lost=True)
+    assert len(job.running("map 0")) == 1  # the slow one may still answer
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1", "d2", "d3"]
+    assert job.done()
+
+
+def test_r9_the_original_mode_has_speculative_execution() -> None:
+    job = Play(domains=2, mode="original", f=0)
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1"]
+    job.answer("map 0", 1)
+    assert job.agreed("map 0")
+    assert job.done()
+    assert (job.ledger.spares, job.ledger.re_executions) == (1, 0)
+
+
+def test_r9_nobody_is_slow_who_has_answered_or_is_unknown() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    for attempt in (0, 99):
+        job.cluster.send(Slow(attempt))
+        assert job.last == []
+    job.execute("map 0", 1)
+    job.cluster.send(Slow(1))  # its evidence is awaited
+    assert job.last == []
+    assert job.ledger.ignored == 3
+    assert job.done()
+    assert job.ledger.spares == 0
+
+
+def test_r9_a_spare_reduce_does_not_start_on_a_map_that_nobody_can_read() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.cluster.lose_block(0, told=True)
+    job.slow("reduce 0", 0)
+    assert job.last == []
     assert job.done()

@@ -26,13 +26,14 @@ def test_every_schedule_ends_right_or_says_why_not(part: int) -> None:
         seen["withdrawals"] += cluster.tracker.ledger.withdrawn_votes > 0
         seen["lost votes"] += cluster.tracker.ledger.lost_votes > 0
         seen["quarantines"] += bool(cluster.tracker.ledger.quarantined)
+        seen["spares"] += cluster.tracker.ledger.spares > 0
         seen["publications"] += bool(cluster.published)
         seen["lost before published"] += cluster.lost_in_check
     if SCHEDULES >= 4000:  # the schedules are worth something only if they get into trouble often enough
         total = SCHEDULES / SLICES
         assert seen["done"] > 0.8 * total
         assert min(seen["lost votes"], seen["publications"]) > 0.3 * total
-        rare = ("withdrawals", "quarantines", "no_quorum", "job_error", "lost before published")
+        rare = ("withdrawals", "quarantines", "spares", "no_quorum", "job_error", "lost before published")
         assert min(seen[name] for name in rare) > 0.002 * total
 
 

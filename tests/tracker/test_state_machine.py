@@ -65,6 +65,13 @@ class Job(RuleBasedStateMachine):
         workers = list(self.cluster.slots)
         self.cluster.crash(workers[n % len(workers)], blocks_lost, f"r{self.crashes}")
 
+    @precondition(lambda self: not self.over() and self.cluster.flying)
+    @rule(n=PICKS)
+    def lag(self, n: int) -> None:
+        c = self.cluster.flying[self.pick(n)]
+        if c.attempt not in self.cluster.cancelled:
+            self.cluster.lag(c)
+
     @precondition(lambda self: not self.over() and self.cluster.blocks and self.crashes < 3)
     @rule(n=PICKS, told=st.booleans())
     def lose_block(self, n: int, told: bool) -> None:
