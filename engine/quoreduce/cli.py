@@ -37,7 +37,7 @@ CHECK_SETTINGS = """settings:
   numba    kernels compiled for an older CPU type"""
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
-    "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
+    "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
     "(may be repeated)"
 )
 
@@ -147,6 +147,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         ("tight-storage", "tight storage replication: write the output once, not three times"),
     ):
         vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+    vote.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle workers")
     vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
     vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
     proof = run.add_argument_group("attestation (see quoreduce attest --help)")
@@ -275,7 +276,7 @@ def _options(a: argparse.Namespace) -> Options:
     return Options(
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
-        digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, deadline_s=a.deadline, attempts_max=a.attempts_max,
+        digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, spares=not a.no_spares, deadline_s=a.deadline, attempts_max=a.attempts_max,
         attest=Attest(**given) if a.attest else None,
     )  # fmt: skip
 
@@ -288,7 +289,7 @@ def _print_result(result: Result, as_json: bool) -> None:
     print(f"{result.output}: {result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes, digest {result.digest[:16]}")
     print(
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; executions: {executions} "
-        f"({result.reexecutions} more than planned)"
+        f"({result.reexecutions} more than planned{f', {result.spares} spare' if result.spares else ''})"
     )
     if proof := result.attestation:
         print(

@@ -23,6 +23,7 @@ from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.runtime.stragglers import Watch, input_nbytes
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.tracker import JobTracker, Plan
 
@@ -33,6 +34,7 @@ DEADLINE_FIRST_S = 600.0
 DEADLINE_LEAST_S = 10.0
 DEADLINE_FACTOR = 20.0
 DEADLINE_START_S = 60.0
+PATIENCE_START_S = 20.0
 ADMIT_S = 5.0
 HOST_ERRORS_MAX = 3
 RESTARTS_WITHOUT_WORK_MAX = 3
@@ -49,12 +51,13 @@ _REASONS: dict[str, type[errors.QuoreduceError]] = {
 
 @dataclass(slots=True)
 class Running:
-    """An execution that is under way. ``deadline`` in seconds of the monotonic clock."""
+    """An execution that is under way; it reads ``nbytes``. ``deadline`` in seconds of the monotonic clock."""
 
     launch: m.Launch
     deadline: float
     started: float
     fault: wire.Fault | None
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -103,6 +106,7 @@ class Driver:
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     progress: Progress = field(init=False)
+    _watch: Watch | None = field(init=False)
     _running: dict[int, Running] = field(default_factory=dict)
     _cancelled: dict[int, Running] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
@@ -131,6 +135,8 @@ class Driver:
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
         self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
+        # Inline, one execution waits for the other, which does not make it slow.
+        self._watch = Watch() if o.spares and self.result.on != "inline" else None
         self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
 
     # ---- the loop
@@ -160,6 +166,7 @@ class Driver:
         for event in self._replays:
             self._late(event)
         self._replays.clear()
+        self._overtake()
         self._drain()
         waiting = self._flush_evidence()
         self._expire()
@@ -175,6 +182,13 @@ class Driver:
         """Hand events to the tracker, and do what it says."""
         while self._events and not self._done:
             self._execute(self.tracker.handle(self._events.pop(0)))
+
+    def _overtake(self) -> None:
+        """Say who is overdue, while there are idle workers (R9)."""
+        busy = len(self._running) + len(self._cancelled)
+        if self._watch is not None and busy < len(self.workers):
+            late = self._watch.overdue(self._running.values(), time.monotonic())
+            self._events += [m.Slow(attempt) for attempt in late]
 
     def _timeout(self) -> float:
         if self._replays:
@@ -446,8 +460,10 @@ class Driver:
     def _launch(self, launch: m.Launch) -> None:
         fault = self._fault(launch) if self.options.faults else None
         now = time.monotonic()
-        limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
-        self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
+        pending = launch.worker in self._setup_pending
+        limit_s = max(self._deadline(launch), DEADLINE_START_S if pending else 0.0)
+        nbytes = input_nbytes(launch, self.splits, self._kept)
+        self._running[launch.attempt] = Running(launch, now + limit_s, now + PATIENCE_START_S * pending, fault, nbytes)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
 
     def _fault(self, launch: m.Launch) -> wire.Fault | None:
@@ -459,8 +475,10 @@ class Driver:
 
     def _time(self, finished: Running) -> None:
         """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""
-        kind = finished.launch.task.kind
-        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - finished.started)
+        kind, now = finished.launch.task.kind, time.monotonic()
+        if self._watch is not None:
+            self._watch.finished(finished, now)
+        self._slowest[kind] = max(self._slowest.get(kind, 0.0), now - finished.started)
         for running in self._running.values():
             if running.launch.task.kind == kind:
                 running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
@@ -529,9 +547,9 @@ class Driver:
     def _check(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
-        busy = {r.launch.worker for r in self._running.values()}
+        busy, late = ({r.launch.worker for r in group.values()} for group in (self._running, self._cancelled))
         usable = [w for w in self.workers.values() if w.name not in self._barred]
-        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
+        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in late, w.name in busy, w.name))
         if not others:
             self._fail_check(agreed)
             return
@@ -579,13 +597,14 @@ class Driver:
 
     def _count_detected(self) -> int:
         ledger = self.tracker.ledger
-        return self._detected + ledger.lost_votes + ledger.lost_blocks + ledger.crashed
+        slow = len(self._watch.struck) if self._watch is not None else 0
+        return self._detected + slow + ledger.lost_votes + ledger.lost_blocks + ledger.crashed
 
     def _account(self) -> None:
         ledger = self.tracker.ledger
         r = self.result
         r.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
-        r.reexecutions = ledger.re_executions
+        r.reexecutions, r.spares = ledger.re_executions, ledger.spares
         r.faults.injected = self.faults.injected
         r.faults.detected = r.faults.masked = self._count_detected()
         r.bytes_stored += ledger.stored_nbytes

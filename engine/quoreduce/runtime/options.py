@@ -68,6 +68,7 @@ class Options:
         strict: masked faults are an error (the output is published all the same).
         faults, fault_seed: faults to inject. seed: for the job's own randomness.
         deferred, tentative, digest_outputs, tight_storage: the four modifications of ``bft``.
+        spares: overtake slow executions by spare ones on idle workers.
         deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.
         attempts_max: bound on executions of one task; None: 4(f+1)+8.
         attest: how the job is attested; None: it is not.
@@ -88,6 +89,7 @@ class Options:
     tentative: bool = True
     digest_outputs: bool = True
     tight_storage: bool = True
+    spares: bool = True
     deadline_s: float | None = None
     attempts_max: int | None = None
     attest: Attest | None = None
@@ -175,6 +177,8 @@ class FaultCount:
 class Result:
     """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
 
+    ``executions`` are all; of them ``reexecutions`` are what faults have cost, and ``spares`` were to overtake slow ones.
+
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
     Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
     ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
@@ -200,6 +204,7 @@ class Result:
     executions: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     reexecutions: int = 0
+    spares: int = 0
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
     suspects: dict[str, int] = field(default_factory=dict)

@@ -72,7 +72,7 @@ class Worker:
             self._discard(request)
             return None
         attempt = getattr(request, "attempt", -1)
-        start = _cpu_s()
+        start, began = _cpu_s(), time.monotonic()
         try:
             reply = self._run(request)
         except _Refused as refused:
@@ -83,6 +83,9 @@ class Worker:
             reply = self._os_error(attempt, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
+        fault: wire.Fault | None = getattr(request, "fault", None)
+        if fault is not None and fault.kind == "slow":
+            time.sleep(faults.delay_s(time.monotonic() - began))
         if self._attester is not None and isinstance(request, wire.MapTask | wire.ReduceTask | wire.SampleTask):
             assert self._setup is not None
             self._attester.measure(request, self._setup, reply)
