@@ -36,6 +36,8 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
     Source,
     Stalled,
     WorkerJoined,
@@ -45,7 +47,8 @@ from quoreduce.tracker import (
 DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
 RECORDS = 1
-_SUMS = ("makespan_s", "cpu_s", "reexecutions", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
+TEST_S = 0.05  # a known-answer test
+_SUMS = ("makespan_s", "cpu_s", "reexecutions", "lost_votes", "tests", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
 Wrong = dict[int, bytes]  # partition -> what is wrong with it
 
 
@@ -107,6 +110,8 @@ class Outcome:
     reexecutions: int = 0
     injected: dict[str, int] = field(default_factory=dict)
     lost_votes: int = 0
+    tests: int = 0
+    suspects: dict[str, str] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)
     wrong_outputs: int = 0
     beyond_model: str = ""
@@ -241,6 +246,9 @@ class Simulation:
                 self._record(f"  cancel {command.attempt}")
             elif isinstance(command, Accused):
                 self._record(f"  accused {command.domain} for {command.attempt}")
+            elif isinstance(command, Retest):
+                self._record(f"  test {command.test} of {command.domain} on {command.worker}")
+                self._at(self._now + TEST_S + 2 * self.shape.latency_s, self._retest, command)
             else:
                 self._end(command)
 
@@ -260,6 +268,11 @@ class Simulation:
         self._on.setdefault(c.worker, {})[c.attempt] = None
         self._driver_free = max(self._driver_free, self._now) + self.calibration.driver_s
         self._message(self._driver_free, self._begin, run)
+
+    def _retest(self, c: Retest) -> None:
+        """The test's answers are there, if the worker is. They take no slot and are never lost."""
+        if c.worker in self._on:
+            self._send(Retested(c.test, self.faults.passes(c.test, self._home[c.worker].number)))
 
     def _copies(self, c: Launch) -> str:
         """What a reduce is to read, for the transcript: a hash of it, made once for as long as it stays the same."""
@@ -477,7 +490,7 @@ class Simulation:
         out.cpu_s = round(out.cpu_s, 6)
         out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample"}
         out.reexecutions, out.lost_votes = ledger.re_executions, ledger.lost_votes
-        out.quarantined = list(ledger.quarantined)
+        out.quarantined, out.suspects, out.tests = list(ledger.quarantined), ledger.suspects, ledger.tests
         out.bytes_stored, out.bytes_shipped = ledger.stored_nbytes, ledger.shipped_nbytes
         out.injected = {kind: n for kind, n in sorted(self.faults.injected.items()) if n}
         out.beyond_model, out.violations = self.faults.beyond, self.referee.violations
@@ -498,6 +511,8 @@ def _event_line(event: Event) -> str:
         return f"refused {event.attempt}: {','.join(map(str, event.bad))}"
     if isinstance(event, BlockLost):
         return f"block lost {event.attempt}"
+    if isinstance(event, Retested):
+        return f"test {event.test} {'passed' if event.passed else 'failed'}"
     return f"published {event.attempt}" if isinstance(event, Published) else "stalled"
 
 

@@ -1,7 +1,7 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
 `JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `ledger` for what it cost. No clock, no randomness, no I/O.
+`vote` for who wins, `placement` for who runs what, `suspicion` for who is not trusted, `ledger` for what it cost. No clock, no randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -25,6 +25,8 @@ from quoreduce.tracker.messages import (
     Published,
     Reason,
     Refused,
+    Retest,
+    Retested,
     Source,
     Stalled,
     Task,
@@ -32,6 +34,7 @@ from quoreduce.tracker.messages import (
     WorkerLost,
 )
 from quoreduce.tracker.state import Mode, Plan
+from quoreduce.tracker.suspicion import Standing
 from quoreduce.tracker.tracker import JobTracker
 
 __all__ = [
@@ -58,9 +61,12 @@ __all__ = [
     "Published",
     "Reason",
     "Refused",
+    "Retest",
     "Source",
     "Stalled",
+    "Standing",
     "Task",
+    "Retested",
     "WorkerJoined",
     "WorkerLost",
 ]
