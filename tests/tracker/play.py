@@ -23,6 +23,8 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
     Slow,
     Task,
     WorkerJoined,
@@ -31,11 +33,15 @@ from quoreduce.tracker import (
 
 
 class Play:
-    """A job on workers w0, w1... in domains d0, d1... with `slots` each, invariants checked after every event."""
+    """A job on workers w0, w1... in domains d0, d1... with `slots` each, invariants checked after every event.
 
-    def __init__(self, domains: int = 4, slots: int = 9, **plan: Any) -> None:
+    Tests are answered at once; the domains `broken` fail theirs. `known`: what earlier jobs found.
+    """
+
+    def __init__(self, domains: int = 4, slots: int = 9, known: Any = None, broken: tuple[str, ...] = (), **plan: Any) -> None:
         self.plan = Plan(**({"maps": 1, "reduces": 1, "f": 1, "mode": "bft"} | plan))
-        self.cluster = Cluster(self.plan, JobTracker(self.plan), checked=True, transcript=[])
+        self.cluster = Cluster(self.plan, JobTracker(self.plan, known), checked=True, transcript=[])
+        self.cluster.tests_at_once, self.cluster.broken = True, set(broken)
         self.tracker = self.cluster.tracker
         self.ledger = self.tracker.ledger
         for d in range(domains):
@@ -44,8 +50,9 @@ class Play:
 
     @property
     def last(self) -> list[Any]:
-        """What the last event led to."""
-        return self.cluster.transcript[-1][1]  # type: ignore[index]
+        """What the last event led to, but for those that end a test."""
+        events = self.cluster.transcript or []
+        return next(commands for event, commands in reversed(events) if not isinstance(event, Retested))
 
     @property
     def result(self) -> Any:
@@ -136,6 +143,8 @@ def _event(event: Any) -> str:
             return f"#{attempt} is slow"
         case Published(attempt):
             return f"#{attempt} published"
+        case Retested(test, passed):
+            return f"test {test} {'passed' if passed else 'failed'}"
     return type(event).__name__.lower()
 
 
@@ -153,6 +162,8 @@ def _command(command: Any) -> str:
             return f"agreed: {task} is {_output(output)} (#{attempt}; {', '.join(domains)})"
         case Accused(task, attempt, domain):
             return f"accused: {domain}, for #{attempt} of {task}"
+        case Retest(test, domain, worker):
+            return f"test {test}: of {domain}, on {worker}"
         case JobFailed(reason, task, message):
             return f"job failed: {reason} ({task}): {message}"
     return "job done"

@@ -35,6 +35,8 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
     Slow,
     Stalled,
     Task,
@@ -91,6 +93,9 @@ class Cluster:
     outputs: dict[int, Output] = field(default_factory=dict)
     agreed: dict[Task, Agreed] = field(default_factory=dict)
     accused: set[int] = field(default_factory=set)
+    testing: dict[int, Retest] = field(default_factory=dict)  # tests under way
+    broken: set[str] = field(default_factory=set)  # domains that fail tests
+    tests_at_once: bool = False  # a test is answered before anything else happens
     checking: list[Agreed] = field(default_factory=list)  # reduces that the driver is to check and publish
     published: set[int] = field(default_factory=set)
     lost_in_check: bool = False  # an agreed output turned out to be gone when it was checked, or was lost before
@@ -122,6 +127,8 @@ class Cluster:
         if self.checked:
             self.tracker.check()
         assert self.tracker.done == (self.result is not None)
+        while self.tests_at_once and self.testing and self.result is None:
+            self.test()
 
     def _launch(self, c: Launch) -> None:
         assert c.attempt not in self.launches, "attempts are unique"
@@ -189,8 +196,17 @@ class Cluster:
         assert c.attempt not in self.accused, "a vote is lost once"
         self.accused.add(c.attempt)
 
+    def _retest(self, c: Retest) -> None:
+        assert c.worker in self.slots, f"{c.worker} is to be tested, and is not alive"
+        assert self.domain_of[c.worker] == c.domain
+        assert all(c.domain != test.domain for test in self.testing.values()), "a domain is tested once at a time"
+        assert any(len(said) > 1 for said in self.said.values()), "tested, and nobody contradicted anybody (R2)"
+        assert c.test not in self.testing, "tests are numbered"
+        self.testing[c.test] = c
+
     def _end(self, c: JobDone | JobFailed) -> None:
         self.result = c
+        assert isinstance(c, JobFailed) or not self.testing, "a job is done when its tests are"
         for id_ in self.accused:
             agreed, said = self.agreed.get(self.launches[id_].task), self.outputs.get(id_)
             assert agreed is None or agreed.output != said, f"attempt {id_} was accused of being right (R11)"
@@ -211,6 +227,7 @@ class Cluster:
             Discard: Cluster._discard,
             Agreed: Cluster._agree,
             Accused: Cluster._accuse,
+            Retest: Cluster._retest,
             JobDone: Cluster._end,
             JobFailed: Cluster._end,
         },
@@ -313,6 +330,7 @@ class Cluster:
     def crash(self, worker: str, blocks_lost: bool, replacement: str | None = None) -> None:
         """A worker dies, with or without what it has stored; perhaps another one comes in its place (R9)."""
         slots = self.slots.pop(worker)
+        self.testing = {test: c for test, c in self.testing.items() if c.worker != worker}
         del self.busy[worker]
         self.flying = [c for c in self.flying if c.worker != worker]
         if blocks_lost:
@@ -345,6 +363,13 @@ class Cluster:
         self.replies.append(event)
         self.send(event)
         assert self.tracker.ledger.ignored == before + stale, "another attempt has taken its place"
+
+    def test(self) -> None:
+        """The oldest test that is under way is over: healthy domains pass."""
+        test = next(iter(self.testing))
+        event = Retested(test, self.testing.pop(test).domain not in self.broken)
+        self.replies.append(event)
+        self.send(event)
 
     def stall(self) -> None:
         self.send(Stalled())
@@ -449,6 +474,7 @@ class Schedule:
         self.faults = random_faults(rng, self.plan, self.domains)
         self.faultless = self.faults.none()
         self.cluster = Cluster(self.plan, make(self.plan), checked)
+        self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
         self.spoilt: Counter[Task] = Counter()
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
@@ -469,7 +495,9 @@ class Schedule:
         for _ in range(3000):
             if cluster.result is not None:
                 break
-            if cluster.checking and (not cluster.flying or rng.random() < 0.1):
+            if cluster.testing and (not cluster.flying or rng.random() < 0.3):
+                cluster.test()
+            elif cluster.checking and (not cluster.flying or rng.random() < 0.1):
                 cluster.publish(rng.randrange(len(cluster.checking)))
             elif not cluster.flying:
                 cluster.stall()

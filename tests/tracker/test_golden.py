@@ -92,6 +92,16 @@ def two_domains_and_one_is_broken() -> Play:
 
 
 @scenario
+def bad_core_fails_its_test() -> Play:
+    """The first contradiction has both sides tested; who fails is named, and gets no more work (R11)."""
+    job = Play(domains=3, slots=1, maps=3, reduces=1, broken=("d1",))
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    job.finish()
+    return job
+
+
+@scenario
 def node_with_the_carrier_dies() -> Play:
     """A node dies with a voted map's only copy: one execution for a new copy (R6, R9)."""
     job = Play(domains=3, slots=2, maps=1, reduces=1)

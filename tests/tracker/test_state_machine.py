@@ -89,6 +89,11 @@ class Job(RuleBasedStateMachine):
     def publish(self, n: int) -> None:
         self.cluster.publish(n % len(self.cluster.checking))
 
+    @precondition(lambda self: not self.over() and self.cluster.testing)
+    @rule()
+    def test(self) -> None:
+        self.cluster.test()
+
     @precondition(lambda self: self.cluster.replies)
     @rule(n=PICKS)
     def repeat(self, n: int) -> None:
@@ -109,6 +114,9 @@ class Job(RuleBasedStateMachine):
                 break
             if self.cluster.checking:
                 self.cluster.publish(0)
+                continue
+            if self.cluster.testing:
+                self.cluster.test()
                 continue
             assert self.cluster.flying, "the job hangs"
             self.cluster.reply(0)

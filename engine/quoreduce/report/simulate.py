@@ -97,7 +97,8 @@ def describe(out: Outcome) -> str:
         f"seed {out.seed}",
         f"{out.end}: {out.makespan_s:.2f} virtual s, {out.cpu_s:.2f} CPU s; executions: {executions} "
         f"({out.reexecutions} more than planned{f', {out.spares} spare' if out.spares else ''})",
-        f"faults injected: {injected}; lost votes: {out.lost_votes}; quarantined: {', '.join(out.quarantined) or 'nobody'}",
+        f"faults injected: {injected}; lost votes: {out.lost_votes}; tests: {out.tests}; "
+        f"suspects: {', '.join(out.suspects) or 'nobody'}; quarantined: {', '.join(out.quarantined) or 'nobody'}",
     ]
     if out.message:
         lines.append(out.message)

@@ -37,6 +37,8 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
     Slow,
     Source,
     Stalled,
@@ -48,7 +50,11 @@ DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
 LOOK_S = 1.0
 RECORDS = 1
-_SUMS = ("makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
+TEST_S = 0.05  # a known-answer test
+_SUMS = (
+    "makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "tests", "wrong_outputs", "bytes_stored", "bytes_shipped",
+    "events",
+)  # fmt: skip
 Wrong = dict[int, bytes]  # partition -> what is wrong with it
 
 
@@ -111,6 +117,8 @@ class Outcome:
     spares: int = 0
     injected: dict[str, int] = field(default_factory=dict)
     lost_votes: int = 0
+    tests: int = 0
+    suspects: dict[str, str] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)
     wrong_outputs: int = 0
     beyond_model: str = ""
@@ -248,6 +256,9 @@ class Simulation:
                 self._record(f"  cancel {command.attempt}")
             elif isinstance(command, Accused):
                 self._record(f"  accused {command.domain} for {command.attempt}")
+            elif isinstance(command, Retest):
+                self._record(f"  test {command.test} of {command.domain} on {command.worker}")
+                self._at(self._now + TEST_S + 2 * self.shape.latency_s, self._retest, command)
             else:
                 self._end(command)
 
@@ -284,6 +295,11 @@ class Simulation:
         self._watched = bool(self._heap)
         if self._watched:
             self._at(self._now + LOOK_S, self._look, None)
+
+    def _retest(self, c: Retest) -> None:
+        """The test's answers are there, if the worker is. They take no slot and are never lost."""
+        if c.worker in self._on:
+            self._send(Retested(c.test, self.faults.passes(c.test, self._home[c.worker].number)))
 
     def _copies(self, c: Launch) -> str:
         """What a reduce is to read, for the transcript: a hash of it, made once for as long as it stays the same."""
@@ -503,7 +519,7 @@ class Simulation:
         out.cpu_s = round(out.cpu_s, 6)
         out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample"}
         out.reexecutions, out.spares, out.lost_votes = ledger.re_executions, ledger.spares, ledger.lost_votes
-        out.quarantined = list(ledger.quarantined)
+        out.quarantined, out.suspects, out.tests = list(ledger.quarantined), ledger.suspects, ledger.tests
         out.bytes_stored, out.bytes_shipped = ledger.stored_nbytes, ledger.shipped_nbytes
         out.injected = {kind: n for kind, n in sorted(self.faults.injected.items()) if n}
         out.beyond_model, out.violations = self.faults.beyond, self.referee.violations
@@ -526,6 +542,8 @@ def _event_line(event: Event) -> str:
         return f"block lost {event.attempt}"
     if isinstance(event, Slow):
         return f"slow {event.attempt}"
+    if isinstance(event, Retested):
+        return f"test {event.test} {'passed' if event.passed else 'failed'}"
     return f"published {event.attempt}" if isinstance(event, Published) else "stalled"
 
 

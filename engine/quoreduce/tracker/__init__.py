@@ -1,7 +1,8 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
-`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `pace` for who is slow, `ledger` for what it cost. No clock, no randomness, no I/O.
+`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language, `vote`
+for who wins, `placement` for who runs what, `pace` for who is slow, `suspicion` for who is not trusted, `ledger` for what it
+cost. No clock, no randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -25,6 +26,8 @@ from quoreduce.tracker.messages import (
     Published,
     Reason,
     Refused,
+    Retest,
+    Retested,
     Slow,
     Source,
     Stalled,
@@ -34,6 +37,7 @@ from quoreduce.tracker.messages import (
 )
 from quoreduce.tracker.pace import Pace
 from quoreduce.tracker.state import Mode, Plan
+from quoreduce.tracker.suspicion import Standing
 from quoreduce.tracker.tracker import JobTracker
 
 __all__ = [
@@ -61,9 +65,12 @@ __all__ = [
     "Published",
     "Reason",
     "Refused",
+    "Retest",
+    "Retested",
     "Slow",
     "Source",
     "Stalled",
+    "Standing",
     "Task",
     "WorkerJoined",
     "WorkerLost",

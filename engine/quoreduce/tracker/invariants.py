@@ -29,6 +29,9 @@ def _check_slots(tracker: JobTracker) -> None:
             assert tracker._attempts[id_].status != "over", f"attempt {id_} is over but occupies {worker.name}"
     assert pool.busy == sum(len(worker.busy) for worker in pool.workers.values()), "busy slots are miscounted"
     assert set(pool.free) == {d.name for d in pool.open.values() if d.idle}, "free domains are wrong"
+    assert pool.suspicion.named.keys() >= set(pool.quarantined), "quarantined without being named (R11)"
+    assert all(one.lost <= one.judged for one in tracker.standings.values()), "more tasks lost than judged (R11)"
+    assert {test.worker for test in tracker._tests.values()} <= pool.workers.keys(), "a test of a dead worker is awaited"
     assert len(pool.open) >= min(tracker.plan.need, len(pool.domains)), "quarantine left too few domains"
 
 

@@ -33,8 +33,10 @@ class Ledger:
         ignored: late, duplicate, stale and unknown messages (R10).
         stored_nbytes: written by finished executions that stored their output.
         shipped_nbytes: handed to reduces as sources, over all copies they read.
+        tests: known-answer tests that were asked for (R11).
         suspicion: domain -> number of tasks on which it lost a vote (R11).
-        quarantined: domains that were quarantined when this was last looked at.
+        suspects: domain -> why it was named: test, votes, probation or record; `suspicion` of the tracker says what that means.
+        quarantined: domains that are quarantined at the end: suspects, while f+1 others are there.
     """
 
     launched: dict[Kind, int] = field(default_factory=_per_kind)
@@ -53,7 +55,9 @@ class Ledger:
     ignored: int = 0
     stored_nbytes: int = 0
     shipped_nbytes: int = 0
+    tests: int = 0
     suspicion: dict[str, int] = field(default_factory=dict)
+    suspects: dict[str, str] = field(default_factory=dict)
     quarantined: tuple[str, ...] = ()
 
     @property

@@ -132,12 +132,20 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True)
+class Retested:
+    """From the driver: the known-answer test of a `Retest` is over, and the worker's answers were right, or not (R11)."""
+
+    test: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
 Event: TypeAlias = (
-    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Stalled
+    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Retested | Stalled
 )
 
 
@@ -201,8 +209,20 @@ class Accused:
 
 
 @dataclass(frozen=True, slots=True)
+class Retest:
+    """Give a worker a known-answer test, between two tasks: its domain contradicts others (R11). `Retested` is to follow.
+
+    Tests of a job are numbered: 0, 1, 2...
+    """
+
+    test: int
+    domain: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
-    """Every reduce is agreed on and stored. Nothing follows."""
+    """Every reduce is agreed on and stored, and no test is under way. Nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,4 +234,4 @@ class JobFailed:
     message: str
 
 
-Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | JobDone | JobFailed
+Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | Retest | JobDone | JobFailed

@@ -15,7 +15,7 @@ reduce gathers its sources if they changed since the last launch (O(maps)); a co
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from quoreduce.tracker import invariants
@@ -39,6 +39,8 @@ from quoreduce.tracker.messages import (
     Published,
     Reason,
     Refused,
+    Retest,
+    Retested,
     Slow,
     Source,
     Stalled,
@@ -48,6 +50,7 @@ from quoreduce.tracker.messages import (
 )
 from quoreduce.tracker.placement import Domain, Pool
 from quoreduce.tracker.state import Attempt, Plan, TaskState
+from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.vote import Camp
 
 __all__ = ["JobTracker", "Plan"]
@@ -68,16 +71,18 @@ class JobTracker:
         done: whether `JobDone` or `JobFailed` has been returned. Events are ignored from then on.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, known: Mapping[str, Known] | None = None) -> None:
+        """Plan a job. `known`: domains that earlier jobs have quarantined, or that are on probation (R11)."""
         self.plan = plan
         self.ledger = Ledger()
         self.done = False
         self._started = self._opened = False
         self._out: list[Command] = []
-        self._pool = Pool(plan.need)
+        self._pool = Pool(plan.need, known)
         self._attempts: dict[int, Attempt] = {}
         self._awaited: dict[str, dict[int, None]] = {}  # worker -> attempts executed there whose answers are to come
         self._blocks: dict[str, dict[int, None]] = {}  # worker -> attempts stored there; outlives the worker
+        self._tests: dict[int, Retest] = {}  # under way (R11)
         self._sample = self._state("sample", 0) if plan.sample else None
         self._maps = [self._state("map", m) for m in range(plan.maps)]
         self._reduces = [self._state("reduce", r) for r in range(plan.reduces)]
@@ -103,6 +108,7 @@ class JobTracker:
             BlockLost: self._on_block_lost,
             Published: self._on_published,
             Slow: self._on_slow,
+            Retested: self._on_tested,
             Stalled: self._on_stalled,
         }
 
@@ -135,6 +141,11 @@ class JobTracker:
         """Whether :meth:`start` was called."""
         return self._started
 
+    @property
+    def standings(self) -> dict[str, Standing]:
+        """What was seen of each domain so far (R11)."""
+        return self._pool.suspicion.standings
+
     def counters(self) -> dict[str, int]:
         """Figures for a progress display."""
         return {
@@ -164,6 +175,7 @@ class JobTracker:
         occupants = self._pool.lose(event.worker)
         blocks = self._blocks.pop(event.worker, {}) if event.blocks_lost else {}
         self.ledger.ignored += occupants is None and not blocks
+        self._tests = {test: one for test, one in self._tests.items() if one.worker != event.worker}
         unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]
         crashed = [self._attempts[a] for a in unanswered if self._attempts[a].status == "running"]
         for id_ in unanswered:
@@ -253,9 +265,17 @@ class JobTracker:
         if domain is not None and not (state.task.kind == "reduce" and self._maps_unready):
             self._launch(state, domain, spare=True)
 
+    def _on_tested(self, event: Retested) -> None:
+        """The outcome of a test; of one that was asked for."""
+        test = self._tests.pop(event.test, None)
+        if test is None:
+            self.ledger.ignored += 1
+        else:
+            self._pool.tested(test.domain, event.passed)
+
     def _on_stalled(self, _: Stalled) -> None:
         """No worker will come to the rescue. What cannot go on without one has failed."""
-        if self._pool.busy or any(self._awaited.values()) or not self._started:
+        if self._pool.busy or any(self._awaited.values()) or self._tests or not self._started:
             self.ledger.ignored += 1
             return
         before = len(self._attempts)
@@ -441,11 +461,12 @@ class JobTracker:
         state = attempt.state
         attempt.camp = camp
         self.ledger.votes += 1
+        if state.ballot.disputed and len(camp.attempts) == 1:
+            self._doubt(attempt)
         if state.winner is None:
             self._try_win(state)
         else:
-            if camp is not state.winner:
-                self._accuse(state, attempt.id, attempt.domain)
+            self._judge_late(attempt, camp is not state.winner)
             self._tidy(state)
         self._refresh(state)
         self._top_up(state)
@@ -464,10 +485,12 @@ class JobTracker:
 
     def _win(self, state: TaskState, winner: Camp, output: Output) -> None:
         state.winner = winner
-        for camp in state.ballot.camps:
-            if camp is not winner:
-                for id_, domain in camp.attempts.items():
-                    self._accuse(state, id_, domain)
+        lost = {id_: domain for camp in state.ballot.camps if camp is not winner for id_, domain in camp.attempts.items()}
+        losers = set(lost.values())
+        for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
+            self._pool.judge(domain, True, domain in losers)
+        for id_, domain in lost.items():
+            self._accuse(state, id_, domain)
         if not self.plan.upfront:
             # A replica that stores is let finish when the winner has no readable copy: it may bring one.
             surplus = [a for a in state.running.values() if winner.copies or not a.store]
@@ -490,11 +513,41 @@ class JobTracker:
                 self._top_up(reduce)
 
     def _accuse(self, state: TaskState, id_: int, domain: str) -> None:
-        """Count a lost vote against its domain (R11). Never before the task has a winner: until then it may be the
-        job that is wrong, not the domain."""
+        """A vote is lost (R11). Never before the task has a winner: until then it may be the job that is wrong, not the
+        domain."""
         self.ledger.lost_votes += 1
-        self._pool.accuse(domain, state.task)
         self._emit(Accused(state.task, id_, domain))
+
+    def _judge_late(self, attempt: Attempt, lost: bool) -> None:
+        """A vote came after the task was won. Several votes of a domain on one task count once (R11)."""
+        state, domain = attempt.state, attempt.domain
+        before = [
+            camp is not state.winner
+            for camp in state.ballot.camps
+            for id_, other in camp.attempts.items()
+            if other == domain and id_ != attempt.id
+        ]
+        self._pool.judge(domain, not before, lost and not any(before))
+        if lost:
+            self._accuse(state, attempt.id, domain)
+
+    def _doubt(self, attempt: Attempt) -> None:
+        """An answer contradicts those before it: it is time to test who gave it, and who gave the first that is contradicted.
+
+        Nobody is accused by that. But with f+1 domains, of which one is broken for good, no vote is ever won, and only a test
+        tells who it is; with more of them a test comes sooner than the vote (R11).
+        """
+        camps = attempt.state.ballot.camps
+        first = {self._attempts[id_].domain: self._attempts[id_] for id_ in camps[0].attempts} if len(camps) == 2 else {}
+        for name, one in ({attempt.domain: attempt} | first).items():
+            domain = self._pool.domains.get(name)
+            if domain is None or not self._pool.suspicion.dispute(name):
+                continue
+            if all(test.domain != name for test in self._tests.values()):  # else it is being tested just now
+                worker = one.worker if one.worker in domain.workers else next(iter(domain.workers))
+                test = self._tests[self.ledger.tests] = Retest(self.ledger.tests, name, worker)
+                self.ledger.tests += 1
+                self._emit(test)
 
     def _contradict(self, state: TaskState, shown: Camp, output: Output) -> None:
         """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
@@ -668,10 +721,11 @@ class JobTracker:
         """After each event: fill free slots, see whether the job is done, and hand out the commands."""
         if not self.done:
             self._schedule()
-        if self._all_published() and not self._owing():
+        if self._all_published() and not self._owing() and not self._tests:
             self._succeed()
         if self.done:
-            self.ledger.suspicion = {name: len(tasks) for name, tasks in self._pool.suspicion.items()}
+            self.ledger.suspicion = {name: one.lost for name, one in self.standings.items() if one.lost}
+            self.ledger.suspects = {name: self.standings[name].why for name in self._pool.suspicion.named}
             self.ledger.quarantined = tuple(self._pool.quarantined)
         out, self._out = self._out, []
         return out
