@@ -120,7 +120,10 @@ class Pool:
         A domain that the task has not used comes first, and is waited for while it is busy (R1).
         """
         if not self.open.keys() <= asked.keys():
-            return next((domain for name, domain in self.free.items() if name not in asked), None)
+            for name, domain in self.free.items():
+                if name not in asked:
+                    return domain
+            return None
         domain = self.domains.get(self._again(asked, running, ballot, winner))
         return domain if domain is not None and domain.idle else None
 
@@ -134,11 +137,14 @@ class Pool:
         A quarantined domain counts as asked once more than it was: it comes last, but it comes. Otherwise three bad
         days of a good domain could leave a task to f+1 domains of which one is broken for good.
         """
-        leader = winner or ballot.leader()
         times = {
             name: asked.get(name, 0) + (name not in self.open) for name in self.domains if name not in running
         } or dict.fromkeys(self.domains, 0)
         least = min(times.values(), default=0)
+        names = [name for name, n in times.items() if n == least]
+        if len(names) == 1:
+            return names[0]
+        leader = winner or ballot.leader()
 
         def rank(name: str) -> tuple[bool, bool, int, int]:
             leads = leader is not None and name in leader.domains
@@ -146,7 +152,7 @@ class Pool:
             sought = (not leads, suspicion) if winner is not None else (leads, -suspicion)
             return sought[0], name not in self.open, sought[1], -ballot.latest(name)
 
-        return min((name for name, n in times.items() if n == least), key=rank, default="")
+        return min(names, key=rank, default="")
 
     def accuse(self, domain: str, task: Task) -> None:
         """Note that a domain lost the vote on a task; several votes on one task count once (R11)."""
