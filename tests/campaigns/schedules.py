@@ -96,18 +96,13 @@ class Tally:
         """The tally as a table."""
         total = max(1, self.schedules)
         lines = [f"{'schedules':50}{self.schedules:>12,}"]
-        for title, counts in (("ended", self.ends), ("planned", self.plans)):
+        plans = sorted(self.plans.items(), key=lambda item: (item[0].endswith("domains"), item[0].startswith("f="), item[0]))
+        for title, counts in (("ended", self.ends.most_common()), ("planned", plans)):
             lines.append(f"{title}:")
-            lines += [f"  {name:48}{n:>12,}{n / total:>9.2%}" for name, n in sorted(counts.items(), key=_order(title))]
+            lines += [f"  {name:48}{n:>12,}{n / total:>9.2%}" for name, n in counts]
         lines.append(f"{'met:':50}{'in all':>12}{'schedules':>21}")
         lines += [f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in self.sums.items()]
         return "\n".join(lines)
-
-
-def _order(title: str) -> Callable[[tuple[str, int]], Any]:
-    if title == "ended":
-        return lambda item: -item[1]
-    return lambda item: (item[0].endswith("domains"), item[0].startswith("f="), len(item[0]) if item[0][0].isdigit() else 0, item[0])
 
 
 def explore(seeds: Iterable[int], make: Callable[[Plan], Any] = JobTracker) -> Tally:

@@ -124,8 +124,8 @@ class Pool:
                 if name not in asked:
                     return domain
             return None
-        domain = self.domains.get(self._again(asked, running, ballot, winner))
-        return domain if domain is not None and domain.idle else None
+        again = self.domains.get(self._again(asked, running, ballot, winner))
+        return again if again is not None and again.idle else None
 
     def _again(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> str:
         """Which domain to ask again (R1): the one asked least, and among those the one that `rank` puts first.
