@@ -119,12 +119,15 @@ class Pool:
         """
         if not self.open.keys() <= asked.keys():
             return self.fresh(asked)
-        domain = self.domains.get(self._again(asked, running, ballot, winner))
-        return domain if domain is not None and domain.idle else None
+        again = self.domains.get(self._again(asked, running, ballot, winner))
+        return again if again is not None and again.idle else None
 
     def fresh(self, asked: Container[str]) -> Domain | None:
         """An open domain with a free slot that is not among those asked."""
-        return next((domain for name, domain in self.free.items() if name not in asked), None)
+        for name, domain in self.free.items():
+            if name not in asked:
+                return domain
+        return None
 
     def _again(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> str:
         """Which domain to ask again (R1): the one asked least, and among those the one that `rank` puts first.
@@ -136,11 +139,14 @@ class Pool:
         A quarantined domain counts as asked once more than it was: it comes last, but it comes. Otherwise three bad
         days of a good domain could leave a task to f+1 domains of which one is broken for good.
         """
-        leader = winner or ballot.leader()
         times = {
             name: asked.get(name, 0) + (name not in self.open) for name in self.domains if name not in running
         } or dict.fromkeys(self.domains, 0)
         least = min(times.values(), default=0)
+        names = [name for name, n in times.items() if n == least]
+        if len(names) == 1:
+            return names[0]
+        leader = winner or ballot.leader()
 
         def rank(name: str) -> tuple[bool, bool, int, int]:
             leads = leader is not None and name in leader.domains
@@ -148,7 +154,7 @@ class Pool:
             sought = (not leads, suspicion) if winner is not None else (leads, -suspicion)
             return sought[0], name not in self.open, sought[1], -ballot.latest(name)
 
-        return min((name for name, n in times.items() if n == least), key=rank, default="")
+        return min(names, key=rank, default="")
 
     def judge(self, domain: str, judged: bool, lost: bool) -> None:
         """Note that a domain was judged on a task, or lost its vote, for the first time each (R11)."""
