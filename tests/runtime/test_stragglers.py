@@ -64,12 +64,25 @@ def test_a_stopped_worker_is_overtaken_long_before_its_deadline(mode: str, role:
     assert (result.spares, result.reexecutions, result.faults.detected) == (1, 0, 0)
 
 
-def test_an_injected_delay_is_overtaken_and_counted(verses: Path, tmp_path: Path) -> None:
-    with Session(Place("local", 3, "worker")) as session:
-        options = Options(split_mb=0.005, reducers=2, faults=("slow:map:1",), deadline_s=FAR_S)
+@pytest.mark.parametrize(
+    ("on", "kind"), [("local", "slow"), ("local", "hang"), pytest.param("ray", "slow", marks=pytest.mark.ray)]
+)
+def test_an_injected_delay_is_overtaken_and_counted_and_the_next_job_does_not_suffer(
+    on: str, kind: str, verses: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if on == "ray":
+        request.getfixturevalue("ray_cluster")
+    with Session(Place(on, 3, "worker")) as session:  # type: ignore[arg-type]
+        before = {info.name for info in session.workers}
+        options = Options(split_mb=0.005, reducers=2, faults=(f"{kind}:map:1",), deadline_s=FAR_S)
         result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), options)
-    assert (result.spares, result.reexecutions) == (1, 0)
-    assert (result.faults.injected, result.faults.detected, result.faults.masked) == (1, 1, 1)
+        assert (result.spares, result.reexecutions) == (1, 0)
+        assert (result.faults.injected, result.faults.detected, result.faults.masked) == (1, 1, 1)
+        assert {info.name for info in session.workers} == before
+        again = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "again"), Options(f=2, split_mb=0.005, reducers=2))
+        assert len(before & {info.name for info in session.workers}) == 2, "who was busy with the first job was replaced"
+    assert (again.spares, again.reexecutions, again.faults.detected) == (0, 0, 0)
+    assert again.digest == result.digest
 
 
 def late(verses: Path, out: Path, **options: Any) -> tuple[Result, float]:

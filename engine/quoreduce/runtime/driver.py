@@ -190,6 +190,13 @@ class Driver:
             late = self._watch.overdue(self._running.values(), time.monotonic())
             self._events += [m.Slow(attempt) for attempt in late]
 
+    def _was_late(self, attempt: int) -> bool:
+        return self._watch is not None and attempt in self._watch.late
+
+    def left_behind(self) -> set[str]:
+        """Workers that are still busy, after the job, with what was overdue."""
+        return {r.launch.worker for group in (self._running, self._cancelled) for a, r in group.items() if self._was_late(a)}
+
     def _timeout(self) -> float:
         if self._replays:
             return 0.0
@@ -445,6 +452,7 @@ class Driver:
                 case m.Cancel(attempt):
                     if attempt in self._running:
                         self._cancelled[attempt] = self._running.pop(attempt)
+                        self._detected += self._was_late(attempt) and self._cancelled[attempt].fault is not None
                 case m.Discard(attempt):
                     self._discard(attempt)
                 case m.Agreed():
@@ -597,8 +605,7 @@ class Driver:
 
     def _count_detected(self) -> int:
         ledger = self.tracker.ledger
-        slow = len(self._watch.struck) if self._watch is not None else 0
-        return self._detected + slow + ledger.lost_votes + ledger.lost_blocks + ledger.crashed
+        return self._detected + ledger.lost_votes + ledger.lost_blocks + ledger.crashed
 
     def _account(self) -> None:
         ledger = self.tracker.ledger

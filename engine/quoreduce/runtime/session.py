@@ -29,6 +29,7 @@ from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.driver import Driver, Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
+from quoreduce.runtime.stragglers import renew
 
 if TYPE_CHECKING:
     from quoreduce.runtime.gate import Gate
@@ -53,6 +54,7 @@ class Session:
         self._executor: Executor | None = None
         self._workers: dict[str, WorkerInfo] = {}
         self._generation = 0
+        self._late: set[str] = set()
 
     def __enter__(self) -> Session:
         ensure_kernels(self._say)
@@ -100,6 +102,7 @@ class Session:
         options = options or Options()
         if self._executor is None:
             raise UsageError("use a Session as a context manager: with Session(...) as session")
+        renew(self._executor, self._workers, self._late)
         self._check_domains(options)
         start, cpu = time.perf_counter(), time.process_time()
         splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
@@ -117,7 +120,10 @@ class Session:
                 self._setup(job, options, splits, reducers, key), result, report,
                 self._gate(job, options, len(splits), reducers),
             )  # fmt: skip
-            driver.run()
+            try:
+                driver.run()
+            finally:
+                self._late = driver.left_behind()
             manifest = _manifest(job, options, splits, key, driver)
             raw = manifest.encode()
             place.finish(raw, driver.receipt(raw))

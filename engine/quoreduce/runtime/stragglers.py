@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from quoreduce.data.inputs import Split
+from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
 from quoreduce.tracker import Launch, Pace
 
 if TYPE_CHECKING:
     from quoreduce.runtime.driver import Kept, Running
 
 LOOK_S = 0.2
+RENEW_S = 10.0
 
 
 def input_nbytes(launch: Launch, splits: Sequence[Split], kept: dict[int, Kept]) -> int:
@@ -22,12 +25,12 @@ def input_nbytes(launch: Launch, splits: Sequence[Split], kept: dict[int, Kept])
 
 
 class Watch:
-    """Looks now and then whether somebody is overdue. ``struck``: attempts that are so because of an injected fault."""
+    """Looks now and then whether somebody is overdue. ``late``: attempts that once were."""
 
     def __init__(self) -> None:
         self._pace = Pace()
         self._next = 0.0
-        self.struck: set[int] = set()
+        self.late: set[int] = set()
 
     def finished(self, one: Running, now: float) -> None:
         """Learn from an execution that has ended; ``now`` in seconds of the monotonic clock."""
@@ -39,8 +42,30 @@ class Watch:
             return []
         self._next = now + LOOK_S
         late = [
-            one for one in running
+            one.launch.attempt for one in running
             if self._pace.overdue(one.launch.task.kind, one.launch.worker, one.nbytes, now - one.started)
         ]  # fmt: skip
-        self.struck.update(one.launch.attempt for one in late if one.fault and one.fault.kind == "slow")
-        return [one.launch.attempt for one in late]
+        self.late.update(late)
+        return late
+
+
+def renew(executor: Executor, workers: dict[str, WorkerInfo], late: Collection[str]) -> None:
+    """Replace workers that are still busy with what an earlier job no longer wants; those that have answered since may stay."""
+    waiting = set(late) & workers.keys()
+    if not waiting:
+        return
+
+    def take(arrivals: Sequence[Arrival]) -> None:
+        for arrival in arrivals:
+            waiting.discard(arrival.worker)
+            if arrival.raw is None and workers.pop(arrival.worker, None) is not None:
+                replacement = executor.replace(arrival.worker)
+                if replacement is not None:
+                    workers[replacement.name] = replacement
+
+    take(executor.wait(0.0))
+    for worker in waiting:
+        executor.kill(worker)
+    end = time.monotonic() + RENEW_S
+    while waiting and time.monotonic() < end:
+        take(executor.wait(LOOK_S))
