@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from random import Random
 from typing import Any
@@ -34,6 +34,7 @@ from quoreduce.tracker import (
     Part,
     Plan,
     Published,
+    Recovered,
     Refused,
     Stalled,
     Task,
@@ -42,6 +43,9 @@ from quoreduce.tracker import (
 )
 
 Contents = tuple[bytes, ...]
+
+
+A_LIFE = 10**6  # attempts are numbered from here in the second life of a job, and so on
 
 
 @lru_cache(4096)
@@ -99,6 +103,7 @@ class Cluster:
     voters: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)
     said: dict[Task, set[bytes]] = field(default_factory=dict)
     transcript: list[tuple[Event | None, list[Any]]] | None = None
+    recovered: dict[Task, int] = field(default_factory=dict)  # task -> its attempt of an earlier life
 
     # ---- the driver's part ----------------------------------------------------------------------------------------
 
@@ -142,6 +147,9 @@ class Cluster:
         agreed = self.agreed.get(c.task)
         if self.plan.confirm and not self.plan.upfront and agreed is not None and c.task.kind == "reduce":
             assert agreed.attempt not in self.published, f"{c.task} is published: nothing that is lost now matters (R8)"
+        before = self.recovered.get(c.task)
+        intact = before in self.blocks and not self.blocks[before].spoilt and before not in self.told_lost
+        assert not intact, f"{c.task} was agreed on in an earlier life, and its copy is there"
         self.executions[c.task.kind] += 1
         self.executions[str(c.task)] += 1
         self.launches[c.attempt] = c
@@ -317,6 +325,31 @@ class Cluster:
         self.send(event)
         assert self.tracker.ledger.ignored == before + stale, "another attempt has taken its place"
 
+    def reborn(self, make: Callable[[Plan], Any]) -> Cluster:
+        """The driver has died, and its workers with it. Another one is told what was agreed on; its workers are to join.
+
+        What was stored can still be read, if it was not lost before.
+        """
+        plan = replace(self.plan, first_attempt=self.plan.first_attempt + A_LIFE)
+        new = Cluster(plan, make(plan), self.checked, transcript=self.transcript)
+        for task, agreed in self.agreed.items():
+            stored = [
+                id_ for id_ in self.blocks.keys() - self.told_lost - self.discarded
+                if self.launches[id_].task == task and self.outputs[id_] == agreed.output
+            ]  # fmt: skip
+            new.recover(self, agreed, min(stored) if stored else agreed.attempt, bool(stored))
+        return new
+
+    def recover(self, before: Cluster, agreed: Agreed, attempt: int, stored: bool) -> None:
+        task, output = agreed.task, agreed.output
+        self.agreed[task], self.recovered[task] = agreed, attempt
+        self.launches[attempt], self.outputs[attempt] = before.launches[attempt], output
+        if stored:
+            self.blocks[attempt] = replace(before.blocks[attempt], worker="")
+        self.said[task], self.voters[task, output.digest] = {output.digest}, before.voters[task, output.digest]
+        self.executions[str(task)] = self.plan.first
+        self.send(Recovered(task, attempt, output, agreed.domains, stored))
+
     def stall(self) -> None:
         self.send(Stalled())
         assert self.result is not None or self.flying, "the job hangs"
@@ -424,22 +457,30 @@ class Schedule:
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
         self.attested = rng.choice((0.0, 0.0, 0.3, 0.7))  # how often an answer is held back until there is evidence
+        self.make = make
+        self.deaths = rng.choice((0, 0, 0, 1, 2))  # of the driver
         self.joined = 0
+        self._join_all()
+
+    def _join_all(self) -> None:
         for d in range(self.domains):
-            for _ in range(rng.choice((1, 1, 2))):
-                self.cluster.join(self._name(), f"d{d}", rng.choice((1, 1, 2)))
+            for _ in range(self.rng.choice((1, 1, 2))):
+                self.cluster.join(self._name(), f"d{d}", self.rng.choice((1, 1, 2)))
 
     def _name(self) -> str:
         self.joined += 1
         return f"w{self.joined}"
 
     def run(self) -> Cluster:
-        cluster, rng = self.cluster, self.rng
-        cluster.start()
+        rng = self.rng
+        self.cluster.start()
         for _ in range(3000):
+            cluster = self.cluster
             if cluster.result is not None:
                 break
-            if cluster.checking and (not cluster.flying or rng.random() < 0.1):
+            if self.deaths and rng.random() < 0.03:
+                self._begin_again()
+            elif cluster.checking and (not cluster.flying or rng.random() < 0.1):
                 cluster.publish(rng.randrange(len(cluster.checking)))
             elif not cluster.flying:
                 cluster.stall()
@@ -449,6 +490,14 @@ class Schedule:
             raise AssertionError("the job does not end")
         self._judge()
         return cluster
+
+    def _begin_again(self) -> None:
+        """The driver dies, another goes on. Its workers are others, even if their domains have the same names."""
+        self.deaths -= 1
+        self.cluster = self.cluster.reborn(self.make)
+        self.spoilt.clear()
+        self._join_all()
+        self.cluster.start()
 
     def _answer(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -521,7 +570,9 @@ class Schedule:
             assert self.faults.broken_task is None, "a job whose own code raises cannot be done"
         if self.faultless:
             assert isinstance(result, JobDone)
-            assert {kind: cluster.executions[kind] for kind in ("sample", "map", "reduce")} == cluster.planned()
+            done = Counter(task.kind for task in cluster.recovered)
+            executed = {kind: cluster.executions[kind] + done[kind] * cluster.plan.first for kind in ("sample", "map", "reduce")}
+            assert executed == cluster.planned()
 
 
 def run(seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False) -> Cluster:

@@ -28,11 +28,14 @@ def test_every_schedule_ends_right_or_says_why_not(part: int) -> None:
         seen["quarantines"] += bool(cluster.tracker.ledger.quarantined)
         seen["publications"] += bool(cluster.published)
         seen["lost before published"] += cluster.lost_in_check
+        seen["resumed"] += bool(cluster.recovered)
+        seen["resumed to publish"] += any(task.kind == "reduce" for task in cluster.recovered)
     if SCHEDULES >= 4000:  # the schedules are worth something only if they get into trouble often enough
         total = SCHEDULES / SLICES
         assert seen["done"] > 0.8 * total
         assert min(seen["lost votes"], seen["publications"]) > 0.3 * total
-        rare = ("withdrawals", "quarantines", "no_quorum", "job_error", "lost before published")
+        rare = ("withdrawals", "quarantines", "no_quorum", "job_error", "lost before published", "resumed to publish")
+        assert seen["resumed"] > 0.05 * total
         assert min(seen[name] for name in rare) > 0.002 * total
 
 
