@@ -79,6 +79,8 @@ class Tally:
         counts = dict(zip(CLASSES, amounts, strict=True)) | {
             "maps contradicted after reduces read them": cluster.contradicted,
             "slow executions overtaken": ledger.spares,
+            "tasks taken over from an earlier life": len(cluster.recovered),
+            "parts taken over from an earlier life": sum(task.kind == "reduce" for task in cluster.recovered),
             "known-answer tests": ledger.tests,
             "quarantined domains": len(ledger.quarantined),
             "answers held back for evidence": len(cluster.executed),

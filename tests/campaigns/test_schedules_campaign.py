@@ -17,9 +17,11 @@ from quoreduce.tracker import JobTracker, Plan
 
 SCHEDULES = int(os.environ.get("QUOREDUCE_SCHEDULES", "100000" if os.environ.get("CI") else "10000"))
 SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
-RARE = ("votes withdrawn", "quarantined domains", "outputs lost before they were published", "malformed replies",
-        "refused inputs", "slow executions overtaken", "known-answer tests",
-        "maps contradicted after reduces read them", "executions cancelled")  # fmt: skip
+RARE = (
+    "votes withdrawn", "quarantined domains", "outputs lost before they were published", "malformed replies",
+    "refused inputs", "slow executions overtaken", "known-answer tests", "parts taken over from an earlier life",
+    "maps contradicted after reduces read them", "executions cancelled",
+)  # fmt: skip
 
 
 class Hasty(JobTracker):

@@ -22,6 +22,7 @@ from quoreduce.tracker import (
     Output,
     Plan,
     Published,
+    Recovered,
     Refused,
     Retest,
     Retested,
@@ -46,6 +47,14 @@ class Play:
         self.ledger = self.tracker.ledger
         for d in range(domains):
             self.cluster.join(f"w{d}", f"d{d}", slots)
+        self.cluster.start()
+
+    def die(self) -> None:
+        """The driver dies and another one goes on, on workers in as many domains, whose names are others."""
+        slots, self.cluster = list(self.cluster.slots.values()), self.cluster.reborn(JobTracker)
+        self.tracker, self.ledger = self.cluster.tracker, self.cluster.tracker.ledger
+        for d, n in enumerate(slots):
+            self.cluster.join(f"v{d}", f"e{d}", n)
         self.cluster.start()
 
     @property
@@ -145,6 +154,9 @@ def _event(event: Any) -> str:
             return f"#{attempt} published"
         case Retested(test, passed):
             return f"test {test} {'passed' if passed else 'failed'}"
+        case Recovered(task, attempt, output, domains, stored):
+            where = "" if stored else "; its copy is lost"
+            return f"{task} was agreed on before: {_output(output)} (#{attempt}; {', '.join(domains)}){where}"
     return type(event).__name__.lower()
 
 

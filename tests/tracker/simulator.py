@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from random import Random
 from typing import Any
@@ -34,6 +34,7 @@ from quoreduce.tracker import (
     Part,
     Plan,
     Published,
+    Recovered,
     Refused,
     Retest,
     Retested,
@@ -46,6 +47,9 @@ from quoreduce.tracker import (
 )
 
 Contents = tuple[bytes, ...]
+
+
+A_LIFE = 10**6  # attempts are numbered from here in the second life of a job, and so on
 
 
 class Wrong(AssertionError):
@@ -118,6 +122,7 @@ class Cluster:
     voters: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)
     said: dict[Task, set[bytes]] = field(default_factory=dict)
     transcript: list[tuple[Event | None, list[Any]]] | None = None
+    recovered: dict[Task, int] = field(default_factory=dict)  # task -> its attempt of an earlier life
     maps: list[Task] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +175,9 @@ class Cluster:
         agreed = self.agreed.get(c.task)
         if self.plan.confirm and not self.plan.upfront and agreed is not None and c.task.kind == "reduce":
             assert agreed.attempt not in self.published, f"{c.task} is published: nothing that is lost now matters (R8)"
+        before = self.recovered.get(c.task)
+        intact = before in self.blocks and not self.blocks[before].spoilt and before not in self.told_lost
+        assert not intact, f"{c.task} was agreed on in an earlier life, and its copy is there"
         self.executions[c.task.kind] += 1
         self.executions[str(c.task)] += 1
         self.launches[c.attempt] = c
@@ -328,11 +336,11 @@ class Cluster:
         """One of those in flight is overdue, and may be overtaken: once, where nobody else is in the way (R9)."""
         self.lagging.add(c.attempt)
         # What a reduce was asked before it was restarted does not count (R5), so of reduces only those that run are sure.
-        known = self.launches.values() if c.task.kind != "reduce" else [c]
-        asked = {self.domain_of[launch.worker] for launch in known if launch.task == c.task}
+        known = [one for one in self.launches.values() if one.task == c.task and one.attempt >= self.plan.first_attempt]
+        asked = {self.domain_of[launch.worker] for launch in (known if c.task.kind != "reduce" else [c])}
         before, running = len(self.launches), [launch for launch in self.flying if launch.task == c.task]
         self.send(Slow(c.attempt))
-        new = [launch for launch in self.launches.values() if launch.attempt >= before]
+        new = list(self.launches.values())[before:]
         if not new:
             return
         (spare,) = new
@@ -415,6 +423,31 @@ class Cluster:
         event = Retested(test, self.testing.pop(test).domain not in self.broken)
         self.replies.append(event)
         self.send(event)
+
+    def reborn(self, make: Callable[[Plan], Any]) -> Cluster:
+        """The driver has died, and its workers with it. Another one is told what was agreed on; its workers are to join.
+
+        What was stored can still be read, if it was not lost before.
+        """
+        plan = replace(self.plan, first_attempt=self.plan.first_attempt + A_LIFE)
+        new = Cluster(plan, make(plan), self.checked, transcript=self.transcript)
+        for task, agreed in self.agreed.items():
+            stored = [
+                id_ for id_ in self.blocks.keys() - self.told_lost - self.discarded
+                if self.launches[id_].task == task and self.outputs[id_] == agreed.output
+            ]  # fmt: skip
+            new.recover(self, agreed, min(stored) if stored else agreed.attempt, bool(stored))
+        return new
+
+    def recover(self, before: Cluster, agreed: Agreed, attempt: int, stored: bool) -> None:
+        task, output = agreed.task, agreed.output
+        self.agreed[task], self.recovered[task] = agreed, attempt
+        self.launches[attempt], self.outputs[attempt] = before.launches[attempt], output
+        if stored:
+            self.blocks[attempt] = replace(before.blocks[attempt], worker="")
+        self.said[task], self.voters[task, output.digest] = {output.digest}, before.voters[task, output.digest]
+        self.executions[str(task)] = self.plan.first
+        self.send(Recovered(task, attempt, output, agreed.domains, stored))
 
     def stall(self) -> None:
         self.send(Stalled())
@@ -535,22 +568,30 @@ class Schedule:
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
         self.attested = rng.choice((0.0, 0.0, 0.3, 0.7))  # how often an answer is held back until there is evidence
         self.lagging = rng.choice((0.0, 0.0, 0.05, 0.3))  # how often somebody is said to be slow
+        self.make = make
+        self.deaths = rng.choice((0, 0, 0, 1, 2))  # of the driver
         self.joined = 0
+        self._join_all()
+
+    def _join_all(self) -> None:
         for d in range(self.domains):
-            for _ in range(rng.choice((1, 1, 2))):
-                self.cluster.join(self._name(), f"d{d}", rng.choice((1, 1, 2)))
+            for _ in range(self.rng.choice((1, 1, 2))):
+                self.cluster.join(self._name(), f"d{d}", self.rng.choice((1, 1, 2)))
 
     def _name(self) -> str:
         self.joined += 1
         return f"w{self.joined}"
 
     def run(self) -> Cluster:
-        cluster, rng = self.cluster, self.rng
-        cluster.start()
+        rng = self.rng
+        self.cluster.start()
         for _ in range(3000):
+            cluster = self.cluster
             if cluster.result is not None:
                 break
-            if cluster.testing and (not cluster.flying or rng.random() < 0.3):
+            if self.deaths and rng.random() < 0.03:
+                self._begin_again()
+            elif cluster.testing and (not cluster.flying or rng.random() < 0.3):
                 cluster.test()
             elif cluster.checking and (not cluster.flying or rng.random() < 0.1):
                 cluster.publish(rng.randrange(len(cluster.checking)))
@@ -567,6 +608,14 @@ class Schedule:
         self._judge()
         cluster.ignored(self._nonsense())
         return cluster
+
+    def _begin_again(self) -> None:
+        """The driver dies, another goes on. Its workers are others, even if their domains have the same names."""
+        self.deaths -= 1
+        self.cluster = self.cluster.reborn(self.make)
+        self.spoilt.clear()
+        self._join_all()
+        self.cluster.start()
 
     def _answer(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -668,7 +717,9 @@ class Schedule:
             assert self.faults.broken_task is None, "a job whose own code raises cannot be done"
         if self.faultless and self.domains >= self.plan.need:
             assert isinstance(result, JobDone)
-            assert {kind: cluster.executions[kind] for kind in ("sample", "map", "reduce")} == cluster.planned()
+            done = Counter(task.kind for task in cluster.recovered)
+            executed = {kind: cluster.executions[kind] + done[kind] * cluster.plan.first for kind in ("sample", "map", "reduce")}
+            assert executed == cluster.planned()
 
 
 def run(seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False) -> Cluster:

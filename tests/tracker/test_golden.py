@@ -165,6 +165,32 @@ def four_faults_where_f_is_one() -> Play:
     return job
 
 
+@scenario
+def the_driver_dies() -> Play:
+    """The driver dies, another goes on: only what was not agreed on is executed, and what was agreed on but is lost (R6)."""
+    job = Play(domains=3, slots=2, maps=3, reduces=1, confirm=True)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.answer("map 1", 0)
+    job.answer("map 2", 0)
+    job.answer("map 2", 1)
+    job.cluster.blocks[job.of("map 2")[0].attempt].spoilt = True
+    job.die()
+    job.finish()
+    job.cluster.publish(0)
+    return job
+
+
+@scenario
+def the_driver_dies_before_it_has_published() -> Play:
+    """Everything was agreed on: the part is checked and published again, and nothing is executed (R8)."""
+    job = Play(domains=2, slots=1, confirm=True)
+    job.finish()
+    job.die()
+    job.cluster.publish(0)
+    return job
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, golden: Callable[[str, str], None]) -> None:
     job = SCENARIOS[name]()

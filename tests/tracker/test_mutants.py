@@ -130,6 +130,19 @@ MUTANTS = {
         "any(attempt.store for attempt in state.in_time())",
         "any(attempt.store for attempt in state.running.values())",
     ),
+    "what was agreed on in an earlier life is planned again": (
+        "tracker",
+        "state.owed, state.executions = 0, self.plan.first",
+        "state.executions = self.plan.first",
+    ),
+    "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
+    "copies of an earlier life are there even if they are lost": ("tracker", "        if event.stored:\n", "        if True:\n"),
+    "a vote of an earlier life counts for one domain": (
+        "tracker",
+        "for domain in event.domains:",
+        "for domain in event.domains[:1]:",
+    ),
+    "numbers of attempts begin anew in each life": ("tracker", "self._next = plan.first_attempt", "self._next = 0"),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

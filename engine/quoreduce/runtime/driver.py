@@ -28,6 +28,7 @@ from quoreduce.tracker import messages as m
 from quoreduce.tracker.tracker import JobTracker, Plan
 
 if TYPE_CHECKING:
+    from quoreduce.runtime.durable import Life
     from quoreduce.runtime.gate import Answer, Gate
 
 DEADLINE_FIRST_S = 600.0
@@ -103,6 +104,7 @@ class Driver:
     result: Result
     report: Callable[[Progress], None] = lambda progress: None
     gate: Gate | None = None
+    life: Life | None = None
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     progress: Progress = field(init=False)
@@ -131,6 +133,7 @@ class Driver:
                 maps=len(self.splits), reduces=self.reducers, f=o.f, mode=o.mode, sample=self.job.sample is not None,
                 deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs,
                 tight_storage=o.tight_storage, max_attempts=o.attempts_max, confirm=True,
+                first_attempt=self.life.first_attempt if self.life else 0,
             )
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
@@ -151,7 +154,8 @@ class Driver:
             for info in self.workers.values():
                 if info.name not in self._barred and not (self.gate and info.name in self._setup_pending):
                     self.tracker.handle(m.WorkerJoined(info.name, info.domain))
-            self._execute(self.tracker.start())
+            self._recover()
+            self._obey(None, self.tracker.start())
             while not self._done:
                 self._step()
         except (errors.TooFewDomains, errors.NoQuorum) as error:
@@ -168,6 +172,8 @@ class Driver:
         self._replays.clear()
         self._overtake()
         self._drain()
+        if self.life is not None:
+            self.life.commit()
         waiting = self._flush_evidence()
         self._expire()
         if not self._running and not self._checks and not self._cancelled and not waiting and not self._done:
@@ -181,7 +187,24 @@ class Driver:
     def _drain(self) -> None:
         """Hand events to the tracker, and do what it says."""
         while self._events and not self._done:
-            self._execute(self.tracker.handle(self._events.pop(0)))
+            event = self._events.pop(0)
+            self._obey(event, self.tracker.handle(event))
+
+    def _obey(self, event: m.Event | None, commands: Sequence[m.Command]) -> None:
+        """Do what the tracker says about an event; of a durable job that is written down first."""
+        if self.life is not None:
+            self.life.record(event, commands, lambda attempt: kept.reply if (kept := self._kept.get(attempt)) else None)
+        self._execute(commands)
+
+    def _recover(self) -> None:
+        """Take over what earlier lives of a durable job agreed on; no worker of this life holds any of it."""
+        if self.life is None:
+            return
+        for reply, domain in self.life.replies():
+            self._kept[reply.attempt] = Kept(reply, WorkerInfo("", domain, ""))
+        for event in self.life.recovered():
+            self.tracker.handle(event)
+            self.result.recovered += 1
 
     def _overtake(self) -> None:
         """Say who is overdue, while there are idle workers (R9)."""
@@ -243,7 +266,8 @@ class Driver:
         if reply.status != "ready":
             self._unloadable.add(self.workers[worker].domain)
             if len(self._unloadable) >= self.options.replicas_needed:
-                raise errors.JobError(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
+                kind = errors.HostError if reply.status == "host" else errors.JobError
+                raise kind(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
             self.executor.kill(worker)
             return
         if self.gate is not None:
@@ -321,7 +345,7 @@ class Driver:
         for group in (self._running, self._cancelled):
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
                 del group[attempt]
-        self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
+        self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost and self.life is None))
         self._restart_checks(arrival.worker)
         if self._setup_pending.pop(arrival.worker, None) is not None:
             self._idle_deaths += 1
@@ -342,7 +366,7 @@ class Driver:
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
         """Attempts whose blocks went with a node on which no worker of ours is left to read them out."""
-        if arrival.blocks_lost or any(w.node == info.node for w in self.workers.values()):
+        if self.life is not None or arrival.blocks_lost or any(w.node == info.node for w in self.workers.values()):
             return []
         return [a for a, kept in self._kept.items() if kept.worker.node == info.node and kept.reply.path]
 
@@ -523,9 +547,8 @@ class Driver:
     def _stored(self, source: m.Source, part: int) -> wire.Stored:
         kept = self._kept[source.attempt]
         p = kept.reply.parts[part]
-        return wire.Stored(
-            source.attempt, self._holder(kept.worker), kept.worker.node, kept.reply.path, p.offset, p.nbytes, p.digest
-        )
+        node = kept.worker.node if self.life is None else ""  # every node sees it
+        return wire.Stored(source.attempt, self._holder(kept.worker), node, kept.reply.path, p.offset, p.nbytes, p.digest)
 
     def _holder(self, writer: WorkerInfo) -> str:
         """Who gives out what ``writer`` has stored: itself, or if it is dead any worker on its node."""
@@ -586,12 +609,15 @@ class Driver:
                 self._check(checking.agreed)
 
     def _publish(self, agreed: m.Agreed) -> None:
+        if self.life is not None:
+            self.life.commit()
         self.output.publish(agreed.task.index, agreed.attempt)
         self._events.append(m.Published(agreed.attempt))
 
     def _release(self, part: int) -> None:
         """Give back the memory of partition ``part`` of all maps, if there is much of it: its reduce is agreed on."""
-        if self.tracker.ledger.stored_nbytes < PUNCH_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        much = PUNCH_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.life is not None or self.tracker.ledger.stored_nbytes < much:
             return
         ranges: dict[str, list[tuple[str, int, int]]] = {}
         for kept in self._kept.values():

@@ -140,12 +140,28 @@ class Retested:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered:
+    """From the driver, before the start: this was agreed on in an earlier life of the job, by these domains of then.
+
+    `attempt` is the number it had, below the plan's `first_attempt`. If it is `stored`, its output can still be read: from
+    where no worker of this life keeps it, so that it goes with none of them. Reduces are recovered after all maps.
+    """
+
+    task: Task
+    attempt: int
+    output: Output
+    domains: tuple[str, ...]
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
 Event: TypeAlias = (
-    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Retested | Stalled
+    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Retested | Recovered
+    | Stalled
 )
 
 

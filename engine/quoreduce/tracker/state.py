@@ -28,6 +28,7 @@ class Plan:
         tight_storage: one copy of the agreed output (slide 22). For the driver; the tracker does not care.
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
+        first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
         max_attempts: bound on executions of one task without success (R3); None: 4(f+1)+8.
 
     Raises:
@@ -45,6 +46,7 @@ class Plan:
     tight_storage: bool = True
     max_attempts: int | None = None
     confirm: bool = False
+    first_attempt: int = 0
 
     def __post_init__(self) -> None:
         if self.maps < 0 or self.reduces < 1 or self.f < 0:

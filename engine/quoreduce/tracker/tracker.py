@@ -38,6 +38,7 @@ from quoreduce.tracker.messages import (
     Output,
     Published,
     Reason,
+    Recovered,
     Refused,
     Retest,
     Retested,
@@ -80,6 +81,7 @@ class JobTracker:
         self._out: list[Command] = []
         self._pool = Pool(plan.need, known)
         self._attempts: dict[int, Attempt] = {}
+        self._next = plan.first_attempt
         self._awaited: dict[str, dict[int, None]] = {}  # worker -> attempts executed there whose answers are to come
         self._blocks: dict[str, dict[int, None]] = {}  # worker -> attempts stored there; outlives the worker
         self._tests: dict[int, Retest] = {}  # under way (R11)
@@ -109,6 +111,7 @@ class JobTracker:
             Published: self._on_published,
             Slow: self._on_slow,
             Retested: self._on_tested,
+            Recovered: self._on_recovered,
             Stalled: self._on_stalled,
         }
 
@@ -273,6 +276,31 @@ class JobTracker:
         else:
             self._pool.tested(test.domain, event.passed)
 
+    def _on_recovered(self, event: Recovered) -> None:
+        """A vote of an earlier life stands. While the copy can be read the task is not executed again."""
+        state = self._of(event.task)
+        if self._started or state.winner is not None:
+            self.ledger.ignored += 1
+            return
+        attempt = Attempt(event.attempt, state, "", event.domains[0], event.stored, (), "over")
+        self._attempts[attempt.id] = attempt
+        for domain in event.domains:
+            attempt.camp = state.ballot.cast(attempt.id, domain, event.output.digest, event.output)
+        assert attempt.camp is not None, "f+1 domains agreed"
+        if event.stored:
+            attempt.stored = True
+            attempt.camp.copies.append(attempt.id)
+        state.owed, state.executions = 0, self.plan.first
+        self._try_win(state)
+        self._refresh(state)
+        self._top_up(state)
+
+    def _of(self, task: Task) -> TaskState:
+        if task.kind == "sample":
+            assert self._sample is not None, "the job has a sample"
+            return self._sample
+        return (self._maps if task.kind == "map" else self._reduces)[task.index]
+
     def _on_stalled(self, _: Stalled) -> None:
         """No worker will come to the rescue. What cannot go on without one has failed."""
         if self._pool.busy or any(self._awaited.values()) or self._tests or not self._started:
@@ -385,7 +413,8 @@ class JobTracker:
         return state.ballot.missing(running | self._pool.domains.keys(), self.plan.need) > 0
 
     def _launch(self, state: TaskState, domain: Domain, spare: bool = False) -> None:
-        id_, task, replica = len(self._attempts), state.task, state.executions
+        id_, task, replica = self._next, state.task, state.executions
+        self._next += 1
         store = self._stores(state)
         sources: tuple[tuple[Source, ...], ...] = ()
         if task.kind == "reduce":
