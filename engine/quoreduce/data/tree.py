@@ -9,7 +9,7 @@ section 2). A *node of level L* stands for 2**L chunks from a multiple of 2**L o
 for the nodes under it, and so on down to a chunk. What it is told must lead to the digest that was claimed for the copy, at every
 step, or :class:`Astray` is raised: whoever answers cannot send it to a place where there is no difference.
 
-numpy, 16 compressions at a time for each chunk of a batch: some 100 MB/s, which is enough for what happens after a fault only.
+In numpy, over all chunks of a batch at once: far slower than a kernel, and fast enough for what happens only after a fault.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """The first byte that differs: its ``offset``, and the bytes that both copies have in its chunk, which begins at ``start``."""
+    """The first byte that differs: its ``offset``, and the bytes that both copies have in its chunk, from ``start`` on."""
 
     offset: int
     start: int

@@ -26,6 +26,7 @@ from quoreduce.runtime.diagnosis import (
     LostVote,
     Seen,
     Verdict,
+    all_of_one_kind,
     differing_at,
     judge_copy,
     judge_death,
@@ -36,8 +37,8 @@ from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker import messages as m
 
-PROBES_MAX = 8
-WITNESSES_MAX = 2
+PROBES_MAX = 12
+WITNESSES_MAX = 4
 LIMIT_S = 5.0
 DIAGNOSES_MAX = 64
 SHOWN_CHARS = 100
@@ -51,7 +52,7 @@ class Scene:
     """What the driver knows of a job that is done, and may still do.
 
     Attributes:
-        kept: executions that ended with an output. agreed: by task. slowest: seconds that tasks of a kind took at most.
+        kept: executions that ended with an output. agreed: by task.
         free: workers that have nothing to do now. request: the request that an execution is. ask: puts a request to a worker and
             gives its answer within some seconds, or None. part: where the published part of that number is now, or None. clock:
             in seconds.
@@ -61,7 +62,6 @@ class Scene:
     algorithm: str
     kept: Mapping[int, Kept]
     agreed: Mapping[m.Task, m.Agreed]
-    slowest: Mapping[str, float]
     free: Callable[[], list[WorkerInfo]]
     request: Callable[[m.Launch], wire.Request]
     ask: Callable[[str, wire.InspectTask | wire.ProbeTask, float], wire.Reply | None]
@@ -96,6 +96,7 @@ class Detective:
     found: list[Diagnosis] = field(default_factory=list)
     more: int = 0
     probes: int = 0
+    _witnesses: int = WITNESSES_MAX
     _end: float = 0.0
     _number: int = FIRST_QUESTION
     _attempts: dict[m.Task, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -113,6 +114,7 @@ class Detective:
         for incident in incidents[:DIAGNOSES_MAX]:
             if (diagnosis := self._look(incident)) is not None:
                 self.found.append(diagnosis)
+        self.found[:] = all_of_one_kind(self.found)
 
     def _look(self, incident: Incident) -> Diagnosis | None:
         match incident.what:
@@ -148,7 +150,7 @@ class Detective:
             None if partition is None else (own.reply.parts[partition].digest, agreed.output.parts[partition].digest),
         )  # fmt: skip
         stored = None if partition is None else self._stored(incident.attempt, partition)
-        if stored is not None and vote.digests is not None and self._exists(incident.attempt):
+        if stored is not None and vote.digests is not None and incident.attempt not in self.incidents.dropped:
             vote = replace(vote, copy=self._state(stored, *vote.digests))
         vote = self._again(vote, incident, winner)
         if vote.copy == "none" and vote.digests is not None and partition is not None:
@@ -176,10 +178,6 @@ class Detective:
     def _inputs(self, launch: m.Launch) -> list[bytes]:
         return [self.scene.kept[copies[0].attempt].reply.parts[launch.task.index].digest for copies in launch.sources]
 
-    def _exists(self, attempt: int) -> bool:
-        kept = self._known(attempt)
-        return kept is not None and kept.launch.store and (kept.launch.task.kind == "reduce" or attempt in self.incidents.held)
-
     def _state(self, stored: Stored, claimed: bytes, right: bytes) -> CopyState:
         try:
             found, _ = self._digest(stored)
@@ -188,19 +186,18 @@ class Detective:
         return "right" if found == right else "claimed" if found == claimed else "other"
 
     def _again(self, vote: LostVote, incident: Incident, winner: Kept) -> LostVote:
-        """Have the accused domain execute the task again, unless it did; and if it is right now, one that was right before."""
+        """Have the accused domain execute the task again, unless it did; and for a few tasks, one that was right before."""
         domain, others = vote.domain, list(vote.others)
         unasked = ""
         if not any(seen.domain == domain for seen in others):
             attempt, unasked = self._probe(domain, incident.worker.name, winner.launch)
             others += [self._seen(attempt, probe=True)] if attempt is not None else []
-        again = [seen.outcome for seen in others if seen.domain == domain]
-        if again and vote.own not in again:
-            honest = sorted({seen.domain for seen in others if seen.outcome == vote.right} - {domain})
-            wavering = {seen.domain for seen in others if seen.outcome != vote.right}
-            for witness in sorted(honest, key=lambda name: name in wavering)[:1] * WITNESSES_MAX:
-                attempt, _ = self._probe(witness, "", winner.launch)
-                others += [self._seen(attempt, probe=True)] if attempt is not None else []
+        honest = sorted({seen.domain for seen in others if seen.outcome == vote.right} - {domain})
+        wavering = {seen.domain for seen in others if seen.outcome != vote.right}
+        for witness in sorted(honest, key=lambda name: name in wavering)[:1] * min(2, self._witnesses):
+            self._witnesses -= 1
+            attempt, _ = self._probe(witness, "", winner.launch)
+            others += [self._seen(attempt, probe=True)] if attempt is not None else []
         return replace(vote, others=others, unasked=unasked)
 
     def _probe(self, domain: str, worker: str, launch: m.Launch) -> tuple[int | None, str]:
@@ -210,8 +207,9 @@ class Detective:
         if not free:
             return None, "it has no worker that is free"
         if self.probes >= PROBES_MAX:
-            return None, f"{PROBES_MAX} tasks were"
-        if 2 * self.scene.slowest.get(launch.task.kind, 0.0) > left:
+            return None, f"{PROBES_MAX} executions were asked for"
+        # By the CPU time of who took least: others may have waited for a compiler, or for a turn.
+        if 2 * min(kept.reply.cpu_s for a in self._attempts[launch.task] if (kept := self._known(a))) > left:
             return None, "it takes too long"
         self.probes += 1
         self._number += 1
@@ -235,9 +233,9 @@ class Detective:
         if stored is None:
             return None
         readers = [reader.domain for reader in incident.readers]
-        found, size, gone = None, 0, False
+        found, gone = None, False
         try:
-            found, size = self._digest(stored)
+            found, _ = self._digest(stored)
         except _NoAnswer:
             gone = True
         verdict = judge_copy(stored.copy.digest, found, gone, readers)
@@ -247,9 +245,8 @@ class Detective:
             return _said(replace(incident, worker=reader), replace(verdict, why=what + verdict.why))
         difference = None
         if not gone:
-            wrong = replace(stored, copy=msgspec.structs.replace(stored.copy, digest=found or b"", nbytes=size))
             right = self._right(incident.task, incident.partition, incident.attempt)
-            difference = self._compare(incident.partition, wrong, right)
+            difference = self._compare(incident.partition, stored, right)
         return _said(incident, verdict, difference)
 
     def _slip(self, incident: Incident) -> Diagnosis:
@@ -302,28 +299,26 @@ class Detective:
         if task.kind == "sample":
             own, winner = self._known(attempt), self.scene.kept[self.scene.agreed[task].attempt]
             return _in_samples(own.reply.data, winner.reply.data) if own is not None else None
-        own_copy = vote.copy in ("claimed", "other") and self._exists(attempt)
-        stored = self._stored(attempt if own_copy else self._same_probe(task, vote), partition)
-        if stored is None:
-            return None
-        return self._compare(number, self._as_it_is(stored), self._right(task, partition, attempt))
+        for lost in (attempt, self._same_probe(task, vote)):
+            stored = self._stored(lost, partition)
+            if stored is not None and (found := self._compare(number, stored, self._right(task, partition, attempt))):
+                return found
+        return None
 
     def _same_probe(self, task: m.Task, vote: LostVote) -> int:
         """A probe with the output that lost, or -1."""
         return next((a for a in self._attempts[task] if a in self._probed and self._seen(a).outcome == vote.own), -1)
 
     def _as_it_is(self, stored: Stored) -> Stored:
-        try:
-            found, size = self._digest(stored)
-        except _NoAnswer:
-            return stored
+        """A copy with the digest and size that it has now."""
+        found, size = self._digest(stored)
         return replace(stored, copy=msgspec.structs.replace(stored.copy, digest=found or b"", nbytes=size))
 
     def _compare(self, partition: int, wrong: Stored, right: Iterator[Stored]) -> FirstDifference | None:
         """Where a wrong copy differs from a right one, the first that can be read, if that can be found out."""
         for other in right:
             try:
-                found = tree.first_difference(self._tree(wrong), self._tree(other))
+                found = tree.first_difference(self._tree(self._as_it_is(wrong)), self._tree(other))
                 if found is None:
                     return None
                 spots = self._spot(other, found.offset), self._spot(wrong, found.offset)

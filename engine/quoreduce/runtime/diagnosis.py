@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from quoreduce.data.locate import Spot, Value
@@ -151,6 +151,17 @@ def _not_deterministic(vote: LostVote) -> str:
         if seen.domain in honest and seen.probe and seen.outcome != vote.right:
             return f"{seen.domain}, which gave the agreed output, gave another one of the same input when it was asked again"
     return ""
+
+
+def all_of_one_kind(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """If one map (reduce, sample) is not deterministic none of them is: that others computed something else proves nothing."""
+    seen = {d.task.partition(" ")[0]: d.task for d in reversed(diagnoses) if d.kind == "non-determinism"}
+    found = []
+    for one in diagnoses:
+        by = seen.get(one.task.partition(" ")[0]) if one.kind == "compute" else None
+        why = f"{one.evidence}; but the job is not deterministic, see {by}"
+        found.append(one if by is None else replace(one, kind="non-determinism", evidence=why, exonerates=True))
+    return found
 
 
 def _repeats(vote: LostVote) -> tuple[Repeats, str]:

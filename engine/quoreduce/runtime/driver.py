@@ -617,7 +617,7 @@ class Driver:
 
         self._incidents.closed = True
         scene = Scene(
-            self.job, self.options.algorithm, self._kept, self._agreed, self._slowest, self._free, self._probe, self._ask,
+            self.job, self.options.algorithm, self._kept, self._agreed, self._free, self._probe, self._ask,
             self.output.part_path, self.output.attempt_path, lambda: time.monotonic(),
         )  # fmt: skip
         detective = Detective(scene, self._incidents)

@@ -53,7 +53,8 @@ class Incident:
 class Incidents:
     """All that went wrong in a job, up to INCIDENTS_MAX; ``more`` counts what was not kept.
 
-    ``held``: attempts that lost their votes, whose stored copies are not discarded yet, and their bytes. ``raised``: executions that ended in an
+    ``held``: attempts that lost their votes, whose stored copies are not discarded yet, and their bytes.
+    ``dropped``: those that were discarded, for there were too many. ``raised``: executions that ended in an
     error.
     ``killed``: why the driver killed workers, and whether because they did not answer. ``closed``: the job is over, what happens
     now is its diagnosis.
@@ -63,6 +64,7 @@ class Incidents:
     more: int = 0
     accused: set[int] = field(default_factory=set)
     held: dict[int, int] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
     raised: dict[int, Kept] = field(default_factory=dict)
     killed: dict[str, tuple[str, bool]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -95,10 +97,11 @@ class Incidents:
     def hold(self, kept: Kept) -> bool:
         """Whether the stored copy of an attempt is to be kept until the job is over, as evidence: of a map that lost its vote."""
         launch = kept.launch
-        if launch.attempt not in self.accused or launch.task.kind != "map" or len(self.held) >= HELD_MAX:
+        if launch.attempt not in self.accused or launch.task.kind != "map":
             return False
         nbytes = sum(part.nbytes for part in kept.reply.parts)
-        if sum(self.held.values()) + nbytes > HELD_BYTES_MAX:
+        if len(self.held) >= HELD_MAX or sum(self.held.values()) + nbytes > HELD_BYTES_MAX:
+            self.dropped.add(launch.attempt)
             return False
         self.held[launch.attempt] = nbytes
         return True
