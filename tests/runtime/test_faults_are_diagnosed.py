@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -190,11 +190,16 @@ def test_a_reader_that_refuses_what_is_right_is_named(tmp_path: Path, text: Path
     assert "what is stored is right" in found.evidence
 
 
-def test_what_is_no_answer(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(lambda reply: b"\xc1 garbage", "no answer"),
+     (lambda reply: msgspec.structs.replace(reply, parts=reply.parts * 3), "partitions, not")],
+)  # fmt: skip
+def test_what_is_no_answer(change: Callable[[wire.Reply], bytes | wire.Reply], says: str, tmp_path: Path, text: Path) -> None:
     def garbage(worker: str, reply: wire.Reply) -> list[bytes | wire.Reply]:
         if worker.startswith("worker1") and reply.attempt >= 0 and not told:
             told.append(reply.attempt)
-            return [b"\xc1 garbage"]
+            return [change(reply)]
         return [reply]
 
     told: list[int] = []
@@ -202,6 +207,7 @@ def test_what_is_no_answer(tmp_path: Path, text: Path) -> None:
         meddler.replies = garbage  # type: ignore[assignment]
         found = the_one(session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), Options(**TASKS)))  # type: ignore[arg-type]
     assert (found.kind, found.domain) == ("metadata", "worker1")
+    assert says in found.evidence
 
 
 @pytest.mark.parametrize("what", ["digest", "nodes", "bytes", "spot"])

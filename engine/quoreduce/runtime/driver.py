@@ -258,9 +258,14 @@ class Driver:
 
     def _note(self, launch: m.Launch, reply: wire.Reply) -> None:
         """Remember what a diagnosis will want to know: errors, and inputs that were not what they should be."""
-        info = self.workers[launch.worker]
+        info, parts = self.workers[launch.worker], self.reducers if launch.task.kind == "map" else 1
         if reply.status == "failed":
             self._incidents.raised[reply.attempt] = Kept(reply, info, launch)
+        elif reply.status == "ok" and len(reply.parts) != parts:
+            why = f"it gave {len(reply.parts)} partitions, not {parts}"
+            self._incidents.add(Incident("garbage", info, launch.task, launch.attempt, why=why))
+        if not reply.bad and not reply.slips:
+            return
         read = {source.attempt for copies in launch.sources for source in copies}
         for attempt in read.intersection(reply.bad):
             self._incidents.unusable(launch, info, attempt, self._kept[attempt])
