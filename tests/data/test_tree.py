@@ -72,6 +72,7 @@ def test_a_flipped_bit_is_found(size: int, data: st.DataObject) -> None:
     assert found.start == at // tree.CHUNK_BYTES * tree.CHUNK_BYTES
     assert found.one == wrong[found.start : found.start + tree.CHUNK_BYTES].tobytes()
     assert found.two == right[found.start : found.start + tree.CHUNK_BYTES].tobytes()
+    assert found.bits == 1 + (at < later < found.start + tree.CHUNK_BYTES)
 
 
 @given(SIZES, SIZES, st.booleans())
@@ -84,6 +85,13 @@ def test_copies_of_other_sizes_differ_where_the_shorter_one_ends(short: int, lon
     pair = [Holder(data[:short]).copy, Holder(data[:long]).copy]
     found = tree.first_difference(*(reversed(pair) if swapped else pair))
     assert (None if found is None else found.offset) == (None if short == long else min(short, long))
+
+
+@given(st.binary(max_size=3000), st.binary(max_size=3000), st.integers(0, 3000))
+def test_what_is_in_memory_is_compared_as_what_is_not(one: bytes, two: bytes, common: int) -> None:
+    raw = [one, one[:common] + two]
+    there = [Holder(np.frombuffer(data, np.uint8)).copy for data in raw]
+    assert tree.in_memory(*raw) == tree.first_difference(*there)
 
 
 def test_equal_copies_do_not_differ() -> None:

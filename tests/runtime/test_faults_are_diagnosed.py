@@ -82,6 +82,7 @@ def test_a_bit_that_flips_on_the_way(on: str, run: Runner, text: Path) -> None:
     found = the_one(struck(run, on, text, "wire:reduce:1"))
     assert (found.kind, found.repeats) == ("network", "no")
     assert found.difference is not None
+    assert found.difference.bits == 1
     assert "stored by worker" in found.evidence
 
 
@@ -125,6 +126,7 @@ def test_the_line_of_a_part(run: Runner, text: Path) -> None:
     assert found is not None
     assert found.record == parts[found.partition][: found.offset].count(b"\n")
     assert found.right == repr(parts[found.partition].split(b"\n")[found.record])
+    assert found.bits == 1
 
 
 def test_the_record_of_a_sorted_part(run: Runner, records: Path, records_sorted: bytes) -> None:
@@ -150,6 +152,14 @@ def test_the_fast_digest_leads_to_the_record_too(target: str, run: Runner, text:
     found = the_one(struck(run, "inline", text, f"wrong:{target}:1@first", digest="fast"))
     assert found.kind == "compute"
     assert found.difference is not None
+
+
+def test_a_sample(run: Runner, records: Path) -> None:
+    result, _ = run("inline", SORT, records, workers=3, reducers=2, split_mb=0.05, faults=("stuck:worker0",))
+    found = result.diagnoses[0]
+    assert (found.kind, found.task, found.repeats) == ("compute", "sample 0", "yes")
+    assert found.difference is not None
+    assert found.difference.bits == 1
 
 
 def test_an_error_that_others_do_not_raise(tmp_path: Path, text: Path) -> None:
@@ -268,6 +278,16 @@ def block_style_of(job: Job) -> Job:
     from quoreduce.jobs.python import block_style
 
     return block_style(job)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_faults_in_numbers_do_not_look_like_a_job_that_is_not_deterministic(seed: int, run: Runner, text: Path) -> None:
+    """Neither do reduces that have read a map which lost its vote afterwards (R5)."""
+    faults = ("wrong:map:50%@first", "flip:map:25%@any", "wrong:reduce:1@any", "lie:reduce:1@any", "swap:map:1", "crash:all:1@any")
+    result = struck(run, "inline", text, *faults, fault_seed=seed, workers=2 + seed % 3)
+    assert not [one for one in result.diagnoses if one.kind == "non-determinism"]
+    assert {one.kind for one in result.diagnoses} >= {"compute", "crash"}
+    assert len([one for one in result.diagnoses if one.kind in ("compute", "metadata")]) == sum(result.suspects.values())
 
 
 # ---- what it costs

@@ -144,4 +144,11 @@ def test_pairs_of_the_python_style_are_decoded_if_they_can_be() -> None:
 
 def test_a_difference_says_where_it_is() -> None:
     spots = (Spot("record", 0, 3, (value("binary", data),)) for data in (b"right", b"wrong"))
-    assert str(differing_at(2, 130, *spots, False)) == "partition 2, record 3, column 0, byte 130: b'wrong' instead of b'right'"
+    told = "partition 2, record 3, column 0, byte 130: b'wrong' instead of b'right'"
+    assert str(differing_at(2, 130, *spots, 40, False)) == told
+
+
+def test_few_bits_are_counted() -> None:
+    spots = Spot("record", 0, 3, (value("binary", b"a"),)), Spot("record", 0, 3, (value("binary", b"c"),))
+    assert str(differing_at(0, 1, *spots, 1, False)).endswith("b'c' instead of b'a' (1 bit)")
+    assert str(differing_at(0, 1, *spots, 2, False)).endswith("(2 bits)")

@@ -21,6 +21,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from quoreduce.data.block import Buffer
 from quoreduce.errors import QuoreduceError
 
 U8 = NDArray[np.uint8]
@@ -193,6 +194,11 @@ class Differing:
     one: bytes
     two: bytes
 
+    @property
+    def bits(self) -> int:
+        """How many bits of the chunk differ, as far as both copies have it."""
+        return sum((a ^ b).bit_count() for a, b in zip(self.one, self.two, strict=False))
+
 
 def first_difference(one: Copy, two: Copy) -> Differing | None:
     """Return where two copies first differ, or None if they are equal; raise Astray if their holders' answers do not add up."""
@@ -256,6 +262,19 @@ def _in_chunk(number: int, copies: tuple[Copy, Copy], leaves: list[U32 | None]) 
         if copy.digest is not None and copy.chunks == 1 and leaf is not None and blake3(raw).digest() != copy.digest:
             raise Astray("the bytes of a copy are not those of its digest")
         found.append(raw)
-    one, two = found
+    return _differing(start, *found)
+
+
+def _differing(start: int, one: bytes, two: bytes) -> Differing | None:
     same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     return Differing(start + same, start, one, two) if one != two else None
+
+
+def in_memory(one: Buffer, two: Buffer) -> Differing | None:
+    """Return where two buffers that are here first differ, or None."""
+    first, second = (raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8) for raw in (one, two))
+    both = min(first.size, second.size)
+    unequal = np.flatnonzero(first[:both] != second[:both])
+    at = int(unequal[0]) if unequal.size else both
+    start = at - at % CHUNK_BYTES
+    return _differing(start, *(raw[start : start + CHUNK_BYTES].tobytes() for raw in (first, second)))

@@ -259,7 +259,7 @@ class Detective:
             why = f"{why}: of {holder.launch.task}, stored by {holder.worker.domain}"
         difference = None
         if slip.right is not None and slip.wrong is not None:
-            difference = differing_at(incident.partition, slip.offset, slip.right, slip.wrong, self._pairs)
+            difference = differing_at(incident.partition, slip.offset, slip.right, slip.wrong, slip.bits, self._pairs)
         return _said(incident, Verdict("network", why, "no"), difference)
 
     def _stored(self, attempt: int, partition: int) -> Stored | None:
@@ -322,7 +322,7 @@ class Detective:
                 if found is None:
                     return None
                 spots = self._spot(other, found.offset), self._spot(wrong, found.offset)
-                return differing_at(partition, found.offset, *spots, self._pairs)
+                return differing_at(partition, found.offset, *spots, found.bits, self._pairs)
             except (_NoAnswer, tree.Astray):
                 continue
         return None
@@ -378,13 +378,11 @@ def _first_wrong(reply: wire.Reply, output: m.Output) -> int | None:
 
 
 def _in_samples(wrong: bytes, right: bytes) -> FirstDifference | None:
-    one, two = np.frombuffer(wrong, np.uint8), np.frombuffer(right, np.uint8)
-    both = min(one.size, two.size)
-    unequal = np.flatnonzero(one[:both] != two[:both])
-    if not unequal.size and one.size == two.size:
+    found = tree.in_memory(wrong, right)
+    if found is None:
         return None
-    offset = int(unequal[0]) if unequal.size else both
-    return differing_at(0, offset, locate.find(two, offset, ""), locate.find(one, offset, ""), False)
+    there, here = (locate.find(np.frombuffer(data, np.uint8), found.offset, "") for data in (right, wrong))
+    return differing_at(0, found.offset, there, here, found.bits, False)
 
 
 def _said(incident: Incident, verdict: Verdict, difference: FirstDifference | None = None) -> Diagnosis:

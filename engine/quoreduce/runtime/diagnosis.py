@@ -27,6 +27,7 @@ from quoreduce.data.locate import Spot, Value
 Kind = Literal["compute", "store", "network", "metadata", "non-determinism", "crash", "hang"]
 Repeats = Literal["yes", "no", "unknown"]
 CopyState = Literal["none", "gone", "right", "claimed", "other"]
+FEW_BITS = 8
 NEAR_BITS = 32
 """Digests of different bytes differ in 128 of 256 bits, give or take 8: in 32 or fewer with a probability of less than 1e-34."""
 _NUMBERS = {"u64": "<Q", "i64": "<q", "f64": "<d"}
@@ -39,6 +40,7 @@ class FirstDifference:
     Attributes:
         partition: or part. offset: of the byte, in the partition. what: ``record``, or which part of a block it is.
         column, record: of the block; for a part, the record or the line. right, wrong: the record's values, shortened.
+        bits: how many differ in the 1024 bytes around it: one is a bit that flipped.
     """
 
     partition: int
@@ -48,13 +50,15 @@ class FirstDifference:
     record: int | None
     right: str
     wrong: str
+    bits: int
 
     def __str__(self) -> str:
         words = [f"partition {self.partition}"]
         words += [f"record {self.record}"] if self.record is not None else []
         words += [f"column {self.column}"] if self.column is not None else []
         words += [self.what] if self.what not in ("record", "bytes") else []
-        return f"{', '.join(words)}, byte {self.offset}: {self.wrong} instead of {self.right}"
+        bits = f" ({self.bits} bit{'s' * (self.bits > 1)})" if 0 < self.bits <= FEW_BITS else ""
+        return f"{', '.join(words)}, byte {self.offset}: {self.wrong} instead of {self.right}{bits}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +221,10 @@ def judge_death(hung: bool, why: str, deaths: int) -> Verdict:
     return Verdict("hang" if hung else "crash", why + (f"; {deaths} times in this job" if deaths > 1 else ""), again)
 
 
-def differing_at(partition: int, offset: int, right: Spot, wrong: Spot, pairs: bool) -> FirstDifference:
+def differing_at(partition: int, offset: int, right: Spot, wrong: Spot, bits: int, pairs: bool) -> FirstDifference:
     """Put what lies at the first differing byte of two copies into words; ``pairs``: of key and value, of the Python style."""
     column, record = (n if n >= 0 else None for n in (right.column, right.record))
-    return FirstDifference(partition, offset, right.what, column, record, shown(right, pairs), shown(wrong, pairs))
+    return FirstDifference(partition, offset, right.what, column, record, shown(right, pairs), shown(wrong, pairs), bits)
 
 
 def shown(spot: Spot, pairs: bool = False) -> str:

@@ -62,10 +62,8 @@ def _digest(raw: U8, layout: str, digester: Digester, width: int) -> bytes | Non
 
 def slip(attempt: int, wrong: Buffer, right: Buffer) -> wire.Slip:
     """Say where what was fetched first differs from what was fetched then, which is right."""
-    one, two = _view(wrong), _view(right)
-    both = min(one.size, two.size)
-    unequal = np.flatnonzero(one[:both] != two[:both])
-    if not unequal.size and one.size == two.size:
+    found = tree.in_memory(wrong, right)
+    if found is None:
         return wire.Slip(attempt, -1)
-    offset = int(unequal[0]) if unequal.size else both
-    return wire.Slip(attempt, offset, locate.find(two, offset, "block"), locate.find(one, offset, "block"))
+    there, here = (locate.find(_view(raw), found.offset, "block") for raw in (right, wrong))
+    return wire.Slip(attempt, found.offset, found.bits, there, here)

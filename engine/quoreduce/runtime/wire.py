@@ -197,11 +197,13 @@ Request = (
 class Slip(msgspec.Struct, frozen=True, array_like=True):
     """A partition of ``attempt`` that was not what it should be when it was fetched first, and was when it was fetched again.
 
-    ``offset``: of the first byte that differed, -1 if none does any more; ``right`` and ``wrong``: what lies there.
+    ``offset``: of the first byte that differed, -1 if none does any more; ``bits``: that differ in its 1024 bytes; ``right`` and
+    ``wrong``: what lies there.
     """
 
     attempt: Count
     offset: Offset
+    bits: Count = 0
     right: Spot | None = None
     wrong: Spot | None = None
 
