@@ -35,6 +35,7 @@ CHECK_SETTINGS = """settings:
   hash     another PYTHONHASHSEED                       threads  four threads for BLAS, OpenMP, MKL, numba, Polars
   place    another TZ, LC_ALL, current directory        cpu      an older CPU type for numpy, the C library, BLAS
   numba    kernels compiled for an older CPU type"""
+DIAGNOSES_SHOWN = 10
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
     "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
@@ -153,6 +154,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     vote.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
     vote.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="original: run once; basic: 2f+1 times; bft (default)")
     vote.add_argument("--digest", choices=["blake3", "fast", "checksum"], help="fast: for accidental faults only; checksum: --mode original only")
+    vote.add_argument("--no-diagnose", action="store_true", help="do not find out what masked faults were (after the job, for up to 5 s)")
     vote.add_argument("--strict", action="store_true", help="exit 3 if faults were masked")
     for name, text in (
         ("deferred", "deferred execution: f+1 replicas first, not 2f+1"),
@@ -324,7 +326,7 @@ def _options(a: argparse.Namespace) -> Options:
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
         digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, spares=not a.no_spares, deadline_s=a.deadline, attempts_max=a.attempts_max,
-        attest=Attest(**given) if a.attest else None, durable=a.durable,
+        attest=Attest(**given) if a.attest else None, durable=a.durable, diagnose=not a.no_diagnose,
     )  # fmt: skip
 
 
@@ -346,6 +348,11 @@ def _print_result(result: Result, as_json: bool) -> None:
     count = result.faults
     if count.injected or count.detected:
         print(f"faults: {count.injected} injected, {count.detected} detected, {count.masked} masked")
+    for diagnosis in result.diagnoses[:DIAGNOSES_SHOWN]:
+        print(f"  {diagnosis.line()}")
+    more = len(result.diagnoses[DIAGNOSES_SHOWN:]) + result.diagnoses_more
+    if more:
+        print(f"  {more} more (--json has the first {len(result.diagnoses)})")
 
 
 def _verify(a: argparse.Namespace) -> int:

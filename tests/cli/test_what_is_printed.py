@@ -50,12 +50,27 @@ def test_json_is_exactly_one_object_with_these_keys(
 def test_without_json_a_person_reads_it(quoreduce: Command, text: Path, out: Path) -> None:
     ended = quoreduce("run", "wordcount", text, out, "--fault", "flip:map:1")
     assert ended.code == 0
-    first, second, third = ended.stdout.splitlines()
+    first, second, third, fourth = ended.stdout.splitlines()
     assert first.startswith(f"{out}: 1 parts, 4 records, ")
     assert "wordcount, bft, f=1 on inline" in second
     assert "map 3 reduce 2 (1 more than planned)" in second
     assert third == "faults: 1 injected, 1 detected, 1 masked"
+    assert fourth.startswith("  compute, does not repeat: map 0 on worker")
     assert ended.stderr == ""
+
+
+def test_diagnoses_are_shown_up_to_ten(quoreduce: Command, text: Path, out: Path) -> None:
+    ended = quoreduce("run", "wordcount", text, out, "--split-mb", "0.0003", "--fault", "late:map:12", "--reducers", "1")
+    assert ended.code == 0
+    *_, told, last = ended.stdout.splitlines()
+    assert told.startswith("  network: map ")
+    assert last == "  2 more (--json has the first 12)"
+    assert len(ended.stdout.splitlines()) == 3 + 10 + 1
+
+
+def test_diagnoses_can_be_done_without(quoreduce: Command, text: Path, out: Path) -> None:
+    ended = quoreduce("run", "wordcount", text, out, "--fault", "flip:map:1", "--no-diagnose")
+    assert ended.stdout.splitlines()[2:] == ["faults: 1 injected, 1 detected, 1 masked"]
 
 
 def test_a_users_job_by_file(quoreduce: Command, text: Path, out: Path) -> None:

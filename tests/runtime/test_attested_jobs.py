@@ -258,6 +258,18 @@ def test_a_worker_in_the_place_of_a_dead_one_is_measured_too(
     assert len(receipt.launches) == 1, "one node"
 
 
+@pytest.mark.parametrize("on", EXECUTORS[:2])
+def test_probes_of_a_diagnosis_are_not_attested(on: str, run: Runner, text: Path, software: Root) -> None:
+    """They are no votes: the receipt lists the executions that were, and is accepted."""
+    faults = ("wrong:map:1@first", "wrong:reduce:1@first")
+    result, _ = run(on, WORDCOUNT, text, **TASKS, workers=3, faults=faults, attest=software.attest())
+    assert [one.kind for one in result.diagnoses] == ["compute", "compute"]
+    assert result.probes > 0
+    receipt = software.accepted(result)
+    assert leaves(receipt) <= sum(result.executions.values())
+    assert len(losers(receipt)) == 2
+
+
 def test_a_stuck_domain_is_attested_and_loses(run: Runner, text: Path, right: list[bytes], software: Root) -> None:
     """Evidence says what ran, not that it is right: its leaves are in the receipt, and have lost."""
     result, parts = run("inline", WORDCOUNT, text, **TASKS, workers=3, faults=("stuck:worker1",), attest=software.attest())

@@ -54,6 +54,9 @@ class Output(Protocol):
     def publish(self, part: int, attempt: int) -> None:
         """Make ``attempt`` the one that becomes ``part``."""
 
+    def part_path(self, part: int) -> str | None:
+        """Return where a published part lies until :meth:`finish`; None if it is no local file."""
+
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Publish the output as a whole, with its manifest, and a receipt if there is one."""
 
@@ -201,6 +204,10 @@ class OutputDir:
             source.rename(self.staging / "output" / part_name(part))
         self._published[part] = attempt
 
+    def part_path(self, part: int) -> str | None:
+        """Return the path of a part that was published, until :meth:`finish`; None if it was not."""
+        return str(self.staging / "output" / part_name(part)) if part in self._published else None
+
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Write ``_SUCCESS`` last, sync everything if that was asked for, and rename the whole to the output path.
 
@@ -301,6 +308,10 @@ class UriOutput:
             with source.open("rb") as data:
                 self._upload(part_name(part), data)
             source.unlink()
+
+    def part_path(self, part: int) -> str | None:
+        """Return None: parts that were published are no local files."""
+        return None
 
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Upload the receipt, if there is one, and then ``_SUCCESS``."""

@@ -6,6 +6,7 @@ commit), faults to inject, and the figures of the result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from quoreduce.data.inputs import Split
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.faults import FaultPlan
+from quoreduce.runtime.incidents import GARBAGE, Incident, Incidents, Kept
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
@@ -42,6 +44,7 @@ RESTARTS_WITHOUT_WORK_MAX = 3
 STORAGE_COPIES = 3
 PUNCH_SHARE = 0.25
 TICK_S = 0.2
+DEATH_S = 2.0
 _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "no_quorum": errors.NoQuorum,
     "not_deterministic": errors.NotDeterministic,
@@ -82,14 +85,6 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Kept:
-    """What is remembered of an execution that finished."""
-
-    reply: wire.Reply
-    worker: WorkerInfo
-
-
-@dataclass(slots=True)
 class Driver:
     """Runs one job on the workers of a session."""
 
@@ -124,6 +119,7 @@ class Driver:
     _detected: int = 0
     _side: bytes = b""
     _barred: set[str] = field(default_factory=set)
+    _incidents: Incidents = field(default_factory=Incidents)
     _done: bool = False
 
     def __post_init__(self) -> None:
@@ -162,6 +158,8 @@ class Driver:
             self._blame_evidence(error)
             raise
         self._account()
+        if self._incidents.found and self.options.diagnose:
+            self._diagnose()
 
     def _step(self) -> None:
         for arrival in self.executor.wait(self._timeout()):
@@ -200,8 +198,7 @@ class Driver:
         """Take over what earlier lives of a durable job agreed on; no worker of this life holds any of it."""
         if self.life is None:
             return
-        for reply, domain in self.life.replies():
-            self._kept[reply.attempt] = Kept(reply, WorkerInfo("", domain, ""))
+        self._kept |= {kept.launch.attempt: kept for kept in self.life.executed()}
         for event in self.life.recovered():
             self.tracker.handle(event)
             self.result.recovered += 1
@@ -245,7 +242,7 @@ class Driver:
         try:
             reply = wire.decode_reply(arrival.raw)
         except errors.HostError:
-            self.executor.kill(arrival.worker)
+            self._kill(arrival.worker, GARBAGE, hung=False)
             return
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
@@ -254,7 +251,7 @@ class Driver:
         elif reply.attempt < 0:
             self._begun(arrival.worker, reply)
         elif (checking := self._checks.get(reply.attempt)) and checking.worker == arrival.worker:
-            self._checked(checking.agreed, reply)
+            self._checked(checking, reply)
         else:
             self._result(arrival.worker, reply)
 
@@ -268,7 +265,7 @@ class Driver:
             if len(self._unloadable) >= self.options.replicas_needed:
                 kind = errors.HostError if reply.status == "host" else errors.JobError
                 raise kind(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
-            self.executor.kill(worker)
+            self._kill(worker, f"it could not begin, so it was killed: {reply.error}", hung=False)
             return
         if self.gate is not None:
             self._admit(self.gate, self.workers[worker], reply)
@@ -291,8 +288,9 @@ class Driver:
         self._time(known)
         if reply.status == "host":
             self._host_error(reply)
+        self._note(known.launch, reply)
         if reply.status == "ok":
-            self._kept[reply.attempt] = Kept(reply, self.workers[worker])
+            self._kept[reply.attempt] = Kept(reply, self.workers[worker], known.launch)
             self.result.bytes_shipped += reply.bytes_shipped
             if known.launch.task.kind == "reduce" and known.launch.store:
                 self.result.bytes_stored += (self._copies - 1) * reply.parts[0].nbytes
@@ -302,8 +300,29 @@ class Driver:
                 self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
         self._vote(known, reply, event, again=bool(known.fault and known.fault.kind == "late"))
 
+    def _note(self, launch: m.Launch, reply: wire.Reply) -> None:
+        """Remember what a diagnosis will want to know: errors, and inputs that were not what they should be."""
+        info, parts = self.workers[launch.worker], self.reducers if launch.task.kind == "map" else 1
+        if reply.status == "failed":
+            self._incidents.raised[reply.attempt] = Kept(reply, info, launch)
+        elif reply.status == "ok" and len(reply.parts) != parts:
+            why = f"it gave {len(reply.parts)} partitions, not {parts}"
+            self._incidents.add(Incident("garbage", info, launch.task, launch.attempt, why=why))
+        if not reply.bad and not reply.slips:
+            return
+        read = {source.attempt for copies in launch.sources for source in copies}
+        for attempt in read.intersection(reply.bad):
+            self._incidents.unusable(launch, info, attempt, self._kept[attempt])
+        for slip in reply.slips:
+            if slip.attempt in read:
+                self._incidents.add(Incident("slip", info, launch.task, launch.attempt, launch.task.index, slip=slip))
+
     def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
         """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""
+        if again:
+            info = self.workers[known.launch.worker]
+            why = "its answer came twice; one counted"
+            self._incidents.add(Incident("late", info, known.launch.task, reply.attempt, why=why))
         if self.gate is None or isinstance(event, m.Refused):
             self._events.append(event)
             self._replays += [event] * again
@@ -342,6 +361,9 @@ class Driver:
     def _bury(self, arrival: Arrival) -> None:
         """A worker is gone (R9): report it, and put another in its place if it has one."""
         info = self.workers.pop(arrival.worker)
+        if arrival.worker not in self._barred:
+            launches = [r.launch for group in (self._running, self._cancelled) for r in group.values()]
+            self._incidents.death(info, arrival.status, arrival.hung, [one for one in launches if one.worker == info.name])
         for group in (self._running, self._cancelled):
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
                 del group[attempt]
@@ -377,15 +399,19 @@ class Driver:
             for running in group.values():
                 if running.deadline <= now:
                     running.deadline = now + DEADLINE_FIRST_S
-                    self.executor.kill(running.launch.worker)
+                    self._kill(running.launch.worker, f"no answer for {now - running.started:.1f} s, so it was killed")
         for checking in self._checks.values():
             if checking.deadline <= now:
                 checking.deadline = now + DEADLINE_FIRST_S
-                self.executor.kill(checking.worker)
+                self._kill(checking.worker, "it did not check a part in time, so it was killed")
         for worker, deadline in self._setup_pending.items() if self.gate is not None else ():
             if deadline <= now:
                 self._setup_pending[worker] = now + DEADLINE_FIRST_S
-                self.executor.kill(worker)
+                self._kill(worker, "it did not begin in time, so it was killed")
+
+    def _kill(self, worker: str, why: str, hung: bool = True) -> None:
+        self._incidents.killed[worker] = (why, hung)
+        self.executor.kill(worker)
 
     # ---- evidence, if the job is attested
 
@@ -436,7 +462,7 @@ class Driver:
             return False
         busy = {r.launch.worker for group in (self._running, self._cancelled) for r in group.values()}
         for worker in self.gate.flush(busy, time.monotonic()):
-            self.executor.kill(worker)
+            self._kill(worker, "no evidence came in time, so it was killed")
         return self.gate.waiting or bool(self._setup_pending)  # a worker that begins may join
 
     def _blame_evidence(self, error: errors.QuoreduceError) -> None:
@@ -481,8 +507,8 @@ class Driver:
                     self._discard(attempt)
                 case m.Agreed():
                     self._agree(command)
-                case m.Accused():
-                    pass  # the ledger counts it
+                case m.Accused(task, attempt):
+                    self._accuse(task, attempt)
                 case m.JobDone():
                     self._done = True
                 case m.JobFailed(reason, task, message):
@@ -499,11 +525,14 @@ class Driver:
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
 
     def _fault(self, launch: m.Launch) -> wire.Fault | None:
-        """The fault that is to strike this execution; a domain goes by its name, a worker's, or its number in order of names."""
-        info = self.workers[launch.worker]
+        """The fault that is to strike this execution, if there is one."""
+        return self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, self._names(launch.worker))
+
+    def _names(self, worker: str) -> tuple[str, str, str]:
+        """What a fault may call a worker's domain: its name, the worker's, or its number in order of names."""
+        info = self.workers[worker]
         number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
-        names = (info.domain, info.name, str(number))
-        return self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
+        return info.domain, info.name, str(number)
 
     def _time(self, finished: Running) -> None:
         """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""
@@ -556,9 +585,15 @@ class Driver:
             return writer.name
         return next((w.name for w in self.workers.values() if w.node == writer.node), writer.name)
 
+    def _accuse(self, task: m.Task, attempt: int) -> None:
+        """An attempt has lost its vote: the ledger counts it, and it will be looked into."""
+        kept = self._kept.get(attempt) or self._incidents.raised.get(attempt)
+        if kept is not None:
+            self._incidents.lost_vote(task, attempt, kept.worker)
+
     def _discard(self, attempt: int) -> None:
         kept = self._kept.get(attempt)
-        if kept is not None:
+        if kept is not None and not (self.options.diagnose and self._incidents.hold(kept)):
             self.executor.submit(kept.worker.name, wire.encode(wire.Discard((attempt,))))
 
     # ---- agreement and publication
@@ -591,12 +626,15 @@ class Driver:
         self._checks[agreed.attempt] = Checking(agreed, checker, time.monotonic() + limit_s)
         self.executor.submit(checker, wire.encode(request))
 
-    def _checked(self, agreed: m.Agreed, reply: wire.Reply) -> None:
+    def _checked(self, checking: Checking, reply: wire.Reply) -> None:
+        agreed = checking.agreed
         self.result.cpu_s += reply.cpu_s
         del self._checks[reply.attempt]
         if reply.status == "checked" and reply.digest == agreed.output.parts[0].digest:
             self._publish(agreed)
         else:
+            writer, reader = self._kept[agreed.attempt].worker, self.workers[checking.worker]
+            self._incidents.add(Incident("part", writer, agreed.task, agreed.attempt, agreed.task.index, [reader]))
             self._fail_check(agreed)
 
     def _fail_check(self, agreed: m.Agreed) -> None:
@@ -626,6 +664,53 @@ class Driver:
                 ranges.setdefault(kept.worker.name, []).append((kept.reply.path, p.offset, p.nbytes))
         for worker, items in ranges.items():
             self.executor.submit(worker, wire.encode(wire.Discard((), tuple(items))))
+
+    # ---- diagnosis
+
+    def _diagnose(self) -> None:
+        """Find out what the masked faults were. The job is done; whatever becomes of this, its output is right."""
+        from quoreduce.runtime.detective import Detective, Scene, cleared
+
+        self._incidents.closed = True
+        scene = Scene(
+            self.job, self.options.algorithm, self._kept, self._agreed, self._free, self._probe, self._ask,
+            self.output.part_path, self.output.attempt_path, lambda: time.monotonic(),
+        )  # fmt: skip
+        detective = Detective(scene, self._incidents)
+        with contextlib.suppress(errors.QuoreduceError):
+            detective.diagnose()
+        r = self.result
+        r.diagnoses, r.diagnoses_more, r.probes = detective.found, detective.more, detective.probes
+        r.suspects = cleared(r.suspects, detective.found)
+
+    def _free(self) -> list[WorkerInfo]:
+        """Workers that can be asked, those that have yet to begin the job last."""
+        busy = {r.launch.worker for r in self._cancelled.values()} | self._barred
+        free = [info for info in self.workers.values() if info.name not in busy]
+        return sorted(free, key=lambda info: (info.name in self._setup_pending, info.name))
+
+    def _probe(self, launch: m.Launch) -> wire.Request:
+        """The request that executes a task once more; what is broken for good strikes it too."""
+        return self._request(launch, self.faults.stuck(launch.task.kind, launch.task.index, self._names(launch.worker)))
+
+    def _ask(self, worker: str, request: wire.InspectTask | wire.ProbeTask, limit_s: float) -> wire.Reply | None:
+        """Put a request to a worker and wait for its answer; None if it dies, or takes longer, for which it is killed."""
+        self.executor.submit(worker, wire.encode(request))
+        end = time.monotonic() + limit_s
+        while worker in self.workers and (now := time.monotonic()) < end + DEATH_S:
+            if now >= end:
+                self.executor.kill(worker)
+            answers = []
+            for arrival in self.executor.wait(TICK_S if now >= end else min(TICK_S, end - now)):
+                reply = _answer_of(arrival, worker, request.attempt)
+                if reply is None:
+                    self._arrive(arrival)
+                else:
+                    answers.append(reply)
+            if answers:
+                self.result.cpu_s += answers[0].cpu_s
+                return answers[0]
+        return None
 
     # ---- figures
 
@@ -673,3 +758,14 @@ class Driver:
     def parts(self) -> list[m.Part]:
         """The agreed output, part by part."""
         return [self._agreed[m.Task("reduce", i)].output.parts[0] for i in range(self.reducers)]
+
+
+def _answer_of(arrival: Arrival, worker: str, attempt: int) -> wire.Reply | None:
+    """The answer of a worker to one request, if that is what arrived."""
+    if arrival.worker != worker or arrival.raw is None:
+        return None
+    try:
+        reply = wire.decode_reply(arrival.raw)
+    except errors.HostError:
+        return None
+    return reply if reply.attempt == attempt else None

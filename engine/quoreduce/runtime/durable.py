@@ -25,7 +25,9 @@ from quoreduce.data.journal import Begun, Decided, Gone, Header, Journal, Launch
 from quoreduce.errors import JobError, JournalError, NotDeterministic, UsageError
 from quoreduce.job import Job
 from quoreduce.runtime import wire
+from quoreduce.runtime.incidents import Kept
 from quoreduce.runtime.options import Options, Place
+from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker import messages as m
 
 ATTEMPTS_A_LIFE = 10**9
@@ -92,9 +94,12 @@ class Life:
         """Events for the tracker, before its start."""
         return [_recovered(one.decided, one.stored) for one in self.taken]
 
-    def replies(self) -> Iterator[tuple[wire.Reply, str]]:
-        """What the attempts taken over replied, and a domain of then that it was agreed on in."""
-        return ((_reply(one.decided), one.decided.domains[0]) for one in self.taken)
+    def executed(self) -> Iterator[Kept]:
+        """What the attempts taken over replied; no worker of this life holds any of it."""
+        for one in self.taken:
+            d = one.decided
+            launch = m.Launch(d.attempt, m.Task(d.kind, d.index), 0, "", True)
+            yield Kept(_reply(d), WorkerInfo("", d.domains[0], ""), launch)
 
     # ---- what this life does
 

@@ -100,15 +100,22 @@ class FaultPlan:
 
     def strike(self, kind: str, index: int, replica: int, store: bool, domains: Sequence[str]) -> Fault | None:
         """Return the fault for this execution, if it is a victim. ``domains``: the worker's domain by all its names."""
-        if any(name in self._stuck for name in domains):
+        if (stuck := self.stuck(kind, index, domains)) is not None:
             self.injected += 1
-            return Fault("stuck", _seed("stuck", kind, index, 0, self.seed))
+            return stuck
         waiting = self._victims.get((kind, index, replica)) or (self._stored.get((kind, index)) if store else None)
         if not waiting:
             return None
         fault = waiting.pop()
         self.injected += 1
         return Fault(fault, _seed(fault, kind, index, replica, self.seed))
+
+
+    def stuck(self, kind: str, index: int, domains: Sequence[str]) -> Fault | None:
+        """Return the fault of a domain that is broken for good, which strikes probes too; they are not counted."""
+        if any(name in self._stuck for name in domains):
+            return Fault("stuck", _seed("stuck", kind, index, 0, self.seed))
+        return None
 
 
 def _amount(spec: FaultSpec, text: str, tasks: int) -> int:

@@ -43,9 +43,9 @@ class InlineExecutor:
                 continue
             try:
                 reply = worker.handle(raw)
-            except (Crash, Hang):
+            except (Crash, Hang) as end:
                 del self._workers[name]
-                arrivals.append(Arrival(name, None))
+                arrivals.append(Arrival(name, None, hung=isinstance(end, Hang)))
                 continue
             if reply is not None:
                 arrivals.append(Arrival(name, reply))

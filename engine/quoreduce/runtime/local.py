@@ -137,7 +137,7 @@ class LocalExecutor:
                 arrivals += [Arrival(worker.name, raw) for raw in messages]
                 if not alive:
                     self._bury(worker)
-                    arrivals.append(Arrival(worker.name, None))
+                    arrivals.append(Arrival(worker.name, None, status=worker.process.returncode))
         return arrivals
 
     def _bury(self, worker: _Process) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from quoreduce.data.digest import ALGORITHMS, Algorithm
 from quoreduce.errors import UsageError
+from quoreduce.runtime.diagnosis import Diagnosis
 from quoreduce.runtime.faults import parse_fault
 from quoreduce.runtime.port import DOMAINS, Domain
 
@@ -73,6 +74,7 @@ class Options:
         attempts_max: bound on executions of one task; None: 4(f+1)+8.
         attest: how the job is attested; None: it is not.
         durable: keep a journal beside the output, so that the job can be resumed when its driver is killed (docs/durable.md).
+        diagnose: find out what masked faults were (docs/diagnosis.md); costs nothing where there are none.
     """
 
     f: int = 1
@@ -95,6 +97,7 @@ class Options:
     attempts_max: int | None = None
     attest: Attest | None = None
     durable: bool = False
+    diagnose: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -186,6 +189,8 @@ class Result:
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
     Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
     ``recovered``: tasks that a resumed job took over from its earlier lives; all other figures are of its last life.
+    ``diagnoses``: what each masked fault was, up to 64, and how many ``diagnoses_more`` there are; ``probes``: executions that
+    this took.
     ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
     """
 
@@ -213,6 +218,9 @@ class Result:
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
     suspects: dict[str, int] = field(default_factory=dict)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    diagnoses_more: int = 0
+    probes: int = 0
     attestation: dict[str, Any] | None = None
     recovered: int = 0
 

@@ -40,11 +40,17 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A reply (``raw``), or, if ``raw`` is None, the news that a worker is gone; ``blocks_lost``: and its blocks with it."""
+    """A reply (``raw``), or, if ``raw`` is None, the news that a worker is gone; ``blocks_lost``: and its blocks with it.
+
+    ``status``: what its process ended with, as :class:`subprocess.Popen` has it, if that is known. ``hung``: it did not die, but
+    would never have answered.
+    """
 
     worker: str
     raw: bytes | None
     blocks_lost: bool = False
+    status: int | None = None
+    hung: bool = False
 
 
 class Executor(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import msgspec
 
 from quoreduce.data.inputs import Split
+from quoreduce.data.locate import Spot
 from quoreduce.errors import EvidenceError, HostError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ SIDE_BYTES_MAX = 1 << 20
 ERROR_CHARS_MAX = 2000
 COUNTERS_MAX = 64
 COUNTER_CHARS_MAX = 64
+SLIPS_MAX = 8
 INT_MAX = (1 << 63) - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
@@ -119,6 +121,29 @@ class CheckTask(msgspec.Struct, frozen=True, tag="check"):
     stride: int
 
 
+class ProbeTask(msgspec.Struct, frozen=True, tag="probe"):
+    """Execute a task once more, to see whether a fault repeats: no vote, and nothing that is attested."""
+
+    attempt: int
+    task: MapTask | ReduceTask | SampleTask
+
+
+class InspectTask(msgspec.Struct, frozen=True, tag="inspect"):
+    """Look into a stored copy, to see what went wrong; ``attempt`` numbers the question.
+
+    ``digest``: recompute it. ``nodes``: of ``level``, of the chunks ``first`` to ``first + count`` (:mod:`quoreduce.data.tree`).
+    ``bytes``: ``first`` to ``first + count``. ``spot``: what lies at byte ``first``. ``layout``: ``block``, or that of a part.
+    """
+
+    attempt: int
+    what: Literal["digest", "nodes", "bytes", "spot"]
+    copy: Stored
+    layout: str
+    first: int = 0
+    count: int = 0
+    level: int = 0
+
+
 class Discard(msgspec.Struct, frozen=True, tag="discard"):
     """Drop stored blocks: whole attempts (lost votes), and byte ranges ``(path, offset, nbytes)`` that all readers have read."""
 
@@ -171,7 +196,23 @@ class Quoted(msgspec.Struct, frozen=True, array_like=True):
     signature: Evidence
 
 
-Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard | RootTask | CommitTask | SealTask
+Request = (
+    Setup | MapTask | ReduceTask | SampleTask | CheckTask | ProbeTask | InspectTask | Discard | RootTask | CommitTask | SealTask
+)
+
+
+class Slip(msgspec.Struct, frozen=True, array_like=True):
+    """A partition of ``attempt`` that was not what it should be when it was fetched first, and was when it was fetched again.
+
+    ``offset``: of the first byte that differed, -1 if none does any more; ``bits``: that differ in its 1024 bytes; ``right`` and
+    ``wrong``: what lies there.
+    """
+
+    attempt: Count
+    offset: Offset
+    bits: Count = 0
+    right: Spot | None = None
+    wrong: Spot | None = None
 
 
 class PartReply(msgspec.Struct, frozen=True, array_like=True):
@@ -188,12 +229,13 @@ class Reply(msgspec.Struct, frozen=True):
 
     ``ok``: ``parts`` hold the output. ``failed``: the job's code raised; ``error`` and its digest are voted on. ``refused``: the
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
-    ``ready``, ``rooted``, ``committed``, ``sealed``: ``data`` holds the evidence asked for.
+    ``ready``, ``rooted``, ``committed``, ``sealed``: ``data`` holds the evidence asked for. ``inspected``: what was asked for,
+    and ``bytes_in`` the size of the copy. ``slips``: of the first SLIPS_MAX partitions that had to be fetched again.
     ``counters``: what the job counted; they are not voted on.
     """
 
     attempt: Offset
-    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "rooted", "committed", "sealed"]
+    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "rooted", "committed", "sealed", "inspected"]
     parts: tuple[PartReply, ...] = ()
     path: str = ""
     data: bytes = b""
@@ -207,6 +249,7 @@ class Reply(msgspec.Struct, frozen=True):
     refetched: Count = 0
     generation: Count = 0
     counters: Counters = {}
+    slips: Annotated[tuple[Slip, ...], msgspec.Meta(max_length=SLIPS_MAX)] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -214,7 +257,7 @@ _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 
 
-def encode(message: Request | Reply | Admission | Committed | Quoted | Hardware) -> bytes:
+def encode(message: Request | Reply | Admission | Committed | Quoted | Hardware | Spot) -> bytes:
     """Encode a message, or the evidence in one."""
     return _encoder.encode(message)
 

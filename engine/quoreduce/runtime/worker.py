@@ -26,6 +26,7 @@ from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
 from quoreduce.runtime import faults, wire
 from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.runtime.inspector import inspect_copy, slip
 from quoreduce.runtime.store import BlockReader, BlockStore
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class Worker:
             case wire.CheckTask():
                 digest = self._digester.file(Path(request.path), request.stride)
                 return wire.Reply(request.attempt, "checked", digest=digest)
+            case wire.ProbeTask():
+                return self._run(request.task)
+            case wire.InspectTask():
+                return inspect_copy(request, self.read, self._digester, record_width(self._job.output))
             case wire.CommitTask() | wire.SealTask() | wire.RootTask():
                 return self._attest(request)
         raise HostError(f"unknown request {type(request).__name__}")
@@ -233,7 +238,7 @@ class Worker:
         if task.fault:
             part = self._after_reduce(task.fault, part, task.paths)
         return wire.Reply(
-            task.attempt, "ok", (part,), task.paths[0] if task.paths else "", bad=tuple(inputs.bad),
+            task.attempt, "ok", (part,), task.paths[0] if task.paths else "", bad=tuple(inputs.bad), slips=tuple(inputs.slips),
             refetched=inputs.refetched, bytes_in=inputs.nbytes, bytes_shipped=inputs.shipped, counters=ctx.counters,
         )  # fmt: skip
 
@@ -299,6 +304,7 @@ class _Inputs:
         self.bad: list[int] = []
         self.missing = False
         self.refetched = 0
+        self.slips: list[wire.Slip] = []
         self.nbytes = 0
         self.shipped = 0
 
@@ -316,6 +322,7 @@ class _Inputs:
         return good
 
     def _checked(self, stored: wire.Stored) -> Block | None:
+        first: Buffer | None = None
         for attempt in range(FETCH_TRIES):
             try:
                 raw = self._spoiled(self._worker.read(stored))
@@ -324,8 +331,13 @@ class _Inputs:
                 block = Block.open(raw)
                 if self._worker.digest(block) == stored.digest:
                     self.refetched += attempt
+                    if first is not None and len(self.slips) < wire.SLIPS_MAX:
+                        self.slips.append(slip(stored.attempt, first, raw))
                     return block
-            except (BlockError, OSError):
+                first = raw
+            except BlockError:
+                first = raw
+            except OSError:
                 pass
         return None
 

@@ -1,0 +1,401 @@
+"""Finds out what the masked faults of a job were, when it is done: asks workers about stored copies, and has tasks executed
+again.
+
+Bounded in executions (PROBES_MAX) and time (LIMIT_S); what is not found out in time is said to be unknown. Whoever can be asked
+about a copy of an accused domain is in another domain. Two copies are compared down the tree inside BLAKE3: see
+:mod:`quoreduce.data.tree`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from quoreduce.data import locate, tree
+from quoreduce.errors import QuoreduceError
+from quoreduce.job import Job
+from quoreduce.runtime import wire
+from quoreduce.runtime.diagnosis import (
+    CopyState,
+    Diagnosis,
+    FirstDifference,
+    LostVote,
+    Seen,
+    Verdict,
+    all_of_one_kind,
+    differing_at,
+    judge_copy,
+    judge_death,
+    judge_vote,
+)
+from quoreduce.runtime.incidents import Incident, Incidents, Kept
+from quoreduce.runtime.outcome import outcome
+from quoreduce.runtime.port import WorkerInfo
+from quoreduce.tracker import messages as m
+
+PROBES_MAX = 12
+WITNESSES_MAX = 4
+LIMIT_S = 5.0
+DIAGNOSES_MAX = 64
+SHOWN_CHARS = 100
+TREE_BYTES_MAX = 128 << 20
+FIRST_QUESTION = 1 << 40
+"""Questions and probes are numbered from here on: no attempt of the tracker has such a number."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """What the driver knows of a job that is done, and may still do.
+
+    Attributes:
+        kept: executions that ended with an output. agreed: by task.
+        free: workers that have nothing to do now. request: the request that an execution is. ask: puts a request to a worker and
+            gives its answer within some seconds, or None. part: where the published part of that number is now, or None. clock:
+            in seconds.
+    """
+
+    job: Job
+    algorithm: str
+    kept: Mapping[int, Kept]
+    agreed: Mapping[m.Task, m.Agreed]
+    free: Callable[[], list[WorkerInfo]]
+    request: Callable[[m.Launch], wire.Request]
+    ask: Callable[[str, wire.InspectTask | wire.ProbeTask, float], wire.Reply | None]
+    part: Callable[[int], str | None]
+    attempt_path: Callable[[int, int], str]
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A copy of a partition or part: where it lies, and its layout. ``node`` is None for a file that every node can read."""
+
+    copy: wire.Stored
+    node: str | None
+    domain: str
+    layout: str
+
+
+class _NoAnswer(QuoreduceError):
+    """A question was not answered: the copy is gone, the worker too, or the time."""
+
+
+@dataclass(slots=True)
+class Detective:
+    """Looks into the incidents of a job.
+
+    ``found``: what they were. ``more``: how many were not looked into. ``probes``: executions that it asked for.
+    """
+
+    scene: Scene
+    incidents: Incidents
+    found: list[Diagnosis] = field(default_factory=list)
+    more: int = 0
+    probes: int = 0
+    _witnesses: int = WITNESSES_MAX
+    _end: float = 0.0
+    _number: int = FIRST_QUESTION
+    _attempts: dict[m.Task, list[int]] = field(default_factory=lambda: defaultdict(list))
+    _probed: dict[int, Kept] = field(default_factory=dict)
+
+    def diagnose(self) -> None:
+        """Look into every incident, up to DIAGNOSES_MAX."""
+        self._end = self.scene.clock() + LIMIT_S
+        for group in (self.scene.kept, self.incidents.raised):
+            for attempt, kept in group.items():
+                self._attempts[kept.launch.task].append(attempt)
+        # A copy that was refused because its digest had been wrong from the start is part of a lost vote.
+        incidents = [i for i in self.incidents.found if not (i.what == "copy" and i.attempt in self.incidents.accused)]
+        self.more = self.incidents.more + max(0, len(incidents) - DIAGNOSES_MAX)
+        for incident in incidents[:DIAGNOSES_MAX]:
+            if (diagnosis := self._look(incident)) is not None:
+                self.found.append(diagnosis)
+        self.found[:] = all_of_one_kind(self.found)
+
+    def _look(self, incident: Incident) -> Diagnosis | None:
+        match incident.what:
+            case "vote":
+                return self._vote(incident)
+            case "copy" | "part":
+                return self._copy(incident)
+            case "slip":
+                return self._slip(incident)
+            case "late":
+                return _said(incident, Verdict("network", incident.why))
+            case "garbage":
+                return _said(incident, Verdict("metadata", incident.why))
+            case "death":
+                return _said(incident, judge_death(incident.hung, incident.why, self.incidents.deaths[incident.worker.domain]))
+
+    # ---- a lost vote
+
+    def _vote(self, incident: Incident) -> Diagnosis | None:
+        assert incident.task is not None
+        assert incident.attempt is not None
+        task, agreed = incident.task, self.scene.agreed.get(incident.task)
+        own = self._known(incident.attempt)
+        if agreed is None or own is None or agreed.attempt not in self.scene.kept:
+            return None
+        winner = self.scene.kept[agreed.attempt]
+        partition = _first_wrong(own.reply, agreed.output)
+        number = task.index if task.kind == "reduce" and partition is not None else partition
+        vote = LostVote(
+            incident.worker.domain, _voted(own), _voted(winner),
+            [self._seen(a) for a in self._attempts[task] if a != incident.attempt and self._same_inputs(a, winner)],
+            own.reply.error.partition("\n")[0][:SHOWN_CHARS] if own.reply.status == "failed" else "", number,
+            None if partition is None else (own.reply.parts[partition].digest, agreed.output.parts[partition].digest),
+        )  # fmt: skip
+        stored = None if partition is None else self._stored(incident.attempt, partition)
+        if stored is not None and vote.digests is not None and incident.attempt not in self.incidents.dropped:
+            vote = replace(vote, copy=self._state(stored, *vote.digests))
+        vote = self._again(vote, incident, winner)
+        if vote.copy == "none" and vote.digests is not None and partition is not None:
+            probed = self._stored(self._same_probe(task, vote), partition)
+            vote = vote if probed is None else replace(vote, copy=self._state(probed, *vote.digests))
+        verdict = judge_vote(vote)
+        difference = None
+        if partition is not None and not vote.raised and verdict.kind != "metadata":
+            difference = self._differing(task, partition, number or 0, vote, incident.attempt)
+        return _said(incident, verdict, difference)
+
+    def _known(self, attempt: int) -> Kept | None:
+        return self.scene.kept.get(attempt) or self.incidents.raised.get(attempt) or self._probed.get(attempt)
+
+    def _seen(self, attempt: int, probe: bool = False) -> Seen:
+        kept = self._known(attempt)
+        assert kept is not None
+        return Seen(kept.worker.domain, _voted(kept), probe)
+
+    def _same_inputs(self, attempt: int, winner: Kept) -> bool:
+        """Whether an execution read what the winner has read: a reduce may have read a partition that lost its vote (R5)."""
+        kept = self._known(attempt)
+        return kept is not None and self._inputs(kept.launch) == self._inputs(winner.launch)
+
+    def _inputs(self, launch: m.Launch) -> list[bytes]:
+        return [self.scene.kept[copies[0].attempt].reply.parts[launch.task.index].digest for copies in launch.sources]
+
+    def _state(self, stored: Stored, claimed: bytes, right: bytes) -> CopyState:
+        try:
+            found, _ = self._digest(stored)
+        except _NoAnswer:
+            return "gone"
+        return "right" if found == right else "claimed" if found == claimed else "other"
+
+    def _again(self, vote: LostVote, incident: Incident, winner: Kept) -> LostVote:
+        """Have the accused domain execute the task again, unless it did; and for a few tasks, one that was right before."""
+        domain, others = vote.domain, list(vote.others)
+        unasked = ""
+        if not any(seen.domain == domain for seen in others):
+            attempt, unasked = self._probe(domain, incident.worker.name, winner.launch)
+            others += [self._seen(attempt, probe=True)] if attempt is not None else []
+        honest = sorted({seen.domain for seen in others if seen.outcome == vote.right} - {domain})
+        wavering = {seen.domain for seen in others if seen.outcome != vote.right}
+        for witness in sorted(honest, key=lambda name: name in wavering)[:1] * min(2, self._witnesses):
+            self._witnesses -= 1
+            attempt, _ = self._probe(witness, "", winner.launch)
+            others += [self._seen(attempt, probe=True)] if attempt is not None else []
+        return replace(vote, others=others, unasked=unasked)
+
+    def _probe(self, domain: str, worker: str, launch: m.Launch) -> tuple[int | None, str]:
+        """Have a task executed by a domain, by that worker if it can be; return its number, or None and why not."""
+        free = sorted((w for w in self.scene.free() if w.domain == domain), key=lambda w: w.name != worker)
+        left = self._end - self.scene.clock()
+        if not free:
+            return None, "it has no worker that is free"
+        if self.probes >= PROBES_MAX:
+            return None, f"{PROBES_MAX} executions were asked for"
+        # By the CPU time of who took least: others may have waited for a compiler, or for a turn.
+        if 2 * min(kept.reply.cpu_s for a in self._attempts[launch.task] if (kept := self._known(a))) > left:
+            return None, "it takes too long"
+        self.probes += 1
+        self._number += 1
+        probe = replace(launch, attempt=self._number, worker=free[0].name, store=True)
+        task = self.scene.request(probe)
+        assert isinstance(task, wire.MapTask | wire.ReduceTask | wire.SampleTask)
+        reply = self.scene.ask(free[0].name, wire.ProbeTask(probe.attempt, task), left)
+        if reply is None or reply.status not in ("ok", "failed"):
+            return None, "it did not answer" if reply is None else "its inputs are gone"
+        self._probed[probe.attempt] = Kept(reply, free[0], probe)
+        self._attempts[launch.task].append(probe.attempt)
+        return probe.attempt, ""
+
+    # ---- copies
+
+    def _copy(self, incident: Incident) -> Diagnosis | None:
+        """A copy that its readers could not use."""
+        assert incident.attempt is not None
+        assert incident.task is not None
+        stored = self._stored(incident.attempt, incident.partition if incident.what == "copy" else 0)
+        if stored is None:
+            return None
+        readers = [reader.domain for reader in incident.readers]
+        found, gone = None, False
+        try:
+            found, _ = self._digest(stored)
+        except _NoAnswer:
+            gone = True
+        verdict = judge_copy(stored.copy.digest, found, gone, readers)
+        if verdict.kind == "network" and incident.readers:
+            reader = incident.readers[0]
+            what = f"the copy of partition {incident.partition} that {incident.worker.domain} stored: "
+            return _said(replace(incident, worker=reader), replace(verdict, why=what + verdict.why))
+        difference = None
+        if not gone:
+            right = self._right(incident.task, incident.partition, incident.attempt)
+            difference = self._compare(incident.partition, stored, right)
+        return _said(incident, verdict, difference)
+
+    def _slip(self, incident: Incident) -> Diagnosis:
+        """A partition that was fetched wrong once, says its reader."""
+        slip = incident.slip
+        assert slip is not None
+        holder = self.scene.kept.get(slip.attempt)
+        why = "a partition was read wrong once, and right when it was fetched again"
+        if holder is not None:
+            why = f"{why}: of {holder.launch.task}, stored by {holder.worker.domain}"
+        difference = None
+        if slip.right is not None and slip.wrong is not None:
+            difference = differing_at(incident.partition, slip.offset, slip.right, slip.wrong, slip.bits, self._pairs)
+        return _said(incident, Verdict("network", why, "no"), difference)
+
+    def _stored(self, attempt: int, partition: int) -> Stored | None:
+        """Where an execution has stored a partition, or a part; None if it has not."""
+        kept = self._known(attempt)
+        if kept is None or not kept.launch.store or kept.launch.task.kind == "sample":
+            return None
+        task, number = kept.launch.task, partition if kept.launch.task.kind == "map" else 0
+        if number >= len(kept.reply.parts):
+            return None
+        part = kept.reply.parts[number]
+        path, node, layout = kept.reply.path, kept.worker.node, "block"
+        if task.kind == "reduce":
+            agreed = self.scene.agreed.get(task)
+            published = self.scene.part(task.index) if agreed is not None and agreed.attempt == attempt else None
+            path, layout = published or self.scene.attempt_path(task.index, attempt), self.scene.job.output
+        copy = wire.Stored(attempt, kept.worker.name, node, path, max(0, part.offset), part.nbytes, part.digest)
+        return Stored(copy, node if task.kind == "map" else None, kept.worker.domain, layout)
+
+    def _right(self, task: m.Task, partition: int, but: int) -> Iterator[Stored]:
+        """Copies of what was agreed on, the agreed one first, then those of probes."""
+        agreed = self.scene.agreed.get(task)
+        if agreed is None:
+            return
+        wanted = agreed.output.parts[partition if task.kind == "map" else 0].digest
+        for attempt in sorted(self._attempts[task], key=lambda a: a != agreed.attempt):
+            stored = self._stored(attempt, partition) if attempt != but else None
+            if stored is not None and stored.copy.digest == wanted:
+                yield stored
+
+    # ---- where two copies differ
+
+    def _differing(
+        self, task: m.Task, partition: int, number: int, vote: LostVote, attempt: int
+    ) -> FirstDifference | None:
+        """Compare what lost with what won: the bytes that were voted on, or those of a probe with the same output."""
+        if task.kind == "sample":
+            own, winner = self._known(attempt), self.scene.kept[self.scene.agreed[task].attempt]
+            return _in_samples(own.reply.data, winner.reply.data) if own is not None else None
+        for lost in (attempt, self._same_probe(task, vote)):
+            stored = self._stored(lost, partition)
+            if stored is not None and (found := self._compare(number, stored, self._right(task, partition, attempt))):
+                return found
+        return None
+
+    def _same_probe(self, task: m.Task, vote: LostVote) -> int:
+        """A probe with the output that lost, or -1."""
+        return next((a for a in self._attempts[task] if a in self._probed and self._seen(a).outcome == vote.own), -1)
+
+    def _as_it_is(self, stored: Stored) -> Stored:
+        """A copy with the digest and size that it has now."""
+        found, size = self._digest(stored)
+        return replace(stored, copy=msgspec.structs.replace(stored.copy, digest=found or b"", nbytes=size))
+
+    def _compare(self, partition: int, wrong: Stored, right: Iterator[Stored]) -> FirstDifference | None:
+        """Where a wrong copy differs from a right one, the first that can be read, if that can be found out."""
+        for other in right:
+            try:
+                found = tree.first_difference(self._tree(self._as_it_is(wrong)), self._tree(other))
+                if found is None:
+                    return None
+                spots = self._spot(other, found.offset), self._spot(wrong, found.offset)
+                return differing_at(partition, found.offset, *spots, found.bits, self._pairs)
+            except (_NoAnswer, tree.Astray):
+                continue
+        return None
+
+    @property
+    def _pairs(self) -> bool:
+        return self.scene.job.style == "python"
+
+    def _tree(self, stored: Stored) -> tree.Copy:
+        """A copy as the way down sees it. Only ``blake3`` digests are of the bytes: others are not held against the answers."""
+        if stored.copy.nbytes > TREE_BYTES_MAX:
+            raise _NoAnswer("it is too large")
+        digest = stored.copy.digest if self.scene.algorithm == "blake3" and len(stored.copy.digest) == 32 else None
+        return tree.Copy(
+            stored.copy.nbytes, digest,
+            lambda first, count, level: tree.decode(self._ask(stored, "nodes", first, count, level).data),
+            lambda offset, nbytes: self._ask(stored, "bytes", offset, nbytes).data,
+        )  # fmt: skip
+
+    def _spot(self, stored: Stored, offset: int) -> locate.Spot:
+        try:
+            return msgspec.msgpack.decode(self._ask(stored, "spot", offset).data, type=locate.Spot)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise _NoAnswer(str(error)) from error
+
+    def _digest(self, stored: Stored) -> tuple[bytes | None, int]:
+        reply = self._ask(stored, "digest")
+        return reply.digest, reply.bytes_in
+
+    def _ask(self, stored: Stored, what: str, first: int = 0, count: int = 0, level: int = 0) -> wire.Reply:
+        """Put a question about a copy to somebody who can read it: in another domain than who wrote it, if there is one."""
+        near = [w for w in self.scene.free() if stored.node in (None, w.node)]
+        left = self._end - self.scene.clock()
+        if not near or left <= 0:
+            raise _NoAnswer("there is nobody to ask, or no time")
+        who = min(near, key=lambda w: w.domain == stored.domain)
+        self._number += 1
+        copy = msgspec.structs.replace(stored.copy, node=who.node)
+        question = wire.InspectTask(self._number, what, copy, stored.layout, first, count, level)  # type: ignore[arg-type]
+        reply = self.scene.ask(who.name, question, left)
+        if reply is None or reply.status != "inspected":
+            raise _NoAnswer("it is gone" if reply is not None else "nobody answered")
+        return reply
+
+
+def _voted(kept: Kept) -> bytes:
+    return outcome(kept.launch.task.kind, kept.reply)
+
+
+def _first_wrong(reply: wire.Reply, output: m.Output) -> int | None:
+    pairs = enumerate(zip(reply.parts, output.parts, strict=False))
+    return next((i for i, (own, right) in pairs if own.digest != right.digest), None)
+
+
+def _in_samples(wrong: bytes, right: bytes) -> FirstDifference | None:
+    found = tree.in_memory(wrong, right)
+    if found is None:
+        return None
+    there, here = (locate.find(np.frombuffer(data, np.uint8), found.offset, "") for data in (right, wrong))
+    return differing_at(0, found.offset, there, here, found.bits, False)
+
+
+def _said(incident: Incident, verdict: Verdict, difference: FirstDifference | None = None) -> Diagnosis:
+    return Diagnosis(
+        verdict.kind, str(incident.task or ""), incident.worker.domain, incident.worker.name, incident.attempt,
+        verdict.why, verdict.repeats, difference, verdict.exonerates,
+    )  # fmt: skip
+
+
+def cleared(suspects: Mapping[str, int], diagnoses: Collection[Diagnosis]) -> dict[str, int]:
+    """Take from the suspicion of domains the lost votes that were not theirs (R11): a domain counts once for each task."""
+    left = dict(suspects)
+    for domain, _ in {(d.domain, d.task) for d in diagnoses if d.exonerates}:
+        left[domain] = left.get(domain, 0) - 1
+    return {domain: tasks for domain, tasks in left.items() if tasks > 0}
+

@@ -1,0 +1,69 @@
+"""What a worker says about stored copies when a fault is diagnosed: digests, nodes of the tree inside BLAKE3, bytes, records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quoreduce.data import locate, tree
+from quoreduce.data.block import Block, Buffer
+from quoreduce.data.digest import STRIDE_DEFAULT, Digester
+from quoreduce.errors import BlockError
+from quoreduce.runtime import wire
+
+U8 = NDArray[np.uint8]
+BYTES_MAX = 1 << 16
+
+
+def inspect_copy(task: wire.InspectTask, read: Callable[[wire.Stored], Buffer], digester: Digester, width: int) -> wire.Reply:
+    """Answer a question about a copy. FileNotFoundError if it is gone.
+
+    ``read`` brings a partition of a map's output; a part (of any other layout than ``block``) is a file, read whatever its size
+    is now.
+    """
+    raw = _view(read(task.copy)) if task.layout == "block" else _file(task.copy.path)
+    match task.what:
+        case "digest":
+            found = _digest(raw, task.layout, digester, width)
+            return wire.Reply(task.attempt, "inspected", digest=found, bytes_in=raw.size)
+        case "nodes":
+            start = task.first * tree.CHUNK_BYTES
+            values = tree.nodes(raw[start : start + task.count * tree.CHUNK_BYTES], task.first, task.level)
+            data = tree.encode(values)
+        case "bytes":
+            data = raw[task.first : task.first + min(task.count, BYTES_MAX)].tobytes()
+        case "spot":
+            data = wire.encode(locate.find(raw, task.first, task.layout))
+    return wire.Reply(task.attempt, "inspected", data=data, bytes_in=raw.size)
+
+
+def _view(raw: Buffer) -> U8:
+    return raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8)
+
+
+def _file(path: str) -> U8:
+    return np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
+
+
+def _digest(raw: U8, layout: str, digester: Digester, width: int) -> bytes | None:
+    """The digest as it is voted on; None for bytes that are no block, where that takes a block."""
+    if layout != "block":
+        return digester.of(raw, width or STRIDE_DEFAULT)
+    if digester.algorithm == "blake3":
+        return digester.of(raw)
+    try:
+        return digester.block(Block.open(raw))
+    except BlockError:
+        return None
+
+
+def slip(attempt: int, wrong: Buffer, right: Buffer) -> wire.Slip:
+    """Say where what was fetched first differs from what was fetched then, which is right."""
+    found = tree.in_memory(wrong, right)
+    if found is None:
+        return wire.Slip(attempt, -1)
+    there, here = (locate.find(_view(raw), found.offset, "block") for raw in (right, wrong))
+    return wire.Slip(attempt, found.offset, found.bits, there, here)

@@ -1,0 +1,110 @@
+"""From a byte to its record: of blocks, lines and records of a fixed width; every byte belongs to what the slow way says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quoreduce.data import locate
+from quoreduce.data.block import Block
+
+
+def block_of(rows: list[tuple[bytes, int, bytes]]) -> Block:
+    """A block of a binary, a u64 and a fixed:3 column."""
+    sizes = (sum(len(row[0]) for row in rows), 8 * len(rows), 3 * len(rows))
+    block = Block.create(("binary", "u64", "fixed:3"), len(rows), sizes)
+    offsets, data = block.binary(0)
+    offsets[:] = np.cumsum([0] + [len(row[0]) for row in rows])
+    data[:] = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
+    for i, row in enumerate(rows):
+        block.numbers(1)[i] = row[1]
+        block.fixed(2)[i] = np.frombuffer(row[2], np.uint8)
+    return block
+
+
+ROWS = st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 2**64 - 1), st.binary(min_size=3, max_size=3)), max_size=9)
+
+
+@given(ROWS)
+def test_a_byte_that_changes_a_value_lies_in_its_record(rows: list[tuple[bytes, int, bytes]]) -> None:
+    """For every byte of a block: flipping it changes the record that it is said to lie in, first of its column, and no other."""
+    block = block_of(rows)
+    for offset in range(block.buffer.size):
+        spot = locate.find(block.buffer, offset, "block")
+        changed = block.buffer.copy()
+        changed[offset] ^= 1
+        if spot.what == "record":
+            other = Block.open(changed)
+            (column, unlike), *more = differing(block, other)
+            assert (column, unlike, more) == (spot.column, spot.record, [])
+        elif spot.what == "offsets":
+            assert spot.column == 0
+            assert -1 <= spot.record < max(1, len(rows))
+        elif spot.what == "header":
+            assert offset < 128
+        else:
+            assert spot.what == "padding"
+
+
+def differing(one: Block, two: Block) -> list[tuple[int, int]]:
+    found = []
+    for column in range(3):
+        values = [[value.data for value in (locate._value(b, column, i, 0) for i in range(b.records))] for b in (one, two)]
+        found += [(column, i) for i, (a, b) in enumerate(zip(*values, strict=True)) if a != b]
+    return found
+
+
+def test_a_record_is_shown_by_column() -> None:
+    block = block_of([(b"a", 1, b"xyz"), (b"word", 7, b"abc")])
+    at = block.layout.starts[0][1] + 3
+    spot = locate.find(block.buffer, at, "block")
+    assert (spot.what, spot.column, spot.record) == ("record", 0, 1)
+    assert [(value.kind, value.data) for value in spot.values] == [
+        ("binary", b"word"), ("u64", (7).to_bytes(8, "little")), ("fixed:3", b"abc"),
+    ]  # fmt: skip
+
+
+def test_an_offset_that_changes_is_the_end_of_a_record() -> None:
+    block = block_of([(b"a", 1, b"xyz"), (b"word", 7, b"abc")])
+    spots = [locate.find(block.buffer, block.layout.starts[0][0] + 8 * entry, "block") for entry in range(3)]
+    assert [(spot.what, spot.record) for spot in spots] == [("offsets", 0), ("offsets", 0), ("offsets", 1)]
+
+
+def test_a_header_gives_the_number_of_records() -> None:
+    spot = locate.find(block_of([(b"a", 1, b"xyz")]).buffer, 9, "block")
+    assert (spot.what, int.from_bytes(spot.values[0].data, "little")) == ("header", 1)
+
+
+def test_a_long_value_is_shown_around_the_byte() -> None:
+    long = bytes(range(200))
+    spot = locate.find(np.frombuffer(long * 2, np.uint8), 390, "fixed:200")
+    (value,) = spot.values
+    assert (spot.record, value.nbytes, len(value.data)) == (1, 200, locate.SHOWN_BYTES)
+    assert value.data == long[value.start : value.start + locate.SHOWN_BYTES]
+    assert value.start <= 190 < value.start + locate.SHOWN_BYTES
+
+
+@given(st.lists(st.text("ab\r", max_size=5).map(str.encode), min_size=1, max_size=8), st.booleans(), st.data())
+def test_lines_are_counted_as_by_split(lines: list[bytes], ended: bool, data: st.DataObject) -> None:
+    raw = b"\n".join(lines) + b"\n" * ended
+    if not raw:
+        return
+    offset = data.draw(st.integers(0, len(raw) - 1))
+    spot = locate.find(np.frombuffer(raw, np.uint8), offset, "text")
+    assert spot.record == raw[:offset].count(b"\n")
+    assert spot.values[0].data == raw.split(b"\n")[spot.record]
+
+
+@pytest.mark.parametrize("layout", ["block", "text", "fixed:10", "sequence"])
+def test_past_the_end_there_is_nothing(layout: str) -> None:
+    assert locate.find(np.frombuffer(b"0123456789", np.uint8), 10, layout).what == "end"
+
+
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_bytes_that_are_no_block_are_shown_as_bytes(raw: bytes, data: st.DataObject) -> None:
+    offset = data.draw(st.integers(0, len(raw) - 1))
+    spot = locate.find(np.frombuffer(raw, np.uint8), offset, "block")
+    assert spot.what == "bytes"
+    assert spot.values[0].data == raw[offset : offset + locate.PLAIN_BYTES]
