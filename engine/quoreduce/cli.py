@@ -109,7 +109,7 @@ def _check_parser(commands: Any) -> None:
         "exit 0 if all agree (which is no proof), 5 with the first differing record and the likely cause if not. Nothing is written.",
         epilog=CHECK_SETTINGS, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    check.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
+    check.add_argument("job", metavar="JOB", help="wordcount, sort, scan, stream (with --mapper and --reducer), FILE.py:NAME or MODULE:NAME")
     check.add_argument("paths", metavar="INPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs")
     check.add_argument("--settings", metavar="NAMES", help="with commas between, or all (default: all; numba only for jobs with kernels of their own)")
     check.add_argument("--sample-mb", type=float, default=16.0, metavar="MB", help="input to read, from all over it (default 16)")
@@ -117,6 +117,7 @@ def _check_parser(commands: Any) -> None:
     check.add_argument("--reducers", type=int, metavar="N", help="number of parts (default: from the sample's size)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _scan_options(check)
+    _command_options(check, required=False)
 
 
 def _stream_parser(commands: Any) -> None:
@@ -126,13 +127,17 @@ def _stream_parser(commands: Any) -> None:
         description="Map with one command and reduce with another, as Hadoop streaming does: the mapper reads the lines of a split and\n"
         "writes lines KEY<TAB>VALUE; the reducer reads these sorted by key. Every replica runs the commands and is voted on.",
     )  # fmt: skip
-    command = stream.add_argument_group("commands")
-    command.add_argument("--mapper", required=True, metavar="CMD", help="split into words as a shell would, and run without a shell")
-    command.add_argument("--reducer", required=True, metavar="CMD", help="the same; cat passes lines on as they are")
+    _command_options(stream, required=True)
+    _run_options(stream)
+
+
+def _command_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    command = parser.add_argument_group("commands" if required else "stream")
+    command.add_argument("--mapper", required=required, metavar="CMD", help="split into words as a shell would, and run without a shell")
+    command.add_argument("--reducer", required=required, metavar="CMD", help="the same; cat passes lines on as they are")
     command.add_argument("--shell", action="store_true", help="run both with sh -c: for pipes, variables and redirections")
     command.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds that a command may take over one task (default 300)")
     command.add_argument("--input-format", choices=["lines", "sequence"], default="lines", help="sequence: SequenceFiles as lines KEY<TAB>VALUE")
-    _run_options(stream)
 
 
 def _resume_parser(commands: Any) -> None:
@@ -249,10 +254,26 @@ def _check(a: argparse.Namespace) -> int:
 
     settings = () if a.settings is None else tuple(filter(None, a.settings.replace(" ", "").split(",")))
     report = check(
-        _named_job(a), a.paths, sample_mb=a.sample_mb, limit_s=a.time_limit, settings=settings, reducers=a.reducers,
+        _checked_job(a), a.paths, sample_mb=a.sample_mb, limit_s=a.time_limit, settings=settings, reducers=a.reducers,
         say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     return print_report(report, a.json)
+
+
+def _checked_job(a: argparse.Namespace) -> Job:
+    if a.job != "stream":
+        if a.mapper is not None or a.reducer is not None:
+            raise UsageError(f"--mapper and --reducer go with the job stream, not with {a.job}")
+        return _named_job(a)
+    if a.mapper is None or a.reducer is None:
+        raise UsageError("the job stream needs --mapper and --reducer")
+    return _stream_job(a)
+
+
+def _stream_job(a: argparse.Namespace) -> Job:
+    from quoreduce.jobs.streaming import stream_job
+
+    return stream_job(a.mapper, a.reducer, shell=a.shell, timeout_s=a.timeout, input=a.input_format)
 
 
 def _scan(a: argparse.Namespace) -> Job:
@@ -262,11 +283,11 @@ def _scan(a: argparse.Namespace) -> Job:
 
 
 def _stream(a: argparse.Namespace) -> int:
-    from quoreduce.jobs.streaming import deadline_s, stream_job
+    from quoreduce.jobs.streaming import deadline_s
 
     if a.deadline is None:
         a.deadline = deadline_s(a.timeout)
-    return _run_job(a, lambda: stream_job(a.mapper, a.reducer, shell=a.shell, timeout_s=a.timeout, input=a.input_format))
+    return _run_job(a, lambda: _stream_job(a))
 
 
 def _run_job(a: argparse.Namespace, make: Callable[[], Job]) -> int:

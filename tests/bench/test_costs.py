@@ -127,3 +127,15 @@ def test_with_one_domain_nothing_is_shipped(benchmark: Any, inputs: dict[str, Pa
         result = Runner(benchmark, alone, inputs, tmp_path).timed(job, mode="original")
     assert result.bytes_stored > 0
     assert result.bytes_shipped == 0
+
+
+@pytest.mark.parametrize("job", [WORDCOUNT, SORT], ids=lambda job: job.name)
+@pytest.mark.parametrize("percent", [0, 100])
+def test_each_wrong_map_costs_exactly_one_more_execution(runner: Runner, job: Job, percent: int) -> None:
+    """The ends of ``python -m bench.sweep``: f=1, one of the two replicas of a map is wrong, a third one decides."""
+    plain = runner.untimed(job)
+    result = runner.timed(job, faults=(f"wrong:map:{percent}%",))
+    wrong = MAPS * percent // 100
+    assert result.executions == plain.executions | {"map": 2 * MAPS + wrong}
+    assert result.faults.injected == result.faults.detected == result.reexecutions == wrong
+    assert result.digest == plain.digest

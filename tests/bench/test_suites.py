@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # whence `python -m bench.peers` imports it
 
-from bench import measure, peers
+from bench import measure, peers, sweep
 
 ROOT = Path(__file__).parents[2]
 SUITES = sorted(path.stem for path in (ROOT / "bench").glob("*.py"))
@@ -99,3 +99,16 @@ def test_a_missing_engine_is_reported_as_missing() -> None:
     engine = peers.Engine("DuckDB", False, None, "missing: the package duckdb is not installed")
     assert "| DuckDB | missing: the package duckdb is not installed |" in peers.markdown("sort", [engine])
     assert peers.as_json(engine)["missing"] == "missing: the package duckdb is not installed"
+
+
+def test_the_figures_of_a_sweep_are_of_pairs_and_the_table_sets_the_published_ones_beside_them() -> None:
+    def run(wall_s: float, executions: int) -> measure.Run:
+        return measure.Run(wall_s, 2 * wall_s, CLEAN, wall_s, measure.Counts(executions, 0, 0))
+
+    pairs = measure.Pairs.of([(run(1.0, 20), run(1.2, 30)), (run(2.0, 20), run(3.0, 30)), (run(1.0, 20), run(1.1, 30))], 3)
+    found = sweep.figures(pairs, 100)
+    assert found["time_ratio"] == found["cpu_ratio"] == 1.2
+    assert found["time_ratio_min"] == 1.1
+    assert found["executions_ratio"] == 1.5
+    last = sweep.markdown({sweep.name("sort", 100): found}).splitlines()[-1]
+    assert last == "| sort, 100 % | 1.000 | 1.200 | 1.20 (1.10; 0.20) | 1.96 | 1.20 | 20, 30 | 3 of 3 |"

@@ -15,10 +15,12 @@ from quoreduce.jobs.scan import scan_job
 from quoreduce.report.check import Finding, Report, check
 from quoreduce.report.settings import NAMES, find_settings
 from quoreduce.runtime.compile import ensure_kernels
+from quoreduce.runtime.port import cores
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "docs" / "examples"
 FAULTY = HERE / "faulty_jobs.py"
+SUMS = HERE / "float_sums.py"
 FAST = ("repeat", "state", "order", "digests", "hash", "threads", "place", "cpu")
 
 
@@ -34,6 +36,14 @@ def text(tmp_path: Path) -> Path:
     lines = [f"k{i:06d} {i * 7919 % 1000} and so on" for i in range(80)]
     lines[40] = "mark0040 one two three four five six seven"
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Path:
+    """One line, for jobs that take long over one."""
+    path = tmp_path / "line.txt"
+    path.write_text("one and only\n")
     return path
 
 
@@ -138,6 +148,34 @@ def test_math_that_depends_on_the_cpu_is_found_where_it_can_be_told(name: str, c
     assert cause in finding.cause
 
 
+def test_linear_algebra_on_more_threads_is_found(line: Path) -> None:
+    """A real sum by OpenBLAS: one thread adds in another order than two."""
+    if len(cores()) < 2:
+        pytest.skip("OpenBLAS uses as many threads as there are cores, and here is one")
+    finding = check(find_job(f"{SUMS}:blas"), [str(line)], settings=("repeat", "threads"), reducers=1, limit_s=200).findings[0]
+    assert finding.what == "more threads: OPENBLAS_NUM_THREADS=4"
+    assert "np.dot" in finding.cause
+    assert float(finding.difference.reference) == pytest.approx(float(finding.difference.other), rel=1e-12)
+    assert finding.difference.reference != finding.difference.other
+
+
+def test_linear_algebra_for_another_cpu_is_found(line: Path) -> None:
+    report = check(find_job(f"{SUMS}:blas"), [str(line)], settings=("repeat", "cpu"), limit_s=200)
+    if report.agreed and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("old and new code are the same on this CPU")
+    (finding,) = report.findings
+    assert "OPENBLAS_CORETYPE" in finding.what
+    assert "np.dot" in finding.cause
+
+
+@pytest.mark.slow  # every process compiles it
+def test_a_parallel_sum_of_numba_is_found(line: Path) -> None:
+    (finding,) = check(find_job(f"{SUMS}:parallel"), [str(line)], settings=("threads",), reducers=1, limit_s=400).findings
+    assert finding.what == "more threads: NUMBA_NUM_THREADS=4"
+    assert "prange" in finding.cause
+    assert finding.difference.reference != finding.difference.other
+
+
 def test_a_job_that_digests_something_else_than_it_stores_is_found(text: Path) -> None:
     finding = only("carrier_only", text, "repeat", "digests")
     assert finding.setting == "digests"
@@ -222,6 +260,13 @@ def test_a_setting_under_which_the_worker_dies_is_left_out_and_said(text: Path) 
         check(faulty("a_death"), [str(text)], settings=("hash",))
 
 
+def test_advice_is_about_the_options_of_check(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run has --split-mb; the size of a check's splits follows from its sample."""
+    monkeypatch.setattr("quoreduce.data.inputs.SPLITS_MAX", 4)
+    with pytest.raises(InputError, match=r"over 4 splits; use a larger --sample-mb$"):
+        check(faulty("fine"), [str(text)], sample_mb=0.0002)
+
+
 def test_what_cannot_be(text: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"hopeless: map 0: map failed at record 0 .* LookupError: never"):
         check(faulty("hopeless"), [str(text)])
@@ -267,11 +312,41 @@ def test_the_command_as_json(text: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(capsys.readouterr().out)["deterministic"] is True
 
 
+def test_the_command_checks_jobs_of_two_commands(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hashing = "python3 -c 'import sys; [print(hash(line)) for line in sys.stdin]'"
+    bounds = ("--reducers", "1", "--time-limit", "200")
+    by_hash = ("check", "stream", "--mapper", hashing, "--reducer", "cat", str(line), "--settings", "hash")
+    assert main([*by_hash, *bounds]) == 5
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith("stream is not deterministic: map 0")
+    assert "PYTHONHASHSEED=1" in said.out
+    shell = ("check", "stream", "--mapper", "tr a-z A-Z | sort", "--reducer", "cat", "--shell", str(line))
+    assert main([*shell, "--settings", "repeat,place", *bounds]) == 0
+    assert "no proof" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("stream",), "stream needs --mapper and --reducer"),
+        (("stream", "--mapper", "cat"), "stream needs --mapper and --reducer"),
+        (("wordcount", "--mapper", "cat", "--reducer", "cat"), "--mapper and --reducer go with the job stream, not with wordcount"),
+        (("stream", "--mapper", "", "--reducer", "cat"), "the mapper is no command"),
+    ],
+)
+def test_commands_go_with_stream_and_stream_with_commands(
+    arguments: tuple[str, ...], says: str, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *arguments, str(text)]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_help_names_every_setting_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     said = capsys.readouterr().out
-    for word in (*NAMES, "--settings", "--sample-mb", "--time-limit", "--reducers", "--starts-with", "--json"):
+    for word in (*NAMES, "--settings", "--sample-mb", "--time-limit", "--reducers", "--starts-with", "--mapper", "--json"):
         assert word in said
 
 

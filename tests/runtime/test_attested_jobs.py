@@ -247,6 +247,19 @@ def test_many_faults_at_f_2(seed: int, run: Runner, text: Path, right: list[byte
     assert losers(receipt)
 
 
+def test_a_replica_that_hangs_is_overtaken_and_the_receipt_does_not_wait_for_it(
+    run: Runner, text: Path, right: list[bytes], software: Root
+) -> None:
+    """R9: its deadline is not waited for."""
+    result, parts = run(
+        "local", WORDCOUNT, text, workers=3, **TASKS, faults=("hang:map:1",), deadline_s=40.0, attest=software.attest()
+    )
+    assert parts == right
+    assert result.spares >= 1  # what the worker owes evidence for is overtaken as well
+    assert (result.reexecutions, result.faults.detected) == (0, 1)
+    assert leaves(software.accepted(result)) == 2 * (MAPS + REDUCES)
+
+
 def test_a_worker_in_the_place_of_a_dead_one_is_measured_too(
     run: Runner, text: Path, right: list[bytes], software: Root
 ) -> None:

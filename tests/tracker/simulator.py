@@ -334,28 +334,32 @@ class Cluster:
 
     def lag(self, c: Launch) -> None:
         """One of those in flight is overdue, and may be overtaken: once, where nobody else is in the way (R9)."""
-        self.lagging.add(c.attempt)
+        owed = [one for one in self.flying if one.worker == c.worker and one.attempt in self.executed]
+        late = [one for one in [c, *owed] if one.attempt not in self.cancelled]
+        self.lagging.update(one.attempt for one in late)
         # What a reduce was asked before it was restarted does not count (R5), so of reduces only those that run are sure.
-        known = [one for one in self.launches.values() if one.task == c.task and one.attempt >= self.plan.first_attempt]
-        asked = {self.domain_of[launch.worker] for launch in (known if c.task.kind != "reduce" else [c])}
-        before, running = len(self.launches), [launch for launch in self.flying if launch.task == c.task]
+        asked: dict[Task, set[str]] = {}
+        for launch in self.launches.values():
+            if launch.attempt >= self.plan.first_attempt and (launch.task.kind != "reduce" or launch in late):
+                asked.setdefault(launch.task, set()).add(self.domain_of[launch.worker])
+        before, running = len(self.launches), list(self.flying)
         self.send(Slow(c.attempt))
-        new = list(self.launches.values())[before:]
-        if not new:
-            return
-        (spare,) = new
-        self.spares[c.task] += 1
-        assert spare.task == c.task, "a spare is of the task that is late"
+        for spare in list(self.launches.values())[before:]:
+            self._judge_spare(spare, asked[spare.task], [one for one in running if one.task == spare.task])
+        assert len(self.launches) - before <= len(late), "one spare for each (R9)"
+
+    def _judge_spare(self, spare: Launch, asked: set[str], running: list[Launch]) -> None:
+        task = spare.task
+        self.spares[task] += 1
+        assert self.spares[task] <= self.plan.need, "spares have an end"
         assert self.domain_of[spare.worker] not in asked, "a spare goes to a domain that is new to its task (R1)"
-        assert self.spares[c.task] <= self.plan.need, "spares have an end"
-        live = [launch for launch in running if launch.attempt not in self.cancelled]
-        in_time = [launch for launch in live if launch.attempt not in self.lagging]
-        if c.task.kind == "map" and c.task not in self.agreed:  # votes of others may be withdrawn, or want a copy only
-            camps = [voters for (task, _), voters in self.voters.items() if task == c.task]
-            domains = {self.domain_of[launch.worker] for launch in in_time}
+        in_time = [one for one in running if one.attempt not in self.cancelled | self.lagging]
+        if task.kind == "map" and task not in self.agreed:  # votes of others may be withdrawn, or want a copy only
+            camps = [voters for (voted, _), voters in self.voters.items() if voted == task]
+            domains = {self.domain_of[one.worker] for one in in_time}
             assert all(len(voters | domains) < self.plan.need for voters in camps), "the vote can do without the late one (R2)"
-        carriers = [launch for launch in in_time if launch.store]
-        stored = [a for a in self.blocks if self.launches[a].task == c.task and a not in self.told_lost | self.discarded]
+        carriers = [one for one in in_time if one.store]
+        stored = [a for a in self.blocks if self.launches[a].task == task and a not in self.told_lost | self.discarded]
         assert spare.store or carriers or stored, "somebody in time stores, or the spare does (R6)"
 
     def _store(self, c: Launch, parts: Contents) -> Output:
@@ -599,7 +603,7 @@ class Schedule:
                 cluster.stall()
             elif not self.faultless and rng.random() < self.lagging:
                 c = rng.choice(cluster.flying)
-                if c.attempt not in cluster.cancelled and c.attempt not in cluster.executed:
+                if c.attempt not in cluster.executed:
                     cluster.lag(c)
             elif self.faultless or rng.random() < 0.85 or not self._mishap():
                 self._answer()

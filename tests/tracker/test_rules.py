@@ -829,6 +829,19 @@ def test_r9_a_spare_that_crashes_is_replaced_as_long_as_the_slow_one_is_slow() -
     assert job.done()
 
 
+def test_r9_what_a_slow_worker_owes_is_overtaken_too_even_when_nobody_wants_what_it_does() -> None:
+    """Attested: the evidence for what it has executed waits behind what it is executing."""
+    job = Play(domains=3, slots=1, maps=2)
+    job.execute("map 0", 0)
+    assert job.domains("map 1") == ["d2", "d0"]
+    job.answer("map 0", 1)
+    job.answer("map 1", 0)
+    job.slow("map 1", 1)  # d0, which owes map 0 as well; d1 is idle, d2 too
+    assert job.domains("map 1") == ["d2", "d0", "d1"]
+    assert job.domains("map 0") == ["d0", "d1", "d2"]
+    assert job.done()
+
+
 def test_r9_the_original_mode_has_speculative_execution() -> None:
     job = Play(domains=2, mode="original", f=0)
     job.slow("map 0", 0)

@@ -68,9 +68,7 @@ class Job(RuleBasedStateMachine):
     @precondition(lambda self: not self.over() and self.cluster.flying)
     @rule(n=PICKS)
     def lag(self, n: int) -> None:
-        c = self.cluster.flying[self.pick(n)]
-        if c.attempt not in self.cluster.cancelled:
-            self.cluster.lag(c)
+        self.cluster.lag(self.cluster.flying[self.pick(n)])
 
     @precondition(lambda self: not self.over() and self.cluster.blocks and self.crashes < 3)
     @rule(n=PICKS, told=st.booleans())

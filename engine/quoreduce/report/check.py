@@ -91,6 +91,15 @@ def check(
         InputError, UsageError: nothing was run. JobError: the job fails already in the reference. HostError: a worker died there,
         or it did not end in time, or no setting could be tried.
     """
+    try:
+        return _check(job, inputs, sample_mb, limit_s, settings, reducers, say)
+    except (InputError, JobError) as error:  # they advise on the option of a run; here it is the sample that makes the splits
+        raise type(error)(str(error).replace("--split-mb", "--sample-mb")) from error
+
+
+def _check(
+    job: Job, inputs: Sequence[str], sample_mb: float, limit_s: float, settings: Sequence[str], reducers: int | None, say: Say
+) -> Report:  # fmt: skip
     if sample_mb <= 0 or limit_s <= 0:
         raise UsageError("a sample has more than 0 MB, and a time limit more than 0 seconds")
     if reducers is not None and not 1 <= reducers <= REDUCERS_MAX:

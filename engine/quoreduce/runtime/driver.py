@@ -207,7 +207,7 @@ class Driver:
         """Say who is overdue, while there are idle workers (R9)."""
         busy = len(self._running) + len(self._cancelled)
         if self._watch is not None and busy < len(self.workers):
-            late = self._watch.overdue(self._running.values(), time.monotonic())
+            late = self._watch.overdue([*self._running.values(), *self._cancelled.values()], time.monotonic())
             self._events += [m.Slow(attempt) for attempt in late]
 
     def _was_late(self, attempt: int) -> bool:

@@ -126,7 +126,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """From the driver: an attempt is overdue, and there are idle workers (R9). It may be said again and again."""
+    """From the driver: an attempt, wanted or cancelled, is overdue, and there are idle workers (R9). It may say so repeatedly."""
 
     attempt: int
 

@@ -252,15 +252,21 @@ class JobTracker:
             self._reduces_confirmed += 1
 
     def _on_slow(self, event: Slow) -> None:
-        """Have an overdue attempt overtaken (R9): one spare, if those in time cannot do without it.
+        """Have an overdue attempt overtaken (R9), and those whose answers its worker still owes."""
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or attempt.status == "over" or not attempt.seated:
+            self.ledger.ignored += 1
+            return
+        for id_ in (attempt.id, *self._awaited.get(attempt.worker, ())):
+            if self._attempts[id_].status == "running":
+                self._overtake(self._attempts[id_])
+
+    def _overtake(self, attempt: Attempt) -> None:
+        """Launch one spare, if those in time cannot do without.
 
         Only where it is in nobody's way: now, on a free slot of a domain that is new to the task. The slow one goes on, and if
         it is the first to answer, so much the better.
         """
-        attempt = self._attempts.get(event.attempt)
-        if attempt is None or attempt.status != "running" or not attempt.seated:
-            self.ledger.ignored += 1
-            return
         attempt.slow, state = True, attempt.state
         if state.spares >= self.plan.need or self._wanted(state) or not self._lacking(state, state.in_time()):
             return
