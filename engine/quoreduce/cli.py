@@ -37,8 +37,8 @@ CHECK_SETTINGS = """settings:
   numba    kernels compiled for an older CPU type"""
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
-    "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
-    "(may be repeated)"
+    "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN, "
+    "or bad:DOMAIN:PERCENT, e.g. bad:0:30%% (may be repeated)"
 )
 
 

@@ -473,13 +473,13 @@ def test_r11_a_domain_that_fails_a_test_is_named_and_quarantined_at_once() -> No
 
 
 def test_r11_a_domain_that_loses_far_more_than_the_others_is_named_though_it_passes_tests() -> None:
-    job = Play(maps=30, domains=4, slots=1)
+    job = Play(maps=80, domains=4, slots=1)
     wrong_domain(job, "w1")
     assert isinstance(job.result, JobDone)
     assert job.ledger.suspects == {"d1": "votes"}
     assert job.ledger.suspicion["d1"] >= 3
     assert job.ledger.quarantined == ("d1",)
-    assert executed_on(job, "w1") <= 12
+    assert executed_on(job, "w1") <= 40
     assert job.tracker.standings["d1"].passed >= 2
     assert job.tracker.standings["d0"].why == ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.runtime.retests import Retests
 from quoreduce.tracker import messages as m
+from quoreduce.tracker.suspicion import Known
 from quoreduce.tracker.tracker import JobTracker, Plan
 
 if TYPE_CHECKING:
@@ -100,8 +102,10 @@ class Driver:
     result: Result
     report: Callable[[Progress], None] = lambda progress: None
     gate: Gate | None = None
+    known: Mapping[str, Known] = field(default_factory=dict)
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
+    retests: Retests = field(init=False)
     progress: Progress = field(init=False)
     _running: dict[int, Running] = field(default_factory=dict)
     _cancelled: dict[int, Running] = field(default_factory=dict)
@@ -127,10 +131,12 @@ class Driver:
                 maps=len(self.splits), reduces=self.reducers, f=o.f, mode=o.mode, sample=self.job.sample is not None,
                 deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs,
                 tight_storage=o.tight_storage, max_attempts=o.attempts_max, confirm=True,
-            )
+            ),
+            self.known,
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
         self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
+        self.retests = Retests(self.executor, self.faults)
         self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
 
     # ---- the loop
@@ -151,6 +157,8 @@ class Driver:
         except (errors.TooFewDomains, errors.NoQuorum) as error:
             self._blame_evidence(error)
             raise
+        finally:
+            self.result.suspects = self.retests.suspects(self.tracker)
         self._account()
 
     def _step(self) -> None:
@@ -163,7 +171,8 @@ class Driver:
         self._drain()
         waiting = self._flush_evidence()
         self._expire()
-        if not self._running and not self._checks and not self._cancelled and not waiting and not self._done:
+        idle = not (self._running or self._checks or self._cancelled or self.retests.waiting or waiting)
+        if idle and not self._done:
             self._events.append(m.Stalled())
             self._drain()
         self.progress.executions = self.tracker.ledger.executions
@@ -205,7 +214,11 @@ class Driver:
             return
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
-        if reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
+        if reply.status == "tested":
+            self.result.cpu_s += reply.cpu_s
+            self._events += self.retests.ended(arrival.worker, reply)
+            self._restart_clocks(arrival.worker)
+        elif reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
             self._evidence(self.gate, arrival.worker, reply)
         elif reply.attempt < 0:
             self._begun(arrival.worker, reply)
@@ -227,6 +240,10 @@ class Driver:
             return
         if self.gate is not None:
             self._admit(self.gate, self.workers[worker], reply)
+        self._restart_clocks(worker)
+
+    def _restart_clocks(self, worker: str) -> None:
+        """What was sent to a worker begins only now: it was busy with something that is no task."""
         now = time.monotonic()
         for running in self._running.values():
             if running.launch.worker == worker:
@@ -302,6 +319,7 @@ class Driver:
                 del group[attempt]
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
         self._restart_checks(arrival.worker)
+        self.retests.lost(arrival.worker)
         if self._setup_pending.pop(arrival.worker, None) is not None:
             self._idle_deaths += 1
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
@@ -337,6 +355,8 @@ class Driver:
             if checking.deadline <= now:
                 checking.deadline = now + DEADLINE_FIRST_S
                 self.executor.kill(checking.worker)
+        for worker in self.retests.late(now):
+            self.executor.kill(worker)
         for worker, deadline in self._setup_pending.items() if self.gate is not None else ():
             if deadline <= now:
                 self._setup_pending[worker] = now + DEADLINE_FIRST_S
@@ -437,6 +457,9 @@ class Driver:
                     self._agree(command)
                 case m.Accused():
                     pass  # the ledger counts it
+                case m.Retest():
+                    busy = [r.deadline for r in self._running.values() if r.launch.worker == command.worker]
+                    self.retests.begin(command, self._names(command.worker), max(busy, default=time.monotonic()))
                 case m.JobDone():
                     self._done = True
                 case m.JobFailed(reason, task, message):
@@ -446,23 +469,28 @@ class Driver:
     def _launch(self, launch: m.Launch) -> None:
         fault = self._fault(launch) if self.options.faults else None
         now = time.monotonic()
-        limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
+        engaged = launch.worker in self._setup_pending or self.retests.engage(launch.worker)
+        limit_s = max(self._deadline(launch), DEADLINE_START_S if engaged else 0.0)
         self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
 
     def _fault(self, launch: m.Launch) -> wire.Fault | None:
-        """The fault that is to strike this execution; a domain goes by its name, a worker's, or its number in order of names."""
-        info = self.workers[launch.worker]
-        number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
-        names = (info.domain, info.name, str(number))
+        """The fault that is to strike this execution."""
+        names = self._names(launch.worker)
         return self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, names)
+
+    def _names(self, worker: str) -> tuple[str, str, str]:
+        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names."""
+        info = self.workers[worker]
+        number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
+        return info.domain, info.name, str(number)
 
     def _time(self, finished: Running) -> None:
         """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""
         kind = finished.launch.task.kind
         self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - finished.started)
         for running in self._running.values():
-            if running.launch.task.kind == kind:
+            if running.launch.task.kind == kind and not self.retests.engage(running.launch.worker):
                 running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
 
     def _deadline(self, launch: m.Launch) -> float:
@@ -589,7 +617,7 @@ class Driver:
         r.faults.injected = self.faults.injected
         r.faults.detected = r.faults.masked = self._count_detected()
         r.bytes_stored += ledger.stored_nbytes
-        r.suspects = dict(ledger.suspicion)
+        r.lost_votes = dict(ledger.suspicion)
         r.domains = sorted({info.domain for info in self.workers.values()})
         winners = [self._kept.get(agreed.attempt) for task, agreed in self._agreed.items() if task.kind == "map"]
         r.records_in = sum(kept.reply.records_in for kept in winners if kept)

@@ -71,6 +71,7 @@ class Options:
         deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.
         attempts_max: bound on executions of one task; None: 4(f+1)+8.
         attest: how the job is attested; None: it is not.
+        suspects: heed and update the record of suspect cores and nodes (docs/suspects.md); None: unless faults are injected.
     """
 
     f: int = 1
@@ -91,6 +92,7 @@ class Options:
     deadline_s: float | None = None
     attempts_max: int | None = None
     attest: Attest | None = None
+    suspects: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -171,12 +173,41 @@ class FaultCount:
     masked: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A domain that is not trusted, and why.
+
+    Attributes:
+        why: ``test`` (it failed a known-answer test), ``votes`` (it lost far more of them than others), ``probation`` (it lost a
+            vote, and was on probation), ``record`` (an earlier job found it so).
+        lost, judged: tasks on which it lost a vote, of all that it voted on.
+        passed, failed: known-answer tests. wrong: kernel -> how often its answer was wrong in these tests.
+        quarantined: it got no more work, for enough others were there.
+    """
+
+    why: str
+    lost: int
+    judged: int
+    passed: int
+    failed: int
+    wrong: dict[str, int]
+    quarantined: bool
+
+    def __str__(self) -> str:
+        """For people."""
+        tests = f"; failed {self.failed} of {self.failed + self.passed} tests" if self.failed + self.passed else ""
+        kernels = f" ({', '.join(sorted(self.wrong))})" if self.wrong else ""
+        record = {"record": "quarantined by an earlier job; ", "probation": "was on probation; "}.get(self.why, "")
+        return f"{record}lost {self.lost} of {self.judged} tasks{tests}{kernels}{'; quarantined' * self.quarantined}"
+
+
 @dataclass(slots=True)
 class Result:
     """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
 
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
     Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
+    ``lost_votes``: domain -> tasks on which it lost a vote; ``suspects``: those domains that are not trusted any more (R11).
     ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
     """
 
@@ -202,7 +233,8 @@ class Result:
     reexecutions: int = 0
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
-    suspects: dict[str, int] = field(default_factory=dict)
+    lost_votes: dict[str, int] = field(default_factory=dict)
+    suspects: dict[str, Suspect] = field(default_factory=dict)
     attestation: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -112,6 +112,15 @@ class CheckTask(msgspec.Struct, frozen=True, tag="check"):
     stride: int
 
 
+class SelfTest(msgspec.Struct, frozen=True, tag="selftest"):
+    """Run the known-answer tests ``rounds`` times; ``attempt`` is the test's number. A fault strikes ``percent`` of all runs."""
+
+    attempt: int
+    rounds: int
+    fault: Fault | None = None
+    percent: int = 0
+
+
 class Discard(msgspec.Struct, frozen=True, tag="discard"):
     """Drop stored blocks: whole attempts (lost votes), and byte ranges ``(path, offset, nbytes)`` that all readers have read."""
 
@@ -164,7 +173,7 @@ class Quoted(msgspec.Struct, frozen=True, array_like=True):
     signature: Evidence
 
 
-Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | Discard | RootTask | CommitTask | SealTask
+Request = Setup | MapTask | ReduceTask | SampleTask | CheckTask | SelfTest | Discard | RootTask | CommitTask | SealTask
 
 
 class PartReply(msgspec.Struct, frozen=True, array_like=True):
@@ -182,11 +191,11 @@ class Reply(msgspec.Struct, frozen=True):
     ``ok``: ``parts`` hold the output. ``failed``: the job's code raised; ``error`` and its digest are voted on. ``refused``: the
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
     ``ready``, ``rooted``, ``committed``, ``sealed``: ``data`` holds the evidence asked for.
-    ``counters``: what the job counted; they are not voted on.
+    ``tested``: ``data`` holds digests of the answers. ``counters``: what the job counted; they are not voted on.
     """
 
     attempt: Offset
-    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "rooted", "committed", "sealed"]
+    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "tested", "rooted", "committed", "sealed"]
     parts: tuple[PartReply, ...] = ()
     path: str = ""
     data: bytes = b""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[wire.Stored], bytes]
 FETCH_TRIES = 2
-COMPUTE_FAULTS = ("flip", "wrong", "stuck")
+COMPUTE_FAULTS = ("flip", "wrong", "stuck", "bad")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
@@ -102,6 +102,10 @@ class Worker:
             case wire.CheckTask():
                 digest = self._digester.file(Path(request.path), request.stride)
                 return wire.Reply(request.attempt, "checked", digest=digest)
+            case wire.SelfTest():
+                from quoreduce.runtime import selftest
+
+                return wire.Reply(request.attempt, "tested", data=selftest.answer(request))
             case wire.CommitTask() | wire.SealTask() | wire.RootTask():
                 return self._attest(request)
         raise HostError(f"unknown request {type(request).__name__}")

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from quoreduce.tracker.suspicion import Known, Suspicion
+from quoreduce.tracker.suspicion import Group, Known, Suspicion
 from quoreduce.tracker.vote import Ballot, Camp
 
 
@@ -149,6 +149,11 @@ class Pool:
     def judge(self, domain: str, judged: bool, lost: bool) -> None:
         """Note that a domain was judged on a task, or lost its vote, for the first time each (R11)."""
         if self.suspicion.judge(domain, judged, lost):
+            self._review()
+
+    def compare(self, domain: str, group: Group, lost: bool) -> None:
+        """Note a vote of the first plan that was won or lost (R11)."""
+        if self.suspicion.compare(domain, group, lost):
             self._review()
 
     def tested(self, domain: str, passed: bool) -> None:

@@ -144,6 +144,11 @@ class JobTracker:
         """What was seen of each domain so far (R11)."""
         return self._pool.suspicion.standings
 
+    @property
+    def quarantined(self) -> list[str]:
+        """Live domains that get no work, for they are suspects and others are enough (R11)."""
+        return self._pool.quarantined
+
     def counters(self) -> dict[str, int]:
         """Figures for a progress display."""
         return {
@@ -373,7 +378,7 @@ class JobTracker:
             sources = self._gather()
             self.ledger.shipped_nbytes += self._offered_nbytes[task.index]
         worker = self._pool.take(domain, id_)
-        attempt = Attempt(id_, state, worker, domain.name, store, sources)
+        attempt = Attempt(id_, state, worker, domain.name, replica, store, sources)
         self._attempts[id_] = state.running[id_] = attempt
         state.asked[domain.name] = state.asked.get(domain.name, 0) + 1
         state.executions += 1
@@ -469,6 +474,9 @@ class JobTracker:
         losers = set(lost.values())
         for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
             self._pool.judge(domain, True, domain in losers)
+        for camp in state.ballot.camps:
+            for id_ in camp.attempts:
+                self._compare(self._attempts[id_], camp is not winner)
         for id_, domain in lost.items():
             self._accuse(state, id_, domain)
         if not self.plan.upfront:
@@ -508,8 +516,13 @@ class JobTracker:
             if other == domain and id_ != attempt.id
         ]
         self._pool.judge(domain, not before, lost and not any(before))
+        self._compare(attempt, lost)
         if lost:
             self._accuse(state, attempt.id, domain)
+
+    def _compare(self, attempt: Attempt, lost: bool) -> None:
+        if attempt.replica < self.plan.first:
+            self._pool.compare(attempt.domain, (attempt.state.task.kind, attempt.replica), lost)
 
     def _doubt(self, attempt: Attempt) -> None:
         """An answer contradicts those before it: it is time to test who gave it, and who gave the first that is contradicted.
