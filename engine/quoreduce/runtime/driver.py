@@ -156,6 +156,7 @@ class Driver:
                 self._step()
         except (errors.TooFewDomains, errors.NoQuorum) as error:
             self._blame_evidence(error)
+            self._blame_suspects(error)
             raise
         finally:
             self.result.suspects = self.retests.suspects(self.tracker)
@@ -420,6 +421,12 @@ class Driver:
         if refusals:
             why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(refusals.items()))
             raise errors.AttestationError(f"shut out by their evidence: {why}. So {error}") from error
+
+    def _blame_suspects(self, error: errors.QuoreduceError) -> None:
+        """If a domain is a suspect, that may be why the job failed."""
+        suspects = self.retests.suspects(self.tracker)
+        if suspects:
+            raise type(error)(f"{error} Suspect: {'; '.join(f'{name}: {one}' for name, one in suspects.items())}.") from error
 
     def receipt(self, manifest: bytes) -> bytes | None:
         """The receipt of an attested job that is done, sealed by all workers that are left; None if it is not attested."""

@@ -195,10 +195,11 @@ class Suspect:
 
     def __str__(self) -> str:
         """For people."""
-        tests = f"; failed {self.failed} of {self.failed + self.passed} tests" if self.failed + self.passed else ""
-        kernels = f" ({', '.join(sorted(self.wrong))})" if self.wrong else ""
-        record = {"record": "quarantined by an earlier job; ", "probation": "was on probation; "}.get(self.why, "")
-        return f"{record}lost {self.lost} of {self.judged} tasks{tests}{kernels}{'; quarantined' * self.quarantined}"
+        record = {"record": "quarantined by an earlier job", "probation": "was on probation"}.get(self.why)
+        votes = f"lost {self.lost} of {self.judged} tasks" if self.judged else "no task was asked of it"
+        tests = f"failed {self.failed} of {self.failed + self.passed} tests" if self.failed + self.passed else None
+        kernels = f"wrong in {', '.join(self.wrong)}" if self.wrong else None
+        return "; ".join(filter(None, (record, votes, tests, kernels, "quarantined" if self.quarantined else None)))
 
 
 @dataclass(slots=True)

@@ -29,13 +29,17 @@ WORKER_ENV = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker and the failure domain that it is in; ``core`` is None if it is not pinned."""
+    """A worker and the failure domain that it is in; ``core`` is None if it is not pinned.
+
+    ``place``: a name of what it runs on, which is the same in the next session; empty if there is none.
+    """
 
     name: str
     domain: str
     node: str
     core: int | None = None
     pid: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,7 @@ class RayExecutor:
         self._next_node_check = 0.0
         self._domain: Domain = "core"
         self._racks: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}  # node -> the machine's name
 
     def start(self) -> list[WorkerInfo]:
         import ray
@@ -135,6 +136,7 @@ class RayExecutor:
         nodes = self._alive_nodes()
         if not nodes:
             raise HostError("the Ray cluster has no live node")
+        self._hosts = {node["NodeID"]: str(node.get("NodeManagerHostname") or node["NodeManagerAddress"]) for node in nodes}
         self._domain = self._place.domain or ("core" if len(nodes) == 1 else "node")
         if self._domain == "rack":
             self._racks = {node["NodeID"]: _rack(node) for node in nodes}
@@ -201,7 +203,9 @@ class RayExecutor:
             raise HostError(f"a Ray actor did not start: {str(error).strip().splitlines()[0]}") from error
         info = actor.info
         domain = f"{actor.node_id[:8]}/core{core}" if self._domain == "core" else info.domain
-        actor.info = WorkerInfo(info.name, domain, info.node, None if core < 0 else core, pid)
+        host = self._hosts.get(actor.node_id, actor.node_id)
+        place = {"core": f"{host}/core{core}", "node": host, "rack": domain}.get(self._domain, "")
+        actor.info = WorkerInfo(info.name, domain, info.node, None if core < 0 else core, pid, place)
         self._actors[info.name] = actor
         return actor
 

@@ -29,6 +29,7 @@ from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.driver import Driver, Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
+from quoreduce.runtime.suspects import Memory
 
 if TYPE_CHECKING:
     from quoreduce.runtime.gate import Gate
@@ -112,12 +113,17 @@ class Session:
             stack.callback(place.abort)
             result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
+            heeded = not options.faults if options.suspects is None else options.suspects
+            memory = Memory(self._workers.values(), heeded, self._say)
             driver = Driver(
                 job, options, splits, reducers, place, self._executor, self._workers,
                 self._setup(job, options, splits, reducers, key), result, report,
-                self._gate(job, options, len(splits), reducers),
+                self._gate(job, options, len(splits), reducers), memory.known(),
             )  # fmt: skip
-            driver.run()
+            try:
+                driver.run()
+            finally:
+                memory.note(driver.tracker.standings)
             manifest = _manifest(job, options, splits, key, driver)
             raw = manifest.encode()
             place.finish(raw, driver.receipt(raw))

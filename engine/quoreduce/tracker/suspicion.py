@@ -50,6 +50,18 @@ class Standing:
     probation: bool = False
     why: Why = ""
 
+    def plus(self, other: Standing) -> Standing:
+        """Of two domains together, which are made of the same."""
+        tallies = {group: list(tally) for group, tally in self.tallies.items()}
+        for group, (judged, lost) in other.tallies.items():
+            mine = tallies.setdefault(group, [0, 0])
+            mine[:] = mine[0] + judged, mine[1] + lost
+        why = self.why if self.why not in ("", "record") else other.why or self.why
+        return Standing(
+            self.judged + other.judged, self.lost + other.lost, self.disputed + other.disputed, tallies,
+            self.passed + other.passed, self.failed + other.failed, self.probation or other.probation, why,
+        )  # fmt: skip
+
 
 def chance(lost: int, judged: int, others_lost: int, others_judged: int) -> float:
     """Return an upper bound on the probability that one domain loses so many tasks while all others lose so few.
