@@ -2,7 +2,7 @@
 
     python tests/campaigns/suspects.py --runs 1000 --seed 0 --local 24
 
-- ``transient``: healthy nodes only, and faults at random rates from 0.1 % to 100 % of the tasks: nobody may be named or quarantined.
+- ``transient``: healthy nodes, and faults at random rates from 0.1 % to 100 % of the tasks: nobody may be named or quarantined.
 - ``planted``: the same with one bad core, wrong with probability 0.3: it is to be named within 20 of the tasks that it executed,
   and quarantined; nobody else.
 - ``local``: one bad core among the pinned processes of this machine, by ``--fault bad:``, with bits flipped in real outputs.
@@ -156,7 +156,8 @@ def report(name: str, runs: list[Found]) -> int:
     if planted:
         after = sorted(one.after for one in planted if one.after)
         late = [one.after - one.first_wrong for one in planted if one.after]
-        print(f"  bad domains named: {len(after)} of {len(planted)}, quarantined: {sum(one.bad in one.quarantined for one in planted)}")
+        shut = sum(one.bad in one.quarantined for one in planted)
+        print(f"  bad domains named: {len(after)} of {len(planted)}, quarantined: {shut}")
         print(f"  named within {TASKS_MOST} tasks: {sum(n <= TASKS_MOST for n in after)}; tasks until then: median "
               f"{after[len(after) // 2]}, 99 % {after[int(0.99 * len(after))]}, most {after[-1]}; "
               f"of these after the first wrong answer: {max(late)} at most")  # fmt: skip

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from blake3 import blake3
-from quoreduce_kernels import reference as slow
 
 from quoreduce.runtime import selftest
 from quoreduce.runtime.selftest import ANSWERS, DIGEST_BYTES, answer, failures
 from quoreduce.runtime.wire import Fault, SelfTest
+from quoreduce_kernels import reference as slow
 
 TEXT = selftest.text().tobytes()
 RECORDS = [record.tobytes() for record in selftest.records()]

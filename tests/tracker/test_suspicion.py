@@ -81,8 +81,9 @@ def test_a_domain_that_is_wrong_more_often_than_others_is_named_by_votes_alone()
 def test_like_is_compared_with_like() -> None:
     """Faults that strike maps only, or the last replica only, do not make suspects of those who ran these."""
     suspicion = Suspicion({})
+    seen = (("a", ("map", 1), True), ("b", ("map", 1), True), ("c", ("map", 0), False), ("d", ("reduce", 1), False))
     for _ in range(200):
-        for name, group, lost in (("a", ("map", 1), True), ("b", ("map", 1), True), ("c", ("map", 0), False), ("d", ("reduce", 1), False)):
+        for name, group, lost in seen:
             suspicion.judge(name, True, lost)
             suspicion.compare(name, group, lost)  # type: ignore[arg-type]
     assert suspicion.named == {}

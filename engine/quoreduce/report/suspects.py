@@ -31,9 +31,10 @@ def parser() -> argparse.ArgumentParser:
         prog="quoreduce suspects", description="Cores, nodes and racks that lost votes or failed tests in earlier jobs.",
         epilog="exit codes: 0 ok; 2 usage, or the record cannot be read; 4 a core failed its test",
     )  # fmt: skip
-    top.add_argument("--test", action="store_true", help="run the known-answer tests on all cores of this machine, and note the outcome")
+    top.add_argument("--test", action="store_true", help="test this machine's cores with known answers, and note the outcome")
     top.add_argument("--clear", metavar="PLACE", help="forget a place, or all")
-    top.add_argument("--fault", action="append", default=[], metavar="SPEC", help="with --test: bad:CORE:PERCENT or stuck:CORE; nothing is noted then")
+    fault = "with --test: bad:CORE:PERCENT or stuck:CORE; nothing is noted then"
+    top.add_argument("--fault", action="append", default=[], metavar="SPEC", help=fault)
     top.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
@@ -109,9 +110,11 @@ def _forget(places: dict[str, Record], place: str) -> None:
 
 def _print(records: dict[str, Record], found: dict[str, dict[str, int] | None], now: float, as_json: bool) -> None:
     if as_json:
-        tests = {place: {"passed": wrong == {}, "wrong": wrong} for place, wrong in found.items()}
-        state: dict[str, Any] = {"file": str(book().path), "places": {place: msgspec.to_builtins(one) for place, one in records.items()}}
-        print(json.dumps(state | ({"tests": tests, "rounds": TEST_ROUNDS} if found else {})))
+        state: dict[str, Any] = {"file": str(book().path), "places": msgspec.to_builtins(records)}
+        if found:
+            state["rounds"] = TEST_ROUNDS
+            state["tests"] = {place: {"passed": wrong == {}, "wrong": wrong} for place, wrong in found.items()}
+        print(json.dumps(state))
         return
     for place, wrong in found.items():
         outcome = "no answer" if wrong is None else "passed" if not wrong else f"FAILED: {_counts(wrong)}"

@@ -64,7 +64,8 @@ def parse_fault(text: str) -> FaultSpec | str:
     if not match or match["kind"] not in KINDS or match["target"] not in TARGETS:
         raise UsageError(
             f"--fault {text!r}: use KIND:TARGET:COUNT[@REPLICA] with KIND one of {', '.join(KINDS)}; TARGET map, reduce or all; "
-            "COUNT a number, a share like 25% or all; REPLICA first, last, any or a number; or stuck:DOMAIN, or bad:DOMAIN:PERCENT such as bad:0:30%"
+            "COUNT a number, a share like 25% or all; REPLICA first, last, any or a number; or stuck:DOMAIN; "
+            "or bad:DOMAIN:PERCENT such as bad:0:30%"
         )
     if match["kind"] == "wire" and match["target"] == "map":
         raise UsageError("--fault wire strikes what a reduce fetches: use wire:reduce:COUNT")

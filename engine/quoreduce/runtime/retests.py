@@ -37,7 +37,7 @@ class Retests:
         return any(test.worker == worker for test, _ in self._under_way.values())
 
     def begin(self, test: Retest, names: Sequence[str], free_at: float) -> None:
-        """Send a test to a worker that is ``free_at`` the latest, by the monotonic clock. ``names``: of its domain, for faults."""
+        """Send a test to a worker that is free by ``free_at`` (monotonic clock). ``names``: of its domain, for faults."""
         struck = self._faults.strike_test(test.test, names)
         fault, percent = struck if struck is not None else (None, 0)
         self._under_way[test.test] = test, free_at + LIMIT_S
@@ -65,11 +65,9 @@ class Retests:
 
     def suspects(self, tracker: JobTracker) -> dict[str, Suspect]:
         """The suspects of a job, with all that was seen of them."""
-        shut = set(tracker.quarantined)
-        return {
-            name: Suspect(
-                one.why, one.lost, one.judged, one.passed, one.failed, dict(sorted(self._wrong.get(name, {}).items())), name in shut
-            )
-            for name, one in tracker.standings.items()
-            if one.why
-        }
+        shut, found = set(tracker.quarantined), {}
+        for name, one in tracker.standings.items():
+            if one.why:
+                wrong = dict(sorted(self._wrong.get(name, {}).items()))
+                found[name] = Suspect(one.why, one.lost, one.judged, one.passed, one.failed, wrong, name in shut)
+        return found

@@ -144,9 +144,9 @@ def cases(lines: Bytes, rows: Bytes, keys: Bytes) -> dict[str, Callable[[], byte
             fingerprint.fingerprints(rows, 100, KEY).tobytes() + fingerprint.fingerprints(lines, 1024, KEY).tobytes()
         ),
         "prefix": prefixes,
-        "crc": lambda: b"%d %d" % (gensort.crc_sum(rows), zlib.crc32(lines)),
+        "crc": lambda: b"%d %d" % (gensort.crc_sum(rows), zlib.crc32(lines.data)),
         "pairs": paired,
-        "integers": lambda: integers().tobytes() + hashlib.sha256(lines).digest(),
+        "integers": lambda: integers().tobytes() + hashlib.sha256(lines.data).digest(),
         "floats": lambda: floats().tobytes(),
     }
 

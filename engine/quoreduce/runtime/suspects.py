@@ -1,7 +1,7 @@
 """What is remembered of cores and nodes from job to job: a small file, and few rules (docs/suspects.md).
 
-A *place* is what a domain is made of and is the same in the next session: ``HOST/core3``, a host, a rack. Names of domains are not:
-Ray numbers its nodes anew each time. Workers without a place (inline; Ray's of ``--domain worker``) are not remembered.
+A *place* is what a domain is made of, by a name that stays from session to session: ``HOST/core3``, a host, a rack. Names of
+domains may not: Ray numbers its nodes anew each time. Workers without a place (inline; Ray's of ``--domain worker``) are not remembered.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Memory:
 
     def known(self) -> dict[str, Known]:
         """Domains that are quarantined, or on probation."""
-        found = {domain: self._records[place].known(self._now) for domain, place in self._places.items() if place in self._records}
+        found = {domain: self._records.get(place, Record()).known(self._now) for domain, place in self._places.items()}
         return {domain: state for domain, state in found.items() if state is not None}
 
     def note(self, standings: Mapping[str, Standing]) -> None:

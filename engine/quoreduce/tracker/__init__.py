@@ -1,7 +1,8 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
 `JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `suspicion` for who is not trusted, `ledger` for what it cost. No clock, no randomness, no I/O.
+`vote` for who wins, `placement` for who runs what, `suspicion` for who is not trusted, `ledger` for what it cost. No clock, no
+randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -62,11 +63,11 @@ __all__ = [
     "Reason",
     "Refused",
     "Retest",
+    "Retested",
     "Source",
     "Stalled",
     "Standing",
     "Task",
-    "Retested",
     "WorkerJoined",
     "WorkerLost",
 ]

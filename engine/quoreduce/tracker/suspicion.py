@@ -111,7 +111,7 @@ class Suspicion:
         return standing
 
     def judge(self, name: str, judged: bool, lost: bool) -> bool:
-        """Count a task that was judged for the first time, or lost for the first time, or both; whether the suspects are to be reviewed."""
+        """Count a task that was judged, or lost, for the first time, or both; whether the suspects are to be reviewed."""
         standing = self.of(name)
         standing.judged += judged
         standing.lost += lost
