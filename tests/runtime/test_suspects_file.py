@@ -19,8 +19,8 @@ from quoreduce.tracker import Standing
 
 NOW = 1e9
 WORKERS = [WorkerInfo(f"w{n}.0", f"core{n}", "local", n, 0, f"host/core{n}") for n in range(3)]
-GOOD = Standing(judged=10, tallies={("map", 0): [10, 0]})
-LOST = Standing(judged=10, lost=1, tallies={("map", 0): [10, 1]}, passed=1)
+GOOD = Standing(judged=10, tallies={("map", 0, ""): [10, 0]})
+LOST = Standing(judged=10, lost=1, tallies={("map", 0, ""): [10, 1]}, passed=1)
 FAILED = Standing(judged=10, lost=1, failed=1, why="test")
 
 

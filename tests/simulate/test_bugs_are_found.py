@@ -13,7 +13,7 @@ import pytest
 from quoreduce.sim import USUAL, Load, Shape, Simulation, parse_fault
 from quoreduce.tracker import JobTracker, Plan
 
-ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")
+ORDER = ("suspicion", "vote", "placement", "ledger", "state", "invariants", "tracker")
 FAULTS = ("wrong-map:30%", "wrong-reduce:30%", "bad:1:0.3", "crash:10%", "node:1", "rot:10%", "duplicate:10%",
           "delay:10%:9", "slow:1:3")  # fmt: skip
 BUGS = {

@@ -232,9 +232,9 @@ class Cluster:
 
     # ---- what happens ---------------------------------------------------------------------------------------------
 
-    def join(self, worker: str, domain: str, slots: int = 1) -> None:
+    def join(self, worker: str, domain: str, slots: int = 1, cpu: str = "") -> None:
         self.domain_of[worker], self.slots[worker] = domain, slots
-        self.send(WorkerJoined(worker, domain, slots))
+        self.send(WorkerJoined(worker, domain, slots, cpu))
 
     def computed(self, c: Launch) -> Contents | tuple[int, ...]:
         """What an honest worker makes of a launch: contents, or the attempts whose blocks it had to refuse."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from simulator import run
 
-ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
+ORDER = ("suspicion", "vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
 SCHEDULES_MAX = 3000
 
 MUTANTS = {
@@ -109,6 +109,18 @@ MUTANTS = {
         'state.task.kind == "reduce" and not state.confirmed:',
         'state.task.kind == "reduce":',
     ),
+    "a job ends while a test is under way": (
+        "tracker",
+        "if self._all_published() and not self._owing() and not self._tests:",
+        "if self._all_published() and not self._owing():",
+    ),
+    "the test of a worker that died is waited for": (
+        "tracker",
+        "if one.worker != event.worker}",
+        "}",
+    ),
+    "the outcome of a test counts twice": ("tracker", "self._tests.pop(event.test, None)", "self._tests.get(event.test)"),
+    "quarantine takes all suspects, whoever is left": ("placement", "[: max(0, len(self.domains) - self.need)]", ""),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

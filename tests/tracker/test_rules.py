@@ -631,6 +631,42 @@ def test_r11_a_task_that_contradicts_itself_everywhere_is_not_deterministic() ->
     assert job.ledger.suspicion == {}  # nobody is accused
 
 
+def types_of(*types: str) -> Play:
+    """A job with f=2 on as many domains, which begins when all have joined."""
+    job = Play(domains=0, f=2, maps=1, types=types)
+    assert len(job.of("map 0")) == 3
+    return job
+
+
+def test_r11_a_job_whose_output_depends_on_the_type_of_cpu_is_not_deterministic() -> None:
+    job = types_of("old", "old", "new", "new", "new")
+    while job.result is None:
+        c = job.running("map 0")[0]
+        job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
+    assert job.result.reason == "not_deterministic"
+    assert "(old and new)" in job.result.message
+    assert job.ledger.lost_votes == 0
+    assert job.ledger.suspects == {}
+
+
+@pytest.mark.parametrize("types", [("old", "new", "new", "new", "new"), ("", "", "new", "new", "new"), ("x",) * 5])
+def test_r11_wrong_answers_that_do_not_follow_the_types_are_outvoted(types: tuple[str, ...]) -> None:
+    """One of the wrong is of the type of the right; a type is not known; there is only one type."""
+    job = types_of(*types)
+    while job.running("map 0"):
+        c = job.running("map 0")[0]
+        job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
+    assert job.done()
+    assert job.ledger.suspicion == {"d0": 1, "d1": 1}
+
+
+def test_r11_types_are_not_to_blame_while_one_domain_stands_alone() -> None:
+    job = types_of("old", "new", "new", "new")
+    job.answer("map 0", 0, "alone")
+    assert job.done()
+    assert job.ledger.suspicion == {"d0": 1}
+
+
 def test_errors_are_voted_on_like_outputs() -> None:
     """A bad core can raise what a good one does not; f+1 equal errors are the job's own."""
     job = Play()

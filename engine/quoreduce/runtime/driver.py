@@ -150,7 +150,7 @@ class Driver:
                 self._admit_all(self.gate)
             for info in self.workers.values():
                 if info.name not in self._barred and not (self.gate and info.name in self._setup_pending):
-                    self.tracker.handle(m.WorkerJoined(info.name, info.domain))
+                    self.tracker.handle(m.WorkerJoined(info.name, info.domain, cpu=info.cpu))
             self._execute(self.tracker.start())
             while not self._done:
                 self._step()
@@ -336,7 +336,7 @@ class Driver:
             self.gate.lost(arrival.worker)
             self.gate.launch()  # another one may have to ask the node's TPM
         elif replacement is not None:
-            self._events.append(m.WorkerJoined(replacement.name, replacement.domain))
+            self._events.append(m.WorkerJoined(replacement.name, replacement.domain, cpu=replacement.cpu))
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
         """Attempts whose blocks went with a node on which no worker of ours is left to read them out."""
@@ -385,7 +385,7 @@ class Driver:
         if not gate.admit(info, reply.data):
             self._barred.add(info.name)
         elif self.tracker.started:
-            self._events.append(m.WorkerJoined(info.name, info.domain))
+            self._events.append(m.WorkerJoined(info.name, info.domain, cpu=info.cpu))
             gate.launch()
 
     def _evidence(self, gate: Gate, worker: str, reply: wire.Reply) -> None:

@@ -31,7 +31,8 @@ WORKER_ENV = {
 class WorkerInfo:
     """A worker and the failure domain that it is in; ``core`` is None if it is not pinned.
 
-    ``place``: a name of what it runs on, which is the same in the next session; empty if there is none.
+    ``cpu``: its type of CPU, if others may have another. ``place``: a name of what it runs on, which is the same in the next
+    session; empty if there is none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class WorkerInfo:
     core: int | None = None
     pid: int = 0
     place: str = ""
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,16 @@ def _cpu() -> str:
     except OSError:
         return ""
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def cpu_type() -> str:
+    """What kind of CPU this is, for people, and different if it can do other things."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model} {hashlib.sha256(_cpu().encode()).hexdigest()[:4]}"
 
 
 def cores() -> list[int]:

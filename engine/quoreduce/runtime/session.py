@@ -22,7 +22,7 @@ from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
-from quoreduce.errors import OutputError, TooFewDomains, UsageError
+from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
@@ -122,6 +122,9 @@ class Session:
             )  # fmt: skip
             try:
                 driver.run()
+            except NotDeterministic:
+                memory.drop()
+                raise
             finally:
                 memory.note(driver.tracker.standings)
             manifest = _manifest(job, options, splits, key, driver)

@@ -1,7 +1,8 @@
 """What is remembered of cores and nodes from job to job: a small file, and few rules (docs/suspects.md).
 
 A *place* is what a domain is made of, by a name that stays from session to session: ``HOST/core3``, a host, a rack. Names of
-domains may not: Ray numbers its nodes anew each time. Workers without a place (inline; Ray's of ``--domain worker``) are not remembered.
+domains may not: Ray numbers its nodes anew each time. Workers without a place (inline; Ray's of ``--domain worker``) are not
+remembered.
 """
 
 from __future__ import annotations
@@ -209,6 +210,10 @@ class Memory:
         """Domains that are quarantined, or on probation."""
         found = {domain: self._records.get(place, Record()).known(self._now) for domain, place in self._places.items()}
         return {domain: state for domain, state in found.items() if state is not None}
+
+    def drop(self) -> None:
+        """The job is not deterministic: whoever lost votes is not to blame."""
+        self._places = {}
 
     def note(self, standings: Mapping[str, Standing]) -> None:
         """Write down what was seen; nothing is written if nobody was accused, now or before."""

@@ -41,6 +41,7 @@ class Pool:
         open: those of them that replicas may be launched in, i.e. that are not quarantined.
         suspicion: what was seen of each domain; kept when the domain dies.
         busy: number of slots in use.
+        types: domain -> type of CPU, if all its workers have the same and it is known; kept when the domain dies.
     """
 
     def __init__(self, need: int, known: Mapping[str, Known] | None = None) -> None:
@@ -51,11 +52,12 @@ class Pool:
         self.open: dict[str, Domain] = {}
         self.suspicion = Suspicion(known or {})
         self.busy = 0
+        self.types: dict[str, str] = {}
         # Open domains with a free slot. Taken from the front, put back at the end: that spreads the load. An
         # OrderedDict, because finding the first key of a dict whose front was deleted is not O(1).
         self.free: OrderedDict[str, Domain] = OrderedDict()
 
-    def join(self, name: str, domain_name: str, slots: int) -> bool:
+    def join(self, name: str, domain_name: str, slots: int, cpu: str = "") -> bool:
         """Add a worker. False if it is known already or has no slots."""
         if name in self.workers or slots < 1:
             return False
@@ -63,6 +65,8 @@ class Pool:
         if domain is None:
             domain = self.domains[domain_name] = Domain(domain_name)
             self.open[domain_name] = domain
+        if self.types.setdefault(domain_name, cpu) != cpu:
+            self.types[domain_name] = ""
         worker = Worker(name, domain, slots)
         self.workers[name] = domain.workers[name] = domain.idle[name] = worker
         if domain_name in self.open:

@@ -6,8 +6,9 @@ then nobody is worse than the others. There are three ways to be *named*:
 - ``test``: the domain failed a known-answer test. It is asked for one when its answers contradict others', on its first,
   second, fourth, eighth... such task: log2 of them at most, and none in a job without faults.
 - ``votes``: it lost so much more often than all others together that chance explains it with a probability below CHANCE_MOST.
-  Like is compared with like: votes of the same kind of task and the same number of replica, of the first plan only. Who is asked
-  for a third opinion is asked because somebody else was wrong, and faults may strike maps and not reduces.
+  Like is compared with like: votes of the same kind of task and the same number of replica, of the first plan only, on the same
+  type of CPU. Who is asked for a third opinion is asked because somebody else was wrong, faults may strike maps and not reduces,
+  and a job that depends on the CPU makes the rarer type lose.
 - ``probation``: it lost a vote, or failed a test, though it was let back on probation; ``record``: it begins as a suspect.
 """
 
@@ -20,7 +21,7 @@ from typing import Literal
 
 from quoreduce.tracker.messages import Kind
 
-Group = tuple[Kind, int]
+Group = tuple[Kind, int, str]
 Known = Literal["quarantined", "probation"]
 Why = Literal["", "test", "votes", "probation", "record"]
 
@@ -35,7 +36,7 @@ class Standing:
     Attributes:
         judged: tasks that it voted on and that were won. lost: those of them on which a vote of its was lost.
         disputed: tasks on which its answer contradicted another's.
-        tallies: (kind of task, replica) -> votes judged, votes lost, of the first plan.
+        tallies: (kind of task, replica, type of CPU) -> votes judged, votes lost, of the first plan.
         passed, failed: known-answer tests.
         probation: one lost vote or failed test is enough to be named.
         why: how it came to be named; empty if it is not.

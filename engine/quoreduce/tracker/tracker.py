@@ -171,7 +171,7 @@ class JobTracker:
     # ---- events: exactly one of these per event -------------------------------------------------------------------
 
     def _on_joined(self, event: WorkerJoined) -> None:
-        self.ledger.ignored += not self._pool.join(event.worker, event.domain, event.slots)
+        self.ledger.ignored += not self._pool.join(event.worker, event.domain, event.slots, event.cpu)
 
     def _on_lost(self, event: WorkerLost) -> None:
         """Replace what ran there: a crash is not a vote (R9). Votes already cast stand."""
@@ -448,7 +448,9 @@ class JobTracker:
         self.ledger.votes += 1
         if state.ballot.disputed and len(camp.attempts) == 1:
             self._doubt(attempt)
-        if state.winner is None:
+        if state.ballot.disputed and state.ballot.split_along(self._pool.types):
+            self._blame_types(state)
+        elif state.winner is None:
             self._try_win(state)
         else:
             self._judge_late(attempt, camp is not state.winner)
@@ -520,9 +522,17 @@ class JobTracker:
         if lost:
             self._accuse(state, attempt.id, domain)
 
+    def _blame_types(self, state: TaskState) -> None:
+        """The job's output depends on the type of CPU: nobody is wrong but the job (R11)."""
+        types = " and ".join(self._pool.types[next(iter(camp.domains))] for camp in state.ballot.camps)
+        hint = "quoreduce check --settings cpu looks for the cause"
+        why = f"domains with the same type of CPU agree, and those of different types ({types}) do not"
+        self._fail("not_deterministic", state.task, f"{why}: the job is not deterministic ({hint}). {state.story()}.")
+
     def _compare(self, attempt: Attempt, lost: bool) -> None:
         if attempt.replica < self.plan.first:
-            self._pool.compare(attempt.domain, (attempt.state.task.kind, attempt.replica), lost)
+            group = attempt.state.task.kind, attempt.replica, self._pool.types[attempt.domain]
+            self._pool.compare(attempt.domain, group, lost)
 
     def _doubt(self, attempt: Attempt) -> None:
         """An answer contradicts those before it: it is time to test who gave it, and who gave the first that is contradicted.
