@@ -120,7 +120,6 @@ MUTANTS = {
         "}",
     ),
     "the outcome of a test counts twice": ("tracker", "self._tests.pop(event.test, None)", "self._tests.get(event.test)"),
-    "quarantine takes all suspects, whoever is left": ("placement", "[: max(0, len(self.domains) - self.need)]", ""),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",
