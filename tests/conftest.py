@@ -10,6 +10,7 @@ import difflib
 import importlib
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def _refuse_skip(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"{REQUIRE_ALL}=1 allows no skips. {reason}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_suspected(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each test has a record of suspects of its own, which does not exist yet; never that of the user's home."""
+    monkeypatch.setenv("QUOREDUCE_STATE", str(tmp_path_factory.getbasetemp() / f"state-{secrets.token_hex(6)}"))
 
 
 class Ended(NamedTuple):

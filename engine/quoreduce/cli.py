@@ -38,8 +38,8 @@ CHECK_SETTINGS = """settings:
 DIAGNOSES_SHOWN = 10
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
-    "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
-    "(may be repeated)"
+    "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN, "
+    "or bad:DOMAIN:PERCENT, e.g. bad:0:30%% (may be repeated)"
 )
 
 
@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     attest.add_argument("arguments", nargs="*")
     simulate = commands.add_parser("simulate", add_help=False, prefix_chars="\0", help="the tracker on simulated nodes: one job, the slides' figures, calibration")
     simulate.add_argument("arguments", nargs="*")
+    suspects = commands.add_parser("suspects", add_help=False, prefix_chars="\0", help="cores and nodes that lost votes: list, test, clear")
+    suspects.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -171,6 +173,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     vote.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle workers")
     vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
     vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
+    vote.add_argument("--suspects", action=argparse.BooleanOptionalAction, default=None, help="heed and update the record of suspects (default: if no --fault is given)")
     proof = run.add_argument_group("attestation (see quoreduce attest --help)")
     proof.add_argument("--attest", action="store_true", help="count votes only with evidence of what ran, and write a receipt, _RECEIPT.json")
     proof.add_argument("--backend", choices=["swtpm", "utpm"], help="TPM of each node; utpm: none, the root is software (default: the policy's)")
@@ -347,7 +350,7 @@ def _options(a: argparse.Namespace) -> Options:
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
         digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, spares=not a.no_spares, deadline_s=a.deadline, attempts_max=a.attempts_max,
-        attest=Attest(**given) if a.attest else None, durable=a.durable, diagnose=not a.no_diagnose,
+        attest=Attest(**given) if a.attest else None, durable=a.durable, diagnose=not a.no_diagnose, suspects=a.suspects,
     )  # fmt: skip
 
 
@@ -374,6 +377,8 @@ def _print_result(result: Result, as_json: bool) -> None:
     more = len(result.diagnoses[DIAGNOSES_SHOWN:]) + result.diagnoses_more
     if more:
         print(f"  {more} more (--json has the first {len(result.diagnoses)})")
+    for name, suspect in result.suspects.items():
+        print(f"suspect {name}: {suspect}")
 
 
 def _verify(a: argparse.Namespace) -> int:
@@ -427,6 +432,12 @@ def _simulate(a: argparse.Namespace) -> int:
     return simulate(a.arguments)
 
 
+def _suspects(a: argparse.Namespace) -> int:
+    from quoreduce.report.suspects import main as suspects
+
+    return suspects(a.arguments)
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
@@ -435,7 +446,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "stream": _stream, "resume": _resume, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
-    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "doctor": _doctor,
+    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "suspects": _suspects, "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

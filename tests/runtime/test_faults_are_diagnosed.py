@@ -64,7 +64,7 @@ def test_every_kind_inline(kind: str, target: str, replica: str, workers: int, r
     assert not found.exonerates
     shows = kind == "swap" or (kind in ("flip", "wrong") and replica == "first")
     assert (found.difference is not None) == shows
-    assert result.suspects == ({found.domain: 1} if kind in TRANSIENT else {})
+    assert result.lost_votes == ({found.domain: 1} if kind in TRANSIENT else {})
 
 
 @pytest.mark.parametrize("target", ["map", "reduce"])
@@ -90,7 +90,7 @@ def test_a_bit_that_flips_on_the_way(on: str, run: Runner, text: Path) -> None:
 def test_a_stuck_domain_repeats_it(on: str, run: Runner, text: Path) -> None:
     result = struck(run, on, text, "stuck:worker1")
     assert {(one.kind, one.domain, one.repeats) for one in result.diagnoses} == {("compute", "worker1", "yes")}
-    assert set(result.suspects) == {"worker1"}
+    assert set(result.lost_votes) == {"worker1"}
     assert 0 < result.probes <= detective.PROBES_MAX
     assert all(one.difference is not None for one in result.diagnoses), "a probe stores what it did again"
 
@@ -270,7 +270,7 @@ def test_a_job_that_is_not_deterministic_accuses_nobody(
         result = session.run(coin(iter(())), [str(line)], str(tmp_path / "out"), Options(reducers=1))
     found = [one for one in result.diagnoses if one.task == "map 0"]
     assert [one.kind for one in found] == [kind]
-    assert bool(result.suspects) == (kind == "compute")
+    assert bool(result.lost_votes) == (kind == "compute")
     assert found[0].exonerates == (kind != "compute")
 
 
@@ -283,11 +283,12 @@ def block_style_of(job: Job) -> Job:
 @pytest.mark.parametrize("seed", range(10))
 def test_faults_in_numbers_do_not_look_like_a_job_that_is_not_deterministic(seed: int, run: Runner, text: Path) -> None:
     """Neither do reduces that have read a map which lost its vote afterwards (R5)."""
-    faults = ("wrong:map:50%@first", "flip:map:25%@any", "wrong:reduce:1@any", "lie:reduce:1@any", "swap:map:1", "crash:all:1@any")
+    faults = ("wrong:map:50%@first", "flip:map:25%@any", "wrong:reduce:1@any", "lie:reduce:1@any", "swap:map:1", "crash:all:1@any",
+              )  # fmt: skip
     result = struck(run, "inline", text, *faults, fault_seed=seed, workers=2 + seed % 3)
     assert not [one for one in result.diagnoses if one.kind == "non-determinism"]
     assert {one.kind for one in result.diagnoses} >= {"compute", "crash"}
-    assert len([one for one in result.diagnoses if one.kind in ("compute", "metadata")]) == sum(result.suspects.values())
+    assert len([one for one in result.diagnoses if one.kind in ("compute", "metadata")]) == sum(result.lost_votes.values())
 
 
 # ---- what it costs

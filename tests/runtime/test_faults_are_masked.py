@@ -142,7 +142,7 @@ def test_the_same_seed_strikes_the_same_executions(run: Runner, text: Path) -> N
     figures = []
     for seed in (7, 7, 8):
         result, _ = with_faults(run, "inline", text, "flip:map:2@any", "swap:map:1", "crash:reduce:1", fault_seed=seed)
-        figures.append((result.executions, result.faults, result.suspects))
+        figures.append((result.executions, result.faults, result.lost_votes))
     assert figures[0] == figures[1]
     assert figures[0] != figures[2]
 
@@ -172,6 +172,7 @@ def test_a_stuck_domain_of_three_never_wins(on: str, run: Runner, text: Path, ri
     result, parts = with_faults(run, on, text, "stuck:worker1", workers=3)
     assert parts == right
     assert set(result.suspects) == {"worker1"}
+    assert result.suspects["worker1"].why == "test"
     assert result.faults.injected >= 1
 
 
@@ -194,7 +195,7 @@ def test_two_colluding_domains_win_at_f_1(run: Runner, text: Path, right: list[b
     """Out of the model: f+1 domains that agree on a wrong output are believed. Then f was too small."""
     result, parts = with_faults(run, "inline", text, "stuck:worker0", "stuck:worker1", workers=3)
     assert parts != right
-    assert "worker2" in result.suspects
+    assert "worker2" in result.lost_votes
 
 
 def test_the_same_collusion_loses_at_f_2(run: Runner, text: Path, right: list[bytes]) -> None:

@@ -13,10 +13,10 @@ import pytest
 from quoreduce.sim import USUAL, Load, Shape, Simulation, parse_fault
 from quoreduce.tracker import JobTracker, Plan
 
-ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")
+ORDER = ("suspicion", "vote", "placement", "ledger", "state", "invariants", "tracker")
 FAULTS = ("wrong-map:30%", "wrong-reduce:30%", "bad:1:0.3", "crash:10%", "node:1", "rot:10%", "duplicate:10%",
           "delay:10%:9", "slow:1:3")  # fmt: skip
-STUCK = ("bad:1:0.1",), 2, ("done", "no_quorum")  # two domains: one is asked again and again, and stays wrong
+FEW = ("wrong-map:60%", "collude:1:0.5")  # on so few nodes that one which is wrong is asked again
 BUGS = {
     "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
     "a domain counts as often as it votes": (
@@ -66,7 +66,7 @@ def planted() -> Iterator[Callable[[str, str, str], Make]]:
         sys.modules.pop(f"planted_{name}", None)
 
 
-def caught(make: Any, faults: tuple[str, ...], nodes: int = 6, ends: tuple[str, ...] = ("done",)) -> bool:
+def caught(make: Any, faults: tuple[str, ...], nodes: int = 6) -> bool:
     for seed in range(SEEDS):
         plan = Plan(12, 3, 1, "bft", confirm=True)
         load = Load("sort", USUAL.job("sort"), 12, 3, split_bytes=4e6)  # so that answers are late, compared with them
@@ -74,7 +74,7 @@ def caught(make: Any, faults: tuple[str, ...], nodes: int = 6, ends: tuple[str, 
             out = Simulation(Shape(nodes=nodes), load, plan, USUAL, [parse_fault(text) for text in faults], seed, make).run()
         except (AssertionError, KeyError):  # the tracker itself stumbled
             return True
-        if out.violations or out.end not in ends:
+        if out.violations or out.end != "done":
             return True
     return False
 
@@ -82,10 +82,10 @@ def caught(make: Any, faults: tuple[str, ...], nodes: int = 6, ends: tuple[str, 
 def test_the_tracker_itself_is_not_caught() -> None:
     assert not caught(JobTracker, FAULTS)
     assert not caught(JobTracker, ())
-    assert not caught(JobTracker, *STUCK)
+    assert not caught(JobTracker, FEW, 3)
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str, planted: Callable[[str, str, str], Make]) -> None:
     make = planted(*BUGS[bug])
-    assert caught(make, FAULTS) or caught(make, ()) or caught(make, *STUCK)
+    assert caught(make, FAULTS) or caught(make, ()) or caught(make, FEW, 3)

@@ -36,10 +36,14 @@ from quoreduce.tracker import (
 class Play:
     """A job on workers w0, w1... in domains d0, d1... with `slots` each, invariants checked after every event.
 
-    Tests are answered at once; the domains `broken` fail theirs. `known`: what earlier jobs found.
+    Tests are answered at once; the domains `broken` fail theirs. `known`: what earlier jobs found. `types`: of the CPUs of
+    domains that join after these.
     """
 
-    def __init__(self, domains: int = 4, slots: int = 9, known: Any = None, broken: tuple[str, ...] = (), **plan: Any) -> None:
+    def __init__(
+        self, domains: int = 4, slots: int = 9, known: Any = None, broken: tuple[str, ...] = (), types: tuple[str, ...] = (),
+        **plan: Any,
+    ) -> None:  # fmt: skip
         self.plan = Plan(**({"maps": 1, "reduces": 1, "f": 1, "mode": "bft"} | plan))
         self.cluster = Cluster(self.plan, JobTracker(self.plan, known), checked=True, transcript=[])
         self.cluster.tests_at_once, self.cluster.broken = True, set(broken)
@@ -47,6 +51,8 @@ class Play:
         self.ledger = self.tracker.ledger
         for d in range(domains):
             self.cluster.join(f"w{d}", f"d{d}", slots)
+        for d, cpu in enumerate(types):
+            self.cluster.join(f"w{d}", f"d{d}", slots, cpu)
         self.cluster.start()
 
     def die(self) -> None:
@@ -134,7 +140,7 @@ def _event(event: Any) -> str:
     match event:
         case None:
             return "start"
-        case WorkerJoined(worker, domain, slots):
+        case WorkerJoined(worker, domain, slots, _):
             return f"{worker} joined in {domain} with {slots} slots"
         case WorkerLost(worker, blocks_lost):
             return f"{worker} lost{', and its blocks' if blocks_lost else ''}"

@@ -206,6 +206,7 @@ class Cluster:
         voters = self.voters[c.task, c.output.digest]
         assert len(voters) >= self.plan.need, f"{c.task} won with {voters}"
         assert set(c.domains) <= voters
+        assert len(c.domains) >= self.plan.need, "those who agreed are named"
         if c.task.kind != "map":
             assert c.attempt in self.blocks, "what is agreed is stored"
             assert not {c.attempt} & (self.told_lost | self.discarded), "what is agreed can be read"
@@ -262,9 +263,9 @@ class Cluster:
 
     # ---- what happens ---------------------------------------------------------------------------------------------
 
-    def join(self, worker: str, domain: str, slots: int = 1) -> None:
+    def join(self, worker: str, domain: str, slots: int = 1, cpu: str = "") -> None:
         self.domain_of[worker], self.slots[worker] = domain, slots
-        self.send(WorkerJoined(worker, domain, slots))
+        self.send(WorkerJoined(worker, domain, slots, cpu))
 
     def computed(self, c: Launch) -> Contents | tuple[int, ...]:
         """What an honest worker makes of a launch: contents, or the attempts whose blocks it had to refuse."""

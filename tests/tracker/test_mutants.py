@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from simulator import run
 
-ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
-SCHEDULES_MAX = 2000
+ORDER = ("suspicion", "vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
+SCHEDULES_MAX = 3000
 
 MUTANTS = {
     "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
@@ -132,8 +132,8 @@ MUTANTS = {
     ),
     "what was agreed on in an earlier life is planned again": (
         "tracker",
-        "state.owed, state.executions = 0, self.plan.first",
-        "state.executions = self.plan.first",
+        "state.owed, state.executions, state.winner = 0, self.plan.first, attempt.camp",
+        "state.executions, state.winner = self.plan.first, attempt.camp",
     ),
     "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
     "copies of an earlier life are there even if they are lost": ("tracker", "        if event.stored:\n", "        if True:\n"),
@@ -143,6 +143,17 @@ MUTANTS = {
         "for domain in event.domains[:1]:",
     ),
     "numbers of attempts begin anew in each life": ("tracker", "self._next = plan.first_attempt", "self._next = 0"),
+    "a job ends while a test is under way": (
+        "tracker",
+        "if self._all_published() and not self._owing() and not self._tests:",
+        "if self._all_published() and not self._owing():",
+    ),
+    "the test of a worker that died is waited for": (
+        "tracker",
+        "if one.worker != event.worker}",
+        "}",
+    ),
+    "the outcome of a test counts twice": ("tracker", "self._tests.pop(event.test, None)", "self._tests.get(event.test)"),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

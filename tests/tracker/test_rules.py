@@ -474,13 +474,13 @@ def test_r11_a_domain_that_fails_a_test_is_named_and_quarantined_at_once() -> No
 
 
 def test_r11_a_domain_that_loses_far_more_than_the_others_is_named_though_it_passes_tests() -> None:
-    job = Play(maps=30, domains=4, slots=1)
+    job = Play(maps=80, domains=4, slots=1)
     wrong_domain(job, "w1")
     assert isinstance(job.result, JobDone)
     assert job.ledger.suspects == {"d1": "votes"}
     assert job.ledger.suspicion["d1"] >= 3
     assert job.ledger.quarantined == ("d1",)
-    assert executed_on(job, "w1") <= 12
+    assert executed_on(job, "w1") <= 40
     assert job.tracker.standings["d1"].passed >= 2
     assert job.tracker.standings["d0"].why == ""
 
@@ -630,6 +630,42 @@ def test_r11_a_task_that_contradicts_itself_everywhere_is_not_deterministic() ->
         job.answer("map 0", None, "alone")
     assert job.result.reason == "not_deterministic"
     assert job.ledger.suspicion == {}  # nobody is accused
+
+
+def types_of(*types: str) -> Play:
+    """A job with f=2 on as many domains, which begins when all have joined."""
+    job = Play(domains=0, f=2, maps=1, types=types)
+    assert len(job.of("map 0")) == 3
+    return job
+
+
+def test_r11_a_job_whose_output_depends_on_the_type_of_cpu_is_not_deterministic() -> None:
+    job = types_of("old", "old", "new", "new", "new")
+    while job.result is None:
+        c = job.running("map 0")[0]
+        job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
+    assert job.result.reason == "not_deterministic"
+    assert "(old and new)" in job.result.message
+    assert job.ledger.lost_votes == 0
+    assert job.ledger.suspects == {}
+
+
+@pytest.mark.parametrize("types", [("old", "new", "new", "new", "new"), ("", "", "new", "new", "new"), ("x",) * 5])
+def test_r11_wrong_answers_that_do_not_follow_the_types_are_outvoted(types: tuple[str, ...]) -> None:
+    """One of the wrong is of the type of the right; a type is not known; there is only one type."""
+    job = types_of(*types)
+    while job.running("map 0"):
+        c = job.running("map 0")[0]
+        job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
+    assert job.done()
+    assert job.ledger.suspicion == {"d0": 1, "d1": 1}
+
+
+def test_r11_types_are_not_to_blame_while_one_domain_stands_alone() -> None:
+    job = types_of("old", "new", "new", "new")
+    job.answer("map 0", 0, "alone")
+    assert job.done()
+    assert job.ledger.suspicion == {"d0": 1}
 
 
 def test_errors_are_voted_on_like_outputs() -> None:

@@ -65,6 +65,7 @@ def test_evenly_spread_faults_name_nobody(rate: float, domains: int) -> None:
             name = f"d{rng.randrange(domains)}"
             lost = rng.random() < rate
             assert not suspicion.judge(name, True, lost)
+            assert not suspicion.compare(name, ("map", rng.randrange(2), ""), lost)
         assert suspicion.named == {}
 
 
@@ -73,8 +74,22 @@ def test_a_domain_that_is_wrong_more_often_than_others_is_named_by_votes_alone()
         rng, suspicion = Random(seed), Suspicion({})
         for _ in range(120):
             for name, rate in (("bad", 0.3), ("x", 0.01), ("y", 0.01), ("z", 0.01)):
-                suspicion.judge(name, True, rng.random() < rate)
+                suspicion.compare(name, ("map", 0, ""), rng.random() < rate)
         assert list(suspicion.named) == ["bad"], f"seed {seed}"
+
+
+def test_like_is_compared_with_like() -> None:
+    """Faults that strike maps only, the last replica only, or one type of CPU, make no suspects of those who ran these."""
+    suspicion = Suspicion({})
+    seen = (
+        ("a", ("map", 1, ""), True), ("b", ("map", 1, ""), True), ("c", ("map", 0, ""), False), ("d", ("reduce", 1, ""), False),
+        ("e", ("map", 0, "old"), True), ("f", ("map", 0, "old"), True),
+    )  # fmt: skip
+    for _ in range(200):
+        for name, group, lost in seen:
+            suspicion.judge(name, True, lost)
+            suspicion.compare(name, group, lost)  # type: ignore[arg-type]
+    assert suspicion.named == {}
 
 
 def test_one_in_a_billion_is_what_the_documents_say() -> None:
@@ -99,6 +114,7 @@ def test_quarantine_never_leaves_fewer_than_f_plus_1_domains_and_never_takes_one
             pool.lose(name)
         elif what in ("lost", "won"):
             pool.judge(name, True, what == "lost")
+            pool.compare(name, ("map", 0, ""), what == "lost")
         else:
             pool.tested(name, what == "passed")
         named = [other for other in pool.domains if other in pool.suspicion.named]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,10 @@ from quoreduce.runtime.incidents import GARBAGE, Incident, Incidents, Kept
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.runtime.retests import Retests
 from quoreduce.runtime.stragglers import Watch, input_nbytes
 from quoreduce.tracker import messages as m
+from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.tracker import JobTracker, Plan
 
 if TYPE_CHECKING:
@@ -100,8 +102,10 @@ class Driver:
     report: Callable[[Progress], None] = lambda progress: None
     gate: Gate | None = None
     life: Life | None = None
+    known: Mapping[str, Known] = field(default_factory=dict)
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
+    retests: Retests = field(init=False)
     progress: Progress = field(init=False)
     _watch: Watch | None = field(init=False)
     _running: dict[int, Running] = field(default_factory=dict)
@@ -119,6 +123,7 @@ class Driver:
     _detected: int = 0
     _side: bytes = b""
     _barred: set[str] = field(default_factory=set)
+    _cleared: set[str] = field(default_factory=set)
     _incidents: Incidents = field(default_factory=Incidents)
     _done: bool = False
 
@@ -130,10 +135,12 @@ class Driver:
                 deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs,
                 tight_storage=o.tight_storage, max_attempts=o.attempts_max, confirm=True,
                 first_attempt=self.life.first_attempt if self.life else 0,
-            )
+            ),
+            self.known,
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
         self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
+        self.retests = Retests(self.executor, self.faults)
         # Inline, one execution waits for the other, which does not make it slow.
         self._watch = Watch() if o.spares and self.result.on != "inline" else None
         self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
@@ -149,14 +156,17 @@ class Driver:
                 self._admit_all(self.gate)
             for info in self.workers.values():
                 if info.name not in self._barred and not (self.gate and info.name in self._setup_pending):
-                    self.tracker.handle(m.WorkerJoined(info.name, info.domain))
+                    self.tracker.handle(m.WorkerJoined(info.name, info.domain, cpu=info.cpu))
             self._recover()
             self._obey(None, self.tracker.start())
             while not self._done:
                 self._step()
         except (errors.TooFewDomains, errors.NoQuorum) as error:
             self._blame_evidence(error)
+            self._blame_suspects(error)
             raise
+        finally:
+            self.result.suspects = self.retests.suspects(self.tracker)
         self._account()
         if self._incidents.found and self.options.diagnose:
             self._diagnose()
@@ -174,7 +184,8 @@ class Driver:
             self.life.commit()
         waiting = self._flush_evidence()
         self._expire()
-        if not self._running and not self._checks and not self._cancelled and not waiting and not self._done:
+        idle = not (self._running or self._checks or self._cancelled or self.retests.waiting or waiting)
+        if idle and not self._done:
             self._events.append(m.Stalled())
             self._drain()
         self.progress.executions = self.tracker.ledger.executions
@@ -246,7 +257,11 @@ class Driver:
             return
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
-        if reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
+        if reply.status == "tested":
+            self.result.cpu_s += reply.cpu_s
+            self._events += self.retests.ended(arrival.worker, reply)
+            self._restart_clocks(arrival.worker)
+        elif reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
             self._evidence(self.gate, arrival.worker, reply)
         elif reply.attempt < 0:
             self._begun(arrival.worker, reply)
@@ -269,6 +284,10 @@ class Driver:
             return
         if self.gate is not None:
             self._admit(self.gate, self.workers[worker], reply)
+        self._restart_clocks(worker)
+
+    def _restart_clocks(self, worker: str) -> None:
+        """What was sent to a worker begins only now: it was busy with something that is no task."""
         now = time.monotonic()
         for running in self._running.values():
             if running.launch.worker == worker:
@@ -369,6 +388,7 @@ class Driver:
                 del group[attempt]
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost and self.life is None))
         self._restart_checks(arrival.worker)
+        self.retests.lost(arrival.worker)
         if self._setup_pending.pop(arrival.worker, None) is not None:
             self._idle_deaths += 1
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
@@ -384,7 +404,7 @@ class Driver:
             self.gate.lost(arrival.worker)
             self.gate.launch()  # another one may have to ask the node's TPM
         elif replacement is not None:
-            self._events.append(m.WorkerJoined(replacement.name, replacement.domain))
+            self._events.append(m.WorkerJoined(replacement.name, replacement.domain, cpu=replacement.cpu))
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
         """Attempts whose blocks went with a node on which no worker of ours is left to read them out."""
@@ -404,6 +424,8 @@ class Driver:
             if checking.deadline <= now:
                 checking.deadline = now + DEADLINE_FIRST_S
                 self._kill(checking.worker, "it did not check a part in time, so it was killed")
+        for worker in self.retests.late(now):
+            self._kill(worker, "it did not answer a known-answer test in time, so it was killed")
         for worker, deadline in self._setup_pending.items() if self.gate is not None else ():
             if deadline <= now:
                 self._setup_pending[worker] = now + DEADLINE_FIRST_S
@@ -435,7 +457,7 @@ class Driver:
         if not gate.admit(info, reply.data):
             self._barred.add(info.name)
         elif self.tracker.started:
-            self._events.append(m.WorkerJoined(info.name, info.domain))
+            self._events.append(m.WorkerJoined(info.name, info.domain, cpu=info.cpu))
             gate.launch()
 
     def _evidence(self, gate: Gate, worker: str, reply: wire.Reply) -> None:
@@ -471,6 +493,12 @@ class Driver:
         if refusals:
             why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(refusals.items()))
             raise errors.AttestationError(f"shut out by their evidence: {why}. So {error}") from error
+
+    def _blame_suspects(self, error: errors.QuoreduceError) -> None:
+        """If a domain is a suspect, that may be why the job failed."""
+        suspects = self.retests.suspects(self.tracker)
+        if suspects:
+            raise type(error)(f"{error} Suspect: {'; '.join(f'{name}: {one}' for name, one in suspects.items())}.") from error
 
     def receipt(self, manifest: bytes) -> bytes | None:
         """The receipt of an attested job that is done, sealed by all workers that are left; None if it is not attested."""
@@ -509,6 +537,9 @@ class Driver:
                     self._agree(command)
                 case m.Accused(task, attempt):
                     self._accuse(task, attempt)
+                case m.Retest():
+                    busy = [r.deadline for r in self._running.values() if r.launch.worker == command.worker]
+                    self.retests.begin(command, self._names(command.worker), max(busy, default=time.monotonic()))
                 case m.JobDone():
                     self._done = True
                 case m.JobFailed(reason, task, message):
@@ -519,7 +550,8 @@ class Driver:
         fault = self._fault(launch) if self.options.faults else None
         now = time.monotonic()
         pending = launch.worker in self._setup_pending
-        limit_s = max(self._deadline(launch), DEADLINE_START_S if pending else 0.0)
+        engaged = pending or self.retests.engage(launch.worker)
+        limit_s = max(self._deadline(launch), DEADLINE_START_S if engaged else 0.0)
         nbytes = input_nbytes(launch, self.splits, self._kept)
         self._running[launch.attempt] = Running(launch, now + limit_s, now + PATIENCE_START_S * pending, fault, nbytes)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
@@ -529,7 +561,7 @@ class Driver:
         return self.faults.strike(launch.task.kind, launch.task.index, launch.replica, launch.store, self._names(launch.worker))
 
     def _names(self, worker: str) -> tuple[str, str, str]:
-        """What a fault may call a worker's domain: its name, the worker's, or its number in order of names."""
+        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names."""
         info = self.workers[worker]
         number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
         return info.domain, info.name, str(number)
@@ -541,7 +573,7 @@ class Driver:
             self._watch.finished(finished, now)
         self._slowest[kind] = max(self._slowest.get(kind, 0.0), now - finished.started)
         for running in self._running.values():
-            if running.launch.task.kind == kind:
+            if running.launch.task.kind == kind and not self.retests.engage(running.launch.worker):
                 running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
 
     def _deadline(self, launch: m.Launch) -> float:
@@ -681,7 +713,12 @@ class Driver:
             detective.diagnose()
         r = self.result
         r.diagnoses, r.diagnoses_more, r.probes = detective.found, detective.more, detective.probes
-        r.suspects = cleared(r.suspects, detective.found)
+        before, r.lost_votes = r.lost_votes, cleared(r.lost_votes, detective.found)
+        self._cleared = {domain for domain, tasks in before.items() if r.lost_votes.get(domain) != tasks}
+
+    def standings(self) -> dict[str, Standing]:
+        """What was seen of each domain, but for those that lost votes for which the job was to blame (R11)."""
+        return {name: one for name, one in self.tracker.standings.items() if name not in self._cleared}
 
     def _free(self) -> list[WorkerInfo]:
         """Workers that can be asked, those that have yet to begin the job last."""
@@ -726,7 +763,7 @@ class Driver:
         r.faults.injected = self.faults.injected
         r.faults.detected = r.faults.masked = self._count_detected()
         r.bytes_stored += ledger.stored_nbytes
-        r.suspects = dict(ledger.suspicion)
+        r.lost_votes = dict(ledger.suspicion)
         r.domains = sorted({info.domain for info in self.workers.values()})
         winners = [self._kept.get(agreed.attempt) for task, agreed in self._agreed.items() if task.kind == "map"]
         r.records_in = sum(kept.reply.records_in for kept in winners if kept)

@@ -12,6 +12,7 @@ late      the reply arrives twice, the second time late
 wire      one bit flips while a reduce fetches a block
 slow      the execution takes 20 times as long, and at least 8 seconds longer: it is right, and late
 stuck     every execution in one domain gives the same wrong output: a core that is broken for good
+bad       each execution in one domain has one bit of its output flipped with some probability: a core that errs now and then
 ========= =============================================================================================================
 """
 
@@ -33,6 +34,7 @@ TARGETS = ("map", "reduce", "all")
 STORED_ONLY = ("swap", "lose")
 SLOW_TIMES = 20
 SLOW_LEAST_S = 8.0
+_BAD = re.compile(r"bad:(?P<domain>.+):(?P<percent>\d{1,3})%")
 _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>\d+%|\d+|all)(?:@(?P<replica>first|last|any|\d+))?")
 
 
@@ -51,15 +53,22 @@ class FaultSpec:
 
 
 def parse_fault(text: str) -> FaultSpec | str:
-    """Parse ``--fault``; ``stuck:DOMAIN`` gives the domain's name or number as a string; raise UsageError."""
+    """Parse ``--fault``; ``stuck:DOMAIN`` gives the domain's name or number as a string; raise UsageError.
+
+    Of ``bad:DOMAIN:PERCENT`` the target is the domain, and the amount the percentage.
+    """
     kind, _, rest = text.partition(":")
     if kind == "stuck" and rest:
         return rest
+    bad = _BAD.fullmatch(text)
+    if bad and 0 < int(bad["percent"]) <= 100:
+        return FaultSpec("bad", bad["domain"], bad["percent"], "any")
     match = _SPEC.fullmatch(text)
     if not match or match["kind"] not in KINDS or match["target"] not in TARGETS:
         raise UsageError(
             f"--fault {text!r}: use KIND:TARGET:COUNT[@REPLICA] with KIND one of {', '.join(KINDS)}; TARGET map, reduce or all; "
-            "COUNT a number, a share like 25% or all; REPLICA first, last, any or a number; or stuck:DOMAIN"
+            "COUNT a number, a share like 25% or all; REPLICA first, last, any or a number; or stuck:DOMAIN; "
+            "or bad:DOMAIN:PERCENT such as bad:0:30%"
         )
     if match["kind"] == "wire" and match["target"] == "map":
         raise UsageError("--fault wire strikes what a reduce fetches: use wire:reduce:COUNT")
@@ -75,6 +84,7 @@ class FaultPlan:
     _victims: dict[tuple[str, int, int], list[str]] = field(default_factory=dict)
     _stored: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     _stuck: list[str] = field(default_factory=list)
+    _bad: dict[str, int] = field(default_factory=dict)
     injected: int = 0
 
     def arm(self, maps: int, reduces: int, f: int) -> None:
@@ -84,6 +94,9 @@ class FaultPlan:
             spec = parse_fault(text)
             if isinstance(spec, str):
                 self._stuck.append(spec)
+                continue
+            if spec.kind == "bad":
+                self._bad[spec.target] = int(spec.amount)
                 continue
             tasks = [("map", i) for i in range(maps) if spec.target in ("map", "all") and spec.kind != "wire"]
             tasks += [("reduce", i) for i in range(reduces) if spec.target in ("reduce", "all")]
@@ -103,12 +116,22 @@ class FaultPlan:
         if (stuck := self.stuck(kind, index, domains)) is not None:
             self.injected += 1
             return stuck
+        percent = next((self._bad[name] for name in domains if name in self._bad), 0)
+        seed = _seed("bad", kind, index, replica, self.seed)
+        if percent and random.Random(seed).random() * 100 < percent:
+            self.injected += 1
+            return Fault("bad", seed)
         waiting = self._victims.get((kind, index, replica)) or (self._stored.get((kind, index)) if store else None)
         if not waiting:
             return None
         fault = waiting.pop()
         self.injected += 1
         return Fault(fault, _seed(fault, kind, index, replica, self.seed))
+
+    def strike_test(self, test: int, domains: Sequence[str]) -> tuple[Fault, int] | None:
+        """What strikes the known-answer tests in a domain that is stuck or bad, and what percentage of their runs."""
+        percent = 100 if any(name in self._stuck for name in domains) else max(self._bad.get(name, 0) for name in domains)
+        return (Fault("bad", _seed("test", test, *domains, self.seed)), percent) if percent else None
 
 
     def stuck(self, kind: str, index: int, domains: Sequence[str]) -> Fault | None:

@@ -111,10 +111,13 @@ class LocalExecutor:
         theirs.close()
         ours.setblocking(False)
         domain = {"core": f"core{core}", "worker": f"worker{number}"}.get(self._domain, "local")
-        worker = _Process(name, process, ours, WorkerInfo(name, domain, "local", core, process.pid))
+        worker = _Process(name, process, ours, WorkerInfo(name, domain, "local", core, process.pid, self._place(core)))
         self._processes[name] = worker
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
+
+    def _place(self, core: int) -> str:
+        return f"{socket.gethostname()}/core{core}" if self._domain in ("core", "worker") else ""
 
     def submit(self, worker: str, raw: bytes) -> None:
         if known := self._processes.get(worker):

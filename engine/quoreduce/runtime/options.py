@@ -75,6 +75,7 @@ class Options:
         attest: how the job is attested; None: it is not.
         durable: keep a journal beside the output, so that the job can be resumed when its driver is killed (docs/durable.md).
         diagnose: find out what masked faults were (docs/diagnosis.md); costs nothing where there are none.
+        suspects: heed and update the record of suspect cores and nodes (docs/suspects.md); None: unless faults are injected.
     """
 
     f: int = 1
@@ -98,6 +99,7 @@ class Options:
     attest: Attest | None = None
     durable: bool = False
     diagnose: bool = True
+    suspects: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -180,6 +182,35 @@ class FaultCount:
     masked: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A domain that is not trusted, and why.
+
+    Attributes:
+        why: ``test`` (it failed a known-answer test), ``votes`` (it lost far more of them than others), ``probation`` (it lost a
+            vote, and was on probation), ``record`` (an earlier job found it so).
+        lost, judged: tasks on which it lost a vote, of all that it voted on.
+        passed, failed: known-answer tests. wrong: kernel -> how often its answer was wrong in these tests.
+        quarantined: it got no more work, for enough others were there.
+    """
+
+    why: str
+    lost: int
+    judged: int
+    passed: int
+    failed: int
+    wrong: dict[str, int]
+    quarantined: bool
+
+    def __str__(self) -> str:
+        """For people."""
+        record = {"record": "quarantined by an earlier job", "probation": "was on probation"}.get(self.why)
+        votes = f"lost {self.lost} of {self.judged} tasks" if self.judged else "no task was asked of it"
+        tests = f"failed {self.failed} of {self.failed + self.passed} tests" if self.failed + self.passed else None
+        kernels = f"wrong in {', '.join(self.wrong)}" if self.wrong else None
+        return "; ".join(filter(None, (record, votes, tests, kernels, "quarantined" if self.quarantined else None)))
+
+
 @dataclass(slots=True)
 class Result:
     """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
@@ -191,6 +222,7 @@ class Result:
     ``recovered``: tasks that a resumed job took over from its earlier lives; all other figures are of its last life.
     ``diagnoses``: what each masked fault was, up to 64, and how many ``diagnoses_more`` there are; ``probes``: executions that
     this took.
+    ``lost_votes``: domain -> tasks on which it lost a vote; ``suspects``: those domains that are not trusted any more (R11).
     ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
     """
 
@@ -217,7 +249,8 @@ class Result:
     spares: int = 0
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
-    suspects: dict[str, int] = field(default_factory=dict)
+    lost_votes: dict[str, int] = field(default_factory=dict)
+    suspects: dict[str, Suspect] = field(default_factory=dict)
     diagnoses: list[Diagnosis] = field(default_factory=list)
     diagnoses_more: int = 0
     probes: int = 0

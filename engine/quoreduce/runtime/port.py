@@ -29,13 +29,19 @@ WORKER_ENV = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker and the failure domain that it is in; ``core`` is None if it is not pinned."""
+    """A worker and the failure domain that it is in; ``core`` is None if it is not pinned.
+
+    ``cpu``: its type of CPU, if others may have another. ``place``: a name of what it runs on, which is the same in the next
+    session; empty if there is none.
+    """
 
     name: str
     domain: str
     node: str
     core: int | None = None
     pid: int = 0
+    place: str = ""
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,16 @@ def _cpu() -> str:
     except OSError:
         return ""
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def cpu_type() -> str:
+    """What kind of CPU this is, for people, and different if it can do other things."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model} {hashlib.sha256(_cpu().encode()).hexdigest()[:4]}"
 
 
 def cores() -> list[int]:

@@ -20,7 +20,7 @@ from typing import Any
 from quoreduce.errors import HostError, UsageError
 from quoreduce.runtime import wire
 from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
+from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
 
 START_TIMEOUT_S = 180.0
 FETCH_TIMEOUT_S = 60.0
@@ -55,8 +55,8 @@ class RayWorker:
         self._worker = Worker(name, node, self._folder / name, self._fetch)
 
     def info(self) -> bytes:
-        """Return pid and core as text."""
-        return f"{os.getpid()} {-1 if self._core is None else self._core}".encode()
+        """Return pid, core and type of CPU as text."""
+        return f"{os.getpid()} {-1 if self._core is None else self._core} {cpu_type()}".encode()
 
     def handle(self, raw: bytes) -> bytes | None:
         """Execute a request."""
@@ -126,6 +126,7 @@ class RayExecutor:
         self._next_node_check = 0.0
         self._domain: Domain = "core"
         self._racks: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}  # node -> the machine's name
 
     def start(self) -> list[WorkerInfo]:
         import ray
@@ -135,6 +136,7 @@ class RayExecutor:
         nodes = self._alive_nodes()
         if not nodes:
             raise HostError("the Ray cluster has no live node")
+        self._hosts = {node["NodeID"]: str(node.get("NodeManagerHostname") or node["NodeManagerAddress"]) for node in nodes}
         self._domain = self._place.domain or ("core" if len(nodes) == 1 else "node")
         if self._domain == "rack":
             self._racks = {node["NodeID"]: _rack(node) for node in nodes}
@@ -196,12 +198,14 @@ class RayExecutor:
     def _settle(self, actor: _Actor) -> _Actor:
         """Wait until the actor lives, and note its pid and core."""
         try:
-            pid, core = map(int, self._ray.get(actor.handle.info.remote(), timeout=START_TIMEOUT_S).split())
+            said = self._ray.get(actor.handle.info.remote(), timeout=START_TIMEOUT_S).decode().split(maxsplit=2)
         except self._ray.exceptions.RayError as error:
             raise HostError(f"a Ray actor did not start: {str(error).strip().splitlines()[0]}") from error
-        info = actor.info
+        info, pid, core, cpu = actor.info, int(said[0]), int(said[1]), said[2]
         domain = f"{actor.node_id[:8]}/core{core}" if self._domain == "core" else info.domain
-        actor.info = WorkerInfo(info.name, domain, info.node, None if core < 0 else core, pid)
+        host = self._hosts.get(actor.node_id, actor.node_id)
+        place = {"core": f"{host}/core{core}", "node": host, "rack": domain}.get(self._domain, "")
+        actor.info = WorkerInfo(info.name, domain, info.node, None if core < 0 else core, pid, place, cpu)
         self._actors[info.name] = actor
         return actor
 

@@ -24,7 +24,7 @@ from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
-from quoreduce.errors import OutputError, TooFewDomains, UsageError
+from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
@@ -32,6 +32,7 @@ from quoreduce.runtime.driver import Driver, Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
 from quoreduce.runtime.stragglers import renew
+from quoreduce.runtime.suspects import Memory
 
 if TYPE_CHECKING:
     from quoreduce.runtime.durable import Life
@@ -155,13 +156,20 @@ class Session:
             setup = structs.replace(setup, store=life.store())
         result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
         gate = self._gate(job, options, len(splits), setup.reducers)
+        heeded = not options.faults if options.suspects is None else options.suspects
+        memory = Memory(self._workers.values(), heeded, self._say)
         driver = Driver(
-            job, options, splits, setup.reducers, place, self._executor, self._workers, setup, result, report, gate, life
+            job, options, splits, setup.reducers, place, self._executor, self._workers, setup, result, report, gate, life,
+            memory.known(),
         )  # fmt: skip
         with contextlib.nullcontext() if life is None else life.kept():
             try:
                 driver.run()
+            except NotDeterministic:
+                memory.drop()
+                raise
             finally:
+                memory.note(driver.standings())
                 self._late = driver.left_behind()
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()

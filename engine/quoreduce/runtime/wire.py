@@ -144,6 +144,15 @@ class InspectTask(msgspec.Struct, frozen=True, tag="inspect"):
     level: int = 0
 
 
+class SelfTest(msgspec.Struct, frozen=True, tag="selftest"):
+    """Run the known-answer tests ``rounds`` times; ``attempt`` is the test's number. A fault strikes ``percent`` of all runs."""
+
+    attempt: int
+    rounds: int
+    fault: Fault | None = None
+    percent: int = 0
+
+
 class Discard(msgspec.Struct, frozen=True, tag="discard"):
     """Drop stored blocks: whole attempts (lost votes), and byte ranges ``(path, offset, nbytes)`` that all readers have read."""
 
@@ -197,7 +206,8 @@ class Quoted(msgspec.Struct, frozen=True, array_like=True):
 
 
 Request = (
-    Setup | MapTask | ReduceTask | SampleTask | CheckTask | ProbeTask | InspectTask | Discard | RootTask | CommitTask | SealTask
+    Setup | MapTask | ReduceTask | SampleTask | CheckTask | ProbeTask | InspectTask | SelfTest | Discard | RootTask | CommitTask
+    | SealTask
 )
 
 
@@ -231,11 +241,11 @@ class Reply(msgspec.Struct, frozen=True):
     copies of the attempts ``bad`` did not match their digests or are gone. ``host``: the machine failed us, no vote.
     ``ready``, ``rooted``, ``committed``, ``sealed``: ``data`` holds the evidence asked for. ``inspected``: what was asked for,
     and ``bytes_in`` the size of the copy. ``slips``: of the first SLIPS_MAX partitions that had to be fetched again.
-    ``counters``: what the job counted; they are not voted on.
+    ``tested``: ``data`` holds digests of the answers. ``counters``: what the job counted; they are not voted on.
     """
 
     attempt: Offset
-    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "rooted", "committed", "sealed", "inspected"]
+    status: Literal["ok", "failed", "refused", "host", "ready", "checked", "tested", "rooted", "committed", "sealed", "inspected"]
     parts: tuple[PartReply, ...] = ()
     path: str = ""
     data: bytes = b""

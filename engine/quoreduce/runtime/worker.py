@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[wire.Stored], bytes]
 FETCH_TRIES = 2
-COMPUTE_FAULTS = ("flip", "wrong", "stuck")
+COMPUTE_FAULTS = ("flip", "wrong", "stuck", "bad")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
@@ -110,6 +110,10 @@ class Worker:
                 return self._run(request.task)
             case wire.InspectTask():
                 return inspect_copy(request, self.read, self._digester, record_width(self._job.output))
+            case wire.SelfTest():
+                from quoreduce.runtime import selftest
+
+                return wire.Reply(request.attempt, "tested", data=selftest.answer(request))
             case wire.CommitTask() | wire.SealTask() | wire.RootTask():
                 return self._attest(request)
         raise HostError(f"unknown request {type(request).__name__}")

@@ -81,7 +81,7 @@ class Faults:
     """All faults of a run, chosen beforehand; ``injected`` counts those that struck.
 
     Attributes:
-        messages: whether any of them may strike a message. slow: node -> factor.
+        messages: whether any of them may strike a message. slow: node -> factor. bad_nodes: their numbers.
         lost_nodes: node -> when, as a share of the time that the job should take.
         beyond: why no promise is made of the result, or empty.
     """
@@ -104,6 +104,7 @@ class Faults:
             elif fault.kind not in PROBABILITIES:
                 self._choose_tasks(fault, rng)
         self.slow = self._nodes.get("slow", {})
+        self.bad_nodes = sorted(self._nodes.get("bad", {}))
         self.injected["slow"] += len(self.slow)
         gang = {n if shape.domain == "node" else n // shape.rack for n in self._nodes.get("collude", {})}
         many = len(gang) > plan.need - 1

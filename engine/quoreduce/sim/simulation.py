@@ -579,6 +579,8 @@ def _added(outcomes: Sequence[Outcome]) -> Outcome:
         for counts, more in ((first.executions, other.executions), (first.injected, other.injected)):
             for kind, n in more.items():
                 counts[kind] = counts.get(kind, 0) + n
+        first.suspects |= other.suspects
+        first.quarantined = list(dict.fromkeys(first.quarantined + other.quarantined))
         first.violations += other.violations
         first.transcript += other.transcript
     first.transcript = hashlib.blake2b(first.transcript.encode(), digest_size=16).hexdigest()

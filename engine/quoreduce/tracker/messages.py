@@ -63,11 +63,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker is ready for `slots` executions at a time. Its domain is what fails together (R1)."""
+    """A worker is ready for `slots` executions at a time. Its domain is what fails together (R1).
+
+    `cpu`: its type of CPU, on which the output of a job that is not deterministic may depend (R11); empty: not known.
+    """
 
     worker: str
     domain: str
     slots: int = 1
+    cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from quoreduce.tracker.suspicion import Known, Suspicion
+from quoreduce.tracker.suspicion import Group, Known, Suspicion
 from quoreduce.tracker.vote import Ballot, Camp
 
 
@@ -41,6 +41,7 @@ class Pool:
         open: those of them that replicas may be launched in, i.e. that are not quarantined.
         suspicion: what was seen of each domain; kept when the domain dies.
         busy: number of slots in use.
+        types: domain -> type of CPU, if all its workers have the same and it is known; kept when the domain dies.
     """
 
     def __init__(self, need: int, known: Mapping[str, Known] | None = None) -> None:
@@ -51,11 +52,12 @@ class Pool:
         self.open: dict[str, Domain] = {}
         self.suspicion = Suspicion(known or {})
         self.busy = 0
+        self.types: dict[str, str] = {}
         # Open domains with a free slot. Taken from the front, put back at the end: that spreads the load. An
         # OrderedDict, because finding the first key of a dict whose front was deleted is not O(1).
         self.free: OrderedDict[str, Domain] = OrderedDict()
 
-    def join(self, name: str, domain_name: str, slots: int) -> bool:
+    def join(self, name: str, domain_name: str, slots: int, cpu: str = "") -> bool:
         """Add a worker. False if it is known already or has no slots."""
         if name in self.workers or slots < 1:
             return False
@@ -63,6 +65,8 @@ class Pool:
         if domain is None:
             domain = self.domains[domain_name] = Domain(domain_name)
             self.open[domain_name] = domain
+        if self.types.setdefault(domain_name, cpu) != cpu:
+            self.types[domain_name] = ""
         worker = Worker(name, domain, slots)
         self.workers[name] = domain.workers[name] = domain.idle[name] = worker
         if domain_name in self.open:
@@ -159,6 +163,11 @@ class Pool:
     def judge(self, domain: str, judged: bool, lost: bool) -> None:
         """Note that a domain was judged on a task, or lost its vote, for the first time each (R11)."""
         if self.suspicion.judge(domain, judged, lost):
+            self._review()
+
+    def compare(self, domain: str, group: Group, lost: bool) -> None:
+        """Note a vote of the first plan that was won or lost (R11)."""
+        if self.suspicion.compare(domain, group, lost):
             self._review()
 
     def tested(self, domain: str, passed: bool) -> None:

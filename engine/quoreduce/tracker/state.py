@@ -101,6 +101,7 @@ class Attempt:
     state: TaskState
     worker: str
     domain: str
+    replica: int
     store: bool
     sources: tuple[tuple[Source, ...], ...]
     status: Status = "running"

@@ -6,6 +6,9 @@ then nobody is worse than the others. There are three ways to be *named*:
 - ``test``: the domain failed a known-answer test. It is asked for one when its answers contradict others', on its first,
   second, fourth, eighth... such task: log2 of them at most, and none in a job without faults.
 - ``votes``: it lost so much more often than all others together that chance explains it with a probability below CHANCE_MOST.
+  Like is compared with like: votes of the same kind of task and the same number of replica, of the first plan only, on the same
+  type of CPU. Who is asked for a third opinion is asked because somebody else was wrong, faults may strike maps and not reduces,
+  and a job that depends on the CPU makes the rarer type lose.
 - ``probation``: it lost a vote, or failed a test, though it was let back on probation; ``record``: it begins as a suspect.
 """
 
@@ -13,9 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from quoreduce.tracker.messages import Kind
+
+Group = tuple[Kind, int, str]
 Known = Literal["quarantined", "probation"]
 Why = Literal["", "test", "votes", "probation", "record"]
 
@@ -30,6 +36,7 @@ class Standing:
     Attributes:
         judged: tasks that it voted on and that were won. lost: those of them on which a vote of its was lost.
         disputed: tasks on which its answer contradicted another's.
+        tallies: (kind of task, replica, type of CPU) -> votes judged, votes lost, of the first plan.
         passed, failed: known-answer tests.
         probation: one lost vote or failed test is enough to be named.
         why: how it came to be named; empty if it is not.
@@ -38,10 +45,23 @@ class Standing:
     judged: int = 0
     lost: int = 0
     disputed: int = 0
+    tallies: dict[Group, list[int]] = field(default_factory=dict)
     passed: int = 0
     failed: int = 0
     probation: bool = False
     why: Why = ""
+
+    def plus(self, other: Standing) -> Standing:
+        """Of two domains together, which are made of the same."""
+        tallies = {group: list(tally) for group, tally in self.tallies.items()}
+        for group, (judged, lost) in other.tallies.items():
+            mine = tallies.setdefault(group, [0, 0])
+            mine[:] = mine[0] + judged, mine[1] + lost
+        why = self.why if self.why not in ("", "record") else other.why or self.why
+        return Standing(
+            self.judged + other.judged, self.lost + other.lost, self.disputed + other.disputed, tallies,
+            self.passed + other.passed, self.failed + other.failed, self.probation or other.probation, why,
+        )  # fmt: skip
 
 
 def chance(lost: int, judged: int, others_lost: int, others_judged: int) -> float:
@@ -78,7 +98,7 @@ class Suspicion:
         """Begin with what is ``known`` from earlier jobs."""
         self.standings: dict[str, Standing] = {}
         self.named: dict[str, None] = {}
-        self._judged = self._lost = 0  # over all domains
+        self._tallies: dict[Group, list[int]] = {}  # over all domains
         for name, state in known.items():
             self.of(name).probation = state == "probation"
             if state == "quarantined":
@@ -92,18 +112,22 @@ class Suspicion:
         return standing
 
     def judge(self, name: str, judged: bool, lost: bool) -> bool:
-        """Count a task that was judged for the first time, or lost for the first time, or both; whether the suspects are to be reviewed."""
+        """Count a task that was judged, or lost, for the first time, or both; whether the suspects are to be reviewed."""
         standing = self.of(name)
         standing.judged += judged
         standing.lost += lost
-        self._judged += judged
-        self._lost += lost
-        if not lost or standing.why:
-            return lost
-        if standing.probation:
-            return self._name(name, "probation")
-        others = self._lost - standing.lost, self._judged - standing.judged
-        return stands_out(standing.lost, standing.judged, *others) and self._name(name, "votes")
+        return lost and (bool(standing.why) or (standing.probation and self._name(name, "probation")))
+
+    def compare(self, name: str, group: Group, lost: bool) -> bool:
+        """Count a vote of the first plan, now that its task is won; whether the suspects are to be reviewed."""
+        standing = self.of(name)
+        mine, all_ = standing.tallies.setdefault(group, [0, 0]), self._tallies.setdefault(group, [0, 0])
+        for tally in (mine, all_):
+            tally[0] += 1
+            tally[1] += lost
+        if not lost or standing.why or not stands_out(mine[1], mine[0], all_[1] - mine[1], all_[0] - mine[0]):
+            return False
+        return self._name(name, "votes")
 
     def dispute(self, name: str) -> bool:
         """Count a task on which a domain contradicts others; whether that is a reason to test it."""

@@ -149,6 +149,11 @@ class JobTracker:
         """What was seen of each domain so far (R11)."""
         return self._pool.suspicion.standings
 
+    @property
+    def quarantined(self) -> list[str]:
+        """Live domains that get no work, for they are suspects and others are enough (R11)."""
+        return self._pool.quarantined
+
     def counters(self) -> dict[str, int]:
         """Figures for a progress display."""
         return {
@@ -171,7 +176,7 @@ class JobTracker:
     # ---- events: exactly one of these per event -------------------------------------------------------------------
 
     def _on_joined(self, event: WorkerJoined) -> None:
-        self.ledger.ignored += not self._pool.join(event.worker, event.domain, event.slots)
+        self.ledger.ignored += not self._pool.join(event.worker, event.domain, event.slots, event.cpu)
 
     def _on_lost(self, event: WorkerLost) -> None:
         """Replace what ran there: a crash is not a vote (R9). Votes already cast stand."""
@@ -288,7 +293,7 @@ class JobTracker:
         if self._started or state.winner is not None:
             self.ledger.ignored += 1
             return
-        attempt = Attempt(event.attempt, state, "", event.domains[0], event.stored, (), "over")
+        attempt = Attempt(event.attempt, state, "", event.domains[0], 0, event.stored, (), "over")
         self._attempts[attempt.id] = attempt
         for domain in event.domains:
             attempt.camp = state.ballot.cast(attempt.id, domain, event.output.digest, event.output)
@@ -296,8 +301,9 @@ class JobTracker:
         if event.stored:
             attempt.stored = True
             attempt.camp.copies.append(attempt.id)
-        state.owed, state.executions = 0, self.plan.first
-        self._try_win(state)
+        state.owed, state.executions, state.winner = 0, self.plan.first, attempt.camp
+        if event.task.kind == "map":
+            self._map_won(state, attempt.camp, event.output)
         self._refresh(state)
         self._top_up(state)
 
@@ -427,7 +433,7 @@ class JobTracker:
             sources = self._gather()
             self.ledger.shipped_nbytes += self._offered_nbytes[task.index]
         worker = self._pool.take(domain, id_)
-        attempt = Attempt(id_, state, worker, domain.name, store, sources, spare=spare)
+        attempt = Attempt(id_, state, worker, domain.name, replica, store, sources, spare=spare)
         self._attempts[id_] = state.running[id_] = attempt
         state.asked[domain.name] = state.asked.get(domain.name, 0) + 1
         state.executions += 1
@@ -498,7 +504,9 @@ class JobTracker:
         self.ledger.votes += 1
         if state.ballot.disputed and len(camp.attempts) == 1:
             self._doubt(attempt)
-        if state.winner is None:
+        if state.ballot.disputed and state.ballot.split_along(self._pool.types):
+            self._blame_types(state)
+        elif state.winner is None:
             self._try_win(state)
         else:
             self._judge_late(attempt, camp is not state.winner)
@@ -524,6 +532,9 @@ class JobTracker:
         losers = set(lost.values())
         for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
             self._pool.judge(domain, True, domain in losers)
+        for camp in state.ballot.camps:
+            for id_ in camp.attempts:
+                self._compare(self._attempts[id_], camp is not winner)
         for id_, domain in lost.items():
             self._accuse(state, id_, domain)
         if not self.plan.upfront:
@@ -563,8 +574,21 @@ class JobTracker:
             if other == domain and id_ != attempt.id
         ]
         self._pool.judge(domain, not before, lost and not any(before))
+        self._compare(attempt, lost)
         if lost:
             self._accuse(state, attempt.id, domain)
+
+    def _blame_types(self, state: TaskState) -> None:
+        """The job's output depends on the type of CPU: nobody is wrong but the job (R11)."""
+        types = " and ".join(self._pool.types[next(iter(camp.domains))] for camp in state.ballot.camps)
+        hint = "quoreduce check --settings cpu looks for the cause"
+        why = f"domains with the same type of CPU agree, and those of different types ({types}) do not"
+        self._fail("not_deterministic", state.task, f"{why}: the job is not deterministic ({hint}). {state.story()}.")
+
+    def _compare(self, attempt: Attempt, lost: bool) -> None:
+        if attempt.replica < self.plan.first:
+            group = attempt.state.task.kind, attempt.replica, self._pool.types[attempt.domain]
+            self._pool.compare(attempt.domain, group, lost)
 
     def _doubt(self, attempt: Attempt) -> None:
         """An answer contradicts those before it: it is time to test who gave it, and who gave the first that is contradicted.

@@ -8,7 +8,7 @@ Nothing here knows of workers, of time or of which task it is about.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -101,6 +101,15 @@ class Ballot:
         for camp in self.camps:
             lacking = min(lacking, need - len(camp.domains.keys() | running))
         return max(0, lacking)
+
+    def split_along(self, types: Mapping[str, str]) -> bool:
+        """Whether camps are types of CPU: each of one type, no type in two, two domains at least in each (R11).
+
+        Two domains that are wrong in the same way are no accident. That all of their type are, and no other, is no fault.
+        """
+        sides = [{types.get(domain, "") for domain in camp.domains} for camp in self.camps]
+        apart = len(set().union(*sides)) == len(sides) > 1 and all(len(side) == 1 and "" not in side for side in sides)
+        return apart and all(len(camp.domains) > 1 for camp in self.camps)
 
     def latest(self, domain: str) -> int:
         """Number of the domain's latest vote, or -1."""

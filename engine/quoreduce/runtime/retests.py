@@ -1,0 +1,73 @@
+"""Tests of suspect cores while a job runs: the tracker asks for them, a worker computes, and the driver's side compares (R11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quoreduce.runtime import wire
+from quoreduce.runtime.faults import FaultPlan
+from quoreduce.runtime.options import Suspect
+from quoreduce.runtime.port import Executor
+from quoreduce.runtime.selftest import ROUNDS, failures
+from quoreduce.tracker import Retest, Retested
+from quoreduce.tracker.tracker import JobTracker
+
+LIMIT_S = 60.0  # the first test of a worker loads kernels, on a machine that may be busy
+
+
+class Retests:
+    """The tests that are under way in a job, and what came out of those that are over.
+
+    A worker takes one after the task that it executes, and before those that it is sent later.
+    """
+
+    def __init__(self, executor: Executor, faults: FaultPlan) -> None:
+        self._executor = executor
+        self._faults = faults
+        self._under_way: dict[int, tuple[Retest, float]] = {}
+        self._wrong: dict[str, dict[str, int]] = {}  # domain -> kernel -> wrong answers
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a test is under way."""
+        return bool(self._under_way)
+
+    def engage(self, worker: str) -> bool:
+        """Whether a worker has a test before it."""
+        return any(test.worker == worker for test, _ in self._under_way.values())
+
+    def begin(self, test: Retest, names: Sequence[str], free_at: float) -> None:
+        """Send a test to a worker that is free by ``free_at`` (monotonic clock). ``names``: of its domain, for faults."""
+        struck = self._faults.strike_test(test.test, names)
+        fault, percent = struck if struck is not None else (None, 0)
+        self._under_way[test.test] = test, free_at + LIMIT_S
+        self._executor.submit(test.worker, wire.encode(wire.SelfTest(test.test, ROUNDS, fault, percent)))
+
+    def ended(self, worker: str, reply: wire.Reply) -> list[Retested]:
+        """Compare a worker's answers; nothing if none of its were awaited (R10)."""
+        test, _ = self._under_way.get(reply.attempt, (None, 0.0))
+        if test is None or test.worker != worker:
+            return []
+        del self._under_way[reply.attempt]
+        wrong = failures(reply.data, ROUNDS)
+        for kernel, times in wrong.items():
+            counts = self._wrong.setdefault(test.domain, {})
+            counts[kernel] = counts.get(kernel, 0) + times
+        return [Retested(reply.attempt, not wrong)]
+
+    def lost(self, worker: str) -> None:
+        """A worker is gone, and with it its test: that is no answer."""
+        self._under_way = {number: one for number, one in self._under_way.items() if one[0].worker != worker}
+
+    def late(self, now: float) -> list[str]:
+        """Workers whose test is past its deadline."""
+        return [test.worker for test, deadline in self._under_way.values() if deadline <= now]
+
+    def suspects(self, tracker: JobTracker) -> dict[str, Suspect]:
+        """The suspects of a job, with all that was seen of them."""
+        shut, found = set(tracker.quarantined), {}
+        for name, one in tracker.standings.items():
+            if one.why:
+                wrong = dict(sorted(self._wrong.get(name, {}).items()))
+                found[name] = Suspect(one.why, one.lost, one.judged, one.passed, one.failed, wrong, name in shut)
+        return found
