@@ -48,7 +48,9 @@ DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
 LOOK_S = 1.0
 RECORDS = 1
-_SUMS = ("makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
+_SUMS = (
+    "makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events"
+)  # fmt: skip
 Wrong = dict[int, bytes]  # partition -> what is wrong with it
 
 

@@ -1,7 +1,8 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
 `JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `pace` for who is slow, `ledger` for what it cost. No clock, no randomness, no I/O.
+`vote` for who wins, `placement` for who runs what, `pace` for who is slow, `ledger` for what it cost. No clock, no
+randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger

@@ -136,9 +136,7 @@ class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
-Event: TypeAlias = (
-    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Stalled
-)
+Event: TypeAlias = WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Stalled
 
 
 # ---- commands -----------------------------------------------------------------------------------------------------
