@@ -1,8 +1,8 @@
 """What silent faults cost: voted jobs (f=1) of whose map tasks a share is wrong once, against the same without faults, in turn.
 
-One of the two replicas of each struck map task gives a wrong but well-formed output (``--fault wrong:map:N%``), so that a third one
-has to be asked. The digest of every output is compared with that of the first run. Local workers of a warm session, kept to two
-cores; a third failure domain is needed to outvote, so there are three workers, each a domain of its own (``--domain worker``),
+One of the two replicas of each struck map task gives a wrong but well-formed output (``--fault wrong:map:N%``), so that a third
+one has to be asked. The digest of every output is compared with that of the first run. Local workers of a warm session, kept to
+two cores; a third failure domain is needed to outvote, so there are three workers, each a domain of its own (``--domain worker``),
 of which two share a core. The published figures beside it are FTMR's: 1.96 times the time without faults at 100 %.
 """
 
@@ -141,7 +141,8 @@ def markdown(cells: measure.Cells) -> str:
     lines = [
         f"{WORKERS} local workers, each a failure domain (--domain worker), on two cores; f=1; about {MAPS} maps.",
         "",
-        "| job, wrong maps | without s | with s | time ratio (min/min; quartiles) | FTMR's, published | CPU ratio | executions | clean pairs |",
+        "| job, wrong maps | without s | with s | time ratio (min/min; quartiles) | FTMR's, published | CPU ratio | executions | "
+        "clean pairs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for title, c in cells.items():

@@ -331,7 +331,7 @@ def test_the_command_checks_jobs_of_two_commands(line: Path, capsys: pytest.Capt
     [
         (("stream",), "stream needs --mapper and --reducer"),
         (("stream", "--mapper", "cat"), "stream needs --mapper and --reducer"),
-        (("wordcount", "--mapper", "cat", "--reducer", "cat"), "--mapper and --reducer go with the job stream"),
+        (("wordcount", "--mapper", "cat", "--reducer", "cat"), "go with the job stream, not with wordcount"),
         (("stream", "--mapper", "", "--reducer", "cat"), "the mapper is no command"),
     ],
 )

@@ -16,6 +16,7 @@ from quoreduce import Job, Options, Result, Session
 from quoreduce.jobs.scan import scan_job
 from quoreduce.runtime import driver, wire
 from quoreduce.runtime.options import Place
+from quoreduce.runtime.port import Arrival
 from quoreduce.tracker.pace import FLOOR_S
 
 FAR_S = 600.0
@@ -115,27 +116,41 @@ def test_without_spares_it_is_waited_for_until_its_deadline(verses: Path, tmp_pa
 
 
 def test_a_worker_that_starts_late_is_not_slow(verses: Path, tmp_path: Path) -> None:
-    """Its patience counts from when it has begun the job."""
+    """What it is given meanwhile counts from when it has begun the job."""
     with meddled_session(3) as (session, meddler):
         session.on = "local"
-        _start_late(meddler, session.workers[2].name)
+        _start_late(meddler, session.workers[2].name, driver.PATIENCE_START_S - 1)
+        begun = meddler.clock.now
         result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.005))
-    assert result.spares == 0
+        assert meddler.clock.now - begun >= driver.PATIENCE_START_S - 1
+    assert (result.spares, result.reexecutions) == (0, 0)
 
 
-def _start_late(meddler: Meddler, late: str) -> None:
-    def replies(worker: str, reply: wire.Reply) -> list[wire.Reply]:
-        meddler.clock.now += (driver.PATIENCE_START_S - 1) * (reply.attempt < 0 and worker == late)
-        return [reply]
+def _start_late(meddler: Meddler, late: str, after_s: float) -> None:
+    """Keep all requests from one worker for some time."""
+    kept: list[bytes] = []
+    end, wait = meddler.clock.now + after_s, meddler.wait
 
-    meddler.replies = replies
+    def keep(worker: str, request: wire.Request) -> bool:
+        if worker != late or meddler.clock.now >= end:
+            return True
+        kept.append(wire.encode(request))
+        return False
+
+    def deliver(timeout_s: float) -> list[Arrival]:
+        if meddler.clock.now >= end:
+            for raw in kept:
+                meddler.submit(late, raw)
+            kept.clear()
+        return wait(timeout_s)
+
+    meddler.requests = keep
+    meddler.wait = deliver  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("mode", ["original", "bft"])
 @pytest.mark.parametrize("job", ["wordcount", "sort", "scan"])
-def test_without_a_straggler_there_are_no_spares(
-    job: str, mode: str, run: Runner, verses: Path, records: Path
-) -> None:  # fmt: skip
+def test_without_a_straggler_there_are_no_spares(job: str, mode: str, run: Runner, verses: Path, records: Path) -> None:
     """R2: the benchmarks' jobs, with a domain to spare."""
     jobs: dict[str, Callable[[], Job]] = {"wordcount": lambda: WORDCOUNT, "sort": lambda: SORT, "scan": lambda: scan_job(b"~")}
     result, _ = run(

@@ -1,8 +1,8 @@
 """Which executions are overdue, by how long others of their kind took. Times are arguments: there is no clock here.
 
 An execution is overdue when it runs for longer than FACTOR times the median of those that finished, and than FLOOR_S. One that
-has more to read than the median is given more time in proportion; one that has less is not given less. The first execution of a kind
-in a worker is compared with first ones only, for it may load or compile what the later ones find.
+has more to read than the median is given more time in proportion; one that has less is not given less. The first execution of
+a kind in a worker is compared with first ones only, for it may load or compile what the later ones find.
 """
 
 from __future__ import annotations
