@@ -142,6 +142,7 @@ def local(seed: int, folder: Path) -> Found:
         text.write_text("\n".join(" ".join(f"w{rng.randrange(5000)}" for _ in range(12)) for _ in range(4000)))
     options = Options(split_mb=0.005, reducers=4, faults=(f"bad:{bad}:{100 * BAD:.0f}%",), fault_seed=seed, suspects=False)
     with Session(Place("local", 4, "worker")) as session:
+        session.run(JOB, [str(text)], str(folder / f"warm{seed}"), Options(suspects=False))  # all four are there from the start
         result = session.run(JOB, [str(text)], str(output), options)
     shut = tuple(name for name, one in result.suspects.items() if one.quarantined)
     judged = result.suspects[bad].judged if bad in result.suspects else 0
