@@ -194,7 +194,7 @@ class Campaign:
     def _moment(self, reference: Reference) -> tuple[str, Callable[[float, int], bool]]:
         """A moment to kill a driver: its name, and whether it has come, by seconds since the start and bytes of the journal."""
         rng = self._rng
-        kind = rng.choice(("clock", "journal", "journal", "end"))
+        kind = rng.choice(("clock", "clock", "journal", "journal", "end"))
         if kind == "clock":
             at_s = rng.uniform(0, 1.05 * reference.life_s)
             return kind, lambda now_s, nbytes: now_s >= at_s
@@ -352,7 +352,8 @@ def table(tally: Tally) -> str:
     moments = ", ".join(f"{name} {n}" for name, n in sorted(tally.moments.items()))
     return "\n".join([
         *lines,
-        f"{tally.kills} kills ({moments}; {tally.misses} came too late) in {tally.jobs} jobs whose outputs are right, nothing left;",
+        f"{tally.kills} kills ({moments}; {tally.misses} came too late);",
+        f"{tally.jobs} jobs, their outputs right, and nothing left of them;",
         f"the last drivers took over {tally.taken} tasks and executed {tally.executed} times, never what was agreed on before;",
         f"{tally.torn} journals had a torn end",
     ])  # fmt: skip

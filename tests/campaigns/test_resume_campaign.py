@@ -55,7 +55,8 @@ def test_it_would_see_another_output_and_what_is_left_beside_it(tmp_path: Path) 
     none = campaign.Counter[str]()
     with pytest.raises(campaign.Wrong, match="exit 2"):
         trial._judge(campaign.Ended(False, 2, "", "quoreduce: something else\n", 1.0), reference, none)
-    for other in (campaign.Reference({"part-r-00000": b"other"}, "d", {}, 1.0, 1), campaign.Reference(reference.parts, "e", {}, 1.0, 1)):
+    for parts, digest in (({"part-r-00000": b"other"}, "d"), (reference.parts, "e")):
+        other = campaign.Reference(parts, digest, {}, 1.0, 1)
         with pytest.raises(campaign.Wrong, match="is another"):
             trial._judge(complete, other, none)
     (tmp_path / "outputs" / ".out.lock").touch()

@@ -22,6 +22,8 @@ from quoreduce.cli import main
 from quoreduce.data.commit import OutputDir
 from quoreduce.data.journal import Begun, Decided, Gone, Header, Journal, Launched, Record, decode, encode
 from quoreduce.errors import InputError, JobError, JournalError, NoQuorum, OutputError, UsageError
+from quoreduce.runtime import wire
+from quoreduce.runtime.inline import InlineExecutor
 from quoreduce.runtime.options import Attest, Place
 
 TIMEOUT_S = 120
@@ -179,6 +181,77 @@ def test_counters_cover_all_lives(sessions: Sessions, verses: Path, tmp_path: Pa
     whole = sessions("inline").run(WORDCOUNT, [str(verses)], str(tmp_path / "whole"), Options(reducers=3, split_mb=SPLIT_MB))
     resumed = half_done.resume(str(out))
     assert (resumed.counters, resumed.records_in, resumed.bytes_in) == (whole.counters, whole.records_in, whole.bytes_in)
+
+
+# ---- when things are written down
+
+
+class Watch:
+    """Looks at the journal when something is asked of a worker, and when a part is published."""
+
+    def __init__(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.out, self.launches, self.published, self.syncs = out, 0, 0, 0
+        self._synced: set[tuple[str, int]] = set()
+        submit, publish, sync = InlineExecutor.submit, OutputDir.publish, Journal.sync
+
+        def submitted(executor: InlineExecutor, worker: str, raw: bytes) -> None:
+            request = wire.decode_request(raw)
+            if isinstance(request, wire.MapTask | wire.ReduceTask):
+                assert request.attempt in {one.attempt for one in journal_of(out) if isinstance(one, Launched)}
+                self.launches += 1
+            submit(executor, worker, raw)
+
+        def published(place: OutputDir, part: int, attempt: int) -> None:
+            assert ("reduce", part) in self._synced
+            self.published += 1
+            publish(place, part, attempt)
+
+        def synced(journal: Journal) -> None:
+            sync(journal)
+            self.syncs += 1
+            if list(out.parent.glob(f".{out.name}.*.staging/journal")):
+                self._synced = agreed_in(journal_of(out))
+
+        monkeypatch.setattr(InlineExecutor, "submit", submitted)
+        monkeypatch.setattr(OutputDir, "publish", published)
+        monkeypatch.setattr(Journal, "sync", synced)
+
+
+@pytest.mark.parametrize("mode", ["original", "bft"])
+def test_it_is_written_down_before_it_is_done_and_on_disk_before_it_is_published(
+    mode: str, sessions: Sessions, verses: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions("inline")
+    watch = Watch(out, monkeypatch)
+    result = cut_short(session, WORDCOUNT, verses, out, 1000, mode=mode)
+    assert result is not None
+    assert watch.launches == sum(result.executions.values())
+    assert watch.published == 3
+    assert watch.syncs <= 1 + result.splits + result.parts, "once for each batch of votes at most"
+
+
+def test_of_several_copies_one_that_was_not_given_up_is_taken(out: Path, tmp_path: Path) -> None:
+    """A worker that outlives its driver may still delete what it was told to."""
+    from quoreduce.runtime.durable import _latest
+
+    place = OutputDir(str(out), False, [], "job")
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    first, second, none = (
+        Decided("map", 0, attempt, ("x", "y"), b"d", (), path and str(tmp_path / path))
+        for attempt, path in ((0, "a"), (1, "b"), (2, ""))
+    )
+
+    def latest(*decided: Decided, gone: set[int] = frozenset()) -> list[tuple[int, bool]]:  # type: ignore[assignment]
+        return [(one.decided.attempt, one.stored) for one in _latest(place, decided, gone)]
+
+    assert latest(first, second) == latest(none, second) == latest(none, first, second, gone={0}) == [(1, True)]
+    assert latest(first, second, gone={1}) == latest(first, none) == [(0, True)]
+    assert latest(first, second, gone={0, 1}) == [(0, False)]
+    (tmp_path / "b").unlink()
+    assert latest(first, second) == [(0, True)]
+    assert latest(second) == [(1, False)]
+    place.abort()
 
 
 # ---- what was stored is lost or rotten
@@ -423,7 +496,8 @@ def gate(tmp_path: Path) -> Gate:
 
 @pytest.mark.parametrize(
     ("number", "code", "says"),
-    [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "quoreduce: interrupted, nothing was published; what was agreed on is kept: "),
+    [(signal.SIGKILL, -9, ""),
+     (signal.SIGINT, 130, "quoreduce: interrupted, nothing was published; what was agreed on is kept: "),
      (signal.SIGTERM, 143, "quoreduce: terminated, nothing was published; what was agreed on is kept: ")],
 )  # fmt: skip
 def test_a_driver_that_is_killed_while_workers_reduce(
