@@ -22,7 +22,7 @@ from quoreduce.data.commit import Output, OutputDir, output_errors
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, is_uri, open_filesystem, plan_splits, public_name, uri_errors
 from quoreduce.data.journal import Begun, Decided, Gone, Header, Journal, Launched, Record, Source
-from quoreduce.errors import JobError, JournalError, NotDeterministic, UsageError
+from quoreduce.errors import JobError, JournalError, NotDeterministic
 from quoreduce.job import Job
 from quoreduce.runtime import wire
 from quoreduce.runtime.incidents import Kept
@@ -187,8 +187,7 @@ def begin(
     options: Options,
 ) -> Life:  # fmt: skip
     """Begin a durable job: from now on it can be resumed. ``setup`` is what its workers are told; ``where``: where they are."""
-    if not isinstance(place, OutputDir):
-        raise UsageError("--durable keeps its journal beside the output, so that has to be a directory, not a URI")
+    assert isinstance(place, OutputDir), "URIs were refused"
     header = Header(
         quoreduce.__version__, job.name, setup.job, msgspec.msgpack.encode(options), msgspec.msgpack.encode(where),
         tuple(source if is_uri(source) else os.path.abspath(source) for source in inputs), job.input, split_bytes,

@@ -22,7 +22,7 @@ import quoreduce
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, plan_splits
+from quoreduce.data.inputs import Split, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.job import Job, record_width
@@ -105,6 +105,8 @@ class Session:
         """
         options = options or Options()
         self._make_ready(options)
+        if options.durable and local_path(output) is None:
+            raise UsageError("--durable keeps its journal beside the output, so that has to be a directory, not a URI")
         start, cpu = time.perf_counter(), time.process_time()
         split_bytes = _split_bytes(job, options)
         splits = plan_splits(inputs, parse_format(job.input), split_bytes)

@@ -209,8 +209,8 @@ def _is_file(fd: int, path: Path) -> bool:
 def sweep(base: Path) -> None:
     """Delete the session folders under ``base`` whose owner is dead (its lock is free)."""
     for folder in base.glob(PREFIX + "*"):
-        try:
-            lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        try:  # made if need be: an owner may have died before it could lock it, or a worker while others deleted it
+            lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             continue
         try:
