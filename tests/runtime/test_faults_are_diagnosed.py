@@ -282,12 +282,38 @@ def block_style_of(job: Job) -> Job:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_faults_in_numbers_do_not_look_like_a_job_that_is_not_deterministic(seed: int, run: Runner, text: Path) -> None:
-    """Neither do reduces that have read a map which lost its vote afterwards (R5)."""
     faults = ("wrong:map:50%@first", "flip:map:25%@any", "wrong:reduce:1@any", "lie:reduce:1@any", "swap:map:1", "crash:all:1@any")
     result = struck(run, "inline", text, *faults, fault_seed=seed, workers=2 + seed % 3)
     assert not [one for one in result.diagnoses if one.kind == "non-determinism"]
-    assert {one.kind for one in result.diagnoses} >= {"compute", "crash"}
+    assert "compute" in {one.kind for one in result.diagnoses}
     assert len([one for one in result.diagnoses if one.kind in ("compute", "metadata")]) == sum(result.suspects.values())
+
+
+def test_what_was_read_before_a_map_lost_its_vote_does_not_count(tmp_path: Path, text: Path) -> None:
+    """R5: all reduces first read a wrong map. What they gave then says nothing about whom votes wrong afterwards."""
+    held: list[tuple[str, wire.Request]] = []
+    first: set[int] = set()
+
+    def hold(worker: str, request: wire.Request) -> bool:
+        if isinstance(request, wire.MapTask) and not request.store and not held:
+            held.append((worker, request))
+            return False
+        return True
+
+    def release(worker: str, reply: wire.Reply) -> list[wire.Reply]:
+        if reply.status == "ok" and len(reply.parts) == 1 and not first:
+            first.add(reply.attempt)
+            meddler.submit(held[0][0], wire.encode(held[0][1]))
+        return [reply]
+
+    with meddled_session() as (session, meddler):
+        meddler.requests, meddler.replies = hold, release  # type: ignore[assignment]
+        faults = ("wrong:map:100%@0", "flip:reduce:1@2")
+        options = Options(faults=faults, reducers=1, split_mb=1.0)
+        result = session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), options)
+    assert first
+    assert [(one.kind, one.task) for one in result.diagnoses] == [("compute", "map 0"), ("compute", "reduce 0")]
+    assert all("right when executed again" in one.evidence for one in result.diagnoses)
 
 
 # ---- what it costs
