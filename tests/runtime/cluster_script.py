@@ -36,6 +36,7 @@ def figures(result: Result, output: Path) -> dict[str, Any]:
         "splits": result.splits,
         "domains": result.domains,
         "beside": left_in(output.parent),
+        "diagnoses": [[one.kind, one.difference is not None] for one in result.diagnoses],
     }
 
 
@@ -79,7 +80,11 @@ def main(text: str, folder: Path) -> None:
         seen["domains"] = session.domains
         seen["nodes"] = len({info.node for info in session.workers})
         seen["plain"] = count(session, text, folder, "plain")
-        for name, fault in (("wire", "wire:reduce:2"), ("swap", "swap:map:2"), ("lose", "lose:map:2"), ("crash", "crash:map:1")):
+        faults = {
+            "wire": "wire:reduce:2", "swap": "swap:map:2", "lose": "lose:map:2", "wrong": "wrong:map:1@first",
+            "crash": "crash:map:1",
+        }  # fmt: skip
+        for name, fault in faults.items():
             seen[name] = count(session, text, folder, name, faults=(fault,))
         seen["f2"] = count(session, text, folder, "f2", f=2, faults=("flip:map:2", "lie:reduce:1"))
         seen["killed"] = kill_a_node(session, cluster, folder)

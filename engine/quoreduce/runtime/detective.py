@@ -353,14 +353,20 @@ class Detective:
         return reply.digest, reply.bytes_in
 
     def _ask(self, stored: Stored, what: str, first: int = 0, count: int = 0, level: int = 0) -> wire.Reply:
-        """Put a question about a copy to somebody who can read it: in another domain than who wrote it, if there is one."""
-        near = [w for w in self.scene.free() if stored.node in (None, w.node)]
-        left = self._end - self.scene.clock()
-        if not near or left <= 0:
+        """Put a question about a copy to somebody who can read it: in another domain than who wrote it, if there is one.
+
+        That is somebody on its node. A digest may be recomputed on another one, which fetches the copy: where nodes are the
+        domains, its own would say what it likes. The answers on the way down a tree are held against that digest.
+        """
+        free, left = self.scene.free(), self._end - self.scene.clock()
+        near = [w for w in free if stored.node in (None, w.node)]
+        far = free if what == "digest" and stored.copy.nbytes <= TREE_BYTES_MAX else []
+        if not (near or far) or left <= 0:
             raise _NoAnswer("there is nobody to ask, or no time")
-        who = min(near, key=lambda w: w.domain == stored.domain)
+        who = min(near + far, key=lambda w: w.domain == stored.domain)
         self._number += 1
-        copy = msgspec.structs.replace(stored.copy, node=who.node)
+        holder = next((w.name for w in near if w.name == stored.copy.worker), near[0].name if near else stored.copy.worker)
+        copy = msgspec.structs.replace(stored.copy, node=stored.node or who.node, worker=holder)
         question = wire.InspectTask(self._number, what, copy, stored.layout, first, count, level)  # type: ignore[arg-type]
         reply = self.scene.ask(who.name, question, left)
         if reply is None or reply.status != "inspected":
