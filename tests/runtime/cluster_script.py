@@ -18,6 +18,7 @@ from test_killed_in_the_middle import Running
 
 import quoreduce.runtime.ray  # noqa: F401 - sets Ray's environment, which counts only before Ray is imported
 from quoreduce import Options, Result, Session
+from quoreduce.runtime import detective
 from quoreduce.runtime.options import Place
 
 NODES = 4
@@ -36,6 +37,7 @@ def figures(result: Result, output: Path) -> dict[str, Any]:
         "splits": result.splits,
         "domains": result.domains,
         "beside": left_in(output.parent),
+        "diagnoses": [[one.kind, one.difference is not None] for one in result.diagnoses],
     }
 
 
@@ -68,6 +70,7 @@ def main(text: str, folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    detective.LIMIT_S = 120.0  # a machine under load must not change what is found out
     cluster = Cluster()
     for _ in range(NODES):
         cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20)
@@ -79,7 +82,11 @@ def main(text: str, folder: Path) -> None:
         seen["domains"] = session.domains
         seen["nodes"] = len({info.node for info in session.workers})
         seen["plain"] = count(session, text, folder, "plain")
-        for name, fault in (("wire", "wire:reduce:2"), ("swap", "swap:map:2"), ("lose", "lose:map:2"), ("crash", "crash:map:1")):
+        faults = {
+            "wire": "wire:reduce:2", "swap": "swap:map:2", "lose": "lose:map:2", "wrong": "wrong:map:1@first",
+            "crash": "crash:map:1",
+        }  # fmt: skip
+        for name, fault in faults.items():
             seen[name] = count(session, text, folder, name, faults=(fault,))
         seen["f2"] = count(session, text, folder, "f2", f=2, faults=("flip:map:2", "lie:reduce:1"))
         seen["killed"] = kill_a_node(session, cluster, folder)

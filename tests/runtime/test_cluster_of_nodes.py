@@ -67,6 +67,16 @@ def test_a_stored_block_that_is_altered_or_lost_is_made_again(kind: str, seen: d
     assert run["executions"] == {"map": planned["map"] + 2, "reduce": planned["reduce"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "diagnoses"),
+    [("wire", [["network", True]] * 2), ("swap", [["store", True]] * 2), ("lose", [["store", False]] * 2),
+     ("wrong", [["compute", True]])],
+)  # fmt: skip
+def test_copies_on_other_nodes_are_looked_into(name: str, diagnoses: list[list[object]], seen: dict[str, Any]) -> None:
+    """Their digests are recomputed on another node, and the way down their trees leads from node to node."""
+    assert seen[name]["diagnoses"] == diagnoses
+
+
 def test_an_actor_dies_on_a_living_node(seen: dict[str, Any], right: list[str]) -> None:
     """R9. What it has stored is still on its node, for whom its successor reads it out; only a reduce that asked for it
     in between was refused, and then the map is executed again (R6)."""

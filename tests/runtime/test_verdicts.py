@@ -34,9 +34,10 @@ def asked_again(*outcomes: bytes, domain: str = "a") -> list[Seen]:
 @pytest.mark.parametrize(
     ("changes", "kind", "says"),
     [
-        ({}, "compute", "it kept no copy"),
+        ({}, "compute", "no copy was kept"),
         ({"copy": "claimed"}, "compute", "that is what it stored"),
         ({"copy": "gone"}, "compute", "what it stored is gone"),
+        ({"copy": "unseen"}, "compute", "nobody could look"),
         ({"copy": "right"}, "metadata", "the bytes that it stored are right"),
         ({"copy": "other"}, "store", "has changed since"),
         ({"digests": NEAR}, "metadata", "1 of 256 bits differ"),
@@ -111,10 +112,11 @@ def test_if_one_map_is_not_deterministic_the_other_maps_prove_nothing() -> None:
 
 def test_what_became_of_a_copy() -> None:
     voted = bytes(32)
-    assert judge_copy(voted, None, True, ["b"]).kind == "store"
-    assert judge_copy(voted, b"\1" * 32, False, ["b"]).kind == "store"
-    assert judge_copy(voted, None, False, ["b"]).kind == "store"
-    assert judge_copy(voted, voted, False, ["b"]).kind == "network"
+    assert judge_copy(voted, None, "gone", ["b"]).kind == "store"
+    assert judge_copy(voted, b"\1" * 32, "there", ["b"]).kind == "store"
+    assert judge_copy(voted, None, "there", ["b"]).kind == "store"
+    assert judge_copy(voted, voted, "there", ["b"]).kind == "network"
+    assert "nobody could look" in judge_copy(voted, None, "unseen", ["b"]).why
 
 
 def test_deaths() -> None:

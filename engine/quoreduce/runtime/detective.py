@@ -81,7 +81,11 @@ class Stored:
 
 
 class _NoAnswer(QuoreduceError):
-    """A question was not answered: the copy is gone, the worker too, or the time."""
+    """A question was not answered: there was nobody to ask, or no time."""
+
+
+class _Gone(_NoAnswer):
+    """A copy cannot be read."""
 
 
 @dataclass(slots=True)
@@ -165,10 +169,10 @@ class Detective:
     def _known(self, attempt: int) -> Kept | None:
         return self.scene.kept.get(attempt) or self.incidents.raised.get(attempt) or self._probed.get(attempt)
 
-    def _seen(self, attempt: int, probe: bool = False) -> Seen:
+    def _seen(self, attempt: int) -> Seen:
         kept = self._known(attempt)
         assert kept is not None
-        return Seen(kept.worker.domain, _voted(kept), probe)
+        return Seen(kept.worker.domain, _voted(kept), attempt in self._probed)
 
     def _same_inputs(self, attempt: int, winner: Kept) -> bool:
         """Whether an execution read what the winner has read: a reduce may have read a partition that lost its vote (R5)."""
@@ -181,8 +185,8 @@ class Detective:
     def _state(self, stored: Stored, claimed: bytes, right: bytes) -> CopyState:
         try:
             found, _ = self._digest(stored)
-        except _NoAnswer:
-            return "gone"
+        except _NoAnswer as error:
+            return "gone" if isinstance(error, _Gone) else "unseen"
         return "right" if found == right else "claimed" if found == claimed else "other"
 
     def _again(self, vote: LostVote, incident: Incident, winner: Kept) -> LostVote:
@@ -191,13 +195,13 @@ class Detective:
         unasked = ""
         if not any(seen.domain == domain for seen in others):
             attempt, unasked = self._probe(domain, incident.worker.name, winner.launch)
-            others += [self._seen(attempt, probe=True)] if attempt is not None else []
+            others += [self._seen(attempt)] if attempt is not None else []
         honest = sorted({seen.domain for seen in others if seen.outcome == vote.right} - {domain})
         wavering = {seen.domain for seen in others if seen.outcome != vote.right}
         for witness in sorted(honest, key=lambda name: name in wavering)[:1] * min(2, self._witnesses):
             self._witnesses -= 1
             attempt, _ = self._probe(witness, "", winner.launch)
-            others += [self._seen(attempt, probe=True)] if attempt is not None else []
+            others += [self._seen(attempt)] if attempt is not None else []
         return replace(vote, others=others, unasked=unasked)
 
     def _probe(self, domain: str, worker: str, launch: m.Launch) -> tuple[int | None, str]:
@@ -233,18 +237,18 @@ class Detective:
         if stored is None:
             return None
         readers = [reader.domain for reader in incident.readers]
-        found, gone = None, False
+        found, state = None, "there"
         try:
             found, _ = self._digest(stored)
-        except _NoAnswer:
-            gone = True
-        verdict = judge_copy(stored.copy.digest, found, gone, readers)
+        except _NoAnswer as error:
+            state = "gone" if isinstance(error, _Gone) else "unseen"
+        verdict = judge_copy(stored.copy.digest, found, state, readers)
         if verdict.kind == "network" and incident.readers:
             reader = incident.readers[0]
             what = f"the copy of partition {incident.partition} that {incident.worker.domain} stored: "
             return _said(replace(incident, worker=reader), replace(verdict, why=what + verdict.why))
         difference = None
-        if not gone:
+        if state == "there":
             right = self._right(incident.task, incident.partition, incident.attempt)
             difference = self._compare(incident.partition, stored, right)
         return _said(incident, verdict, difference)
@@ -353,18 +357,26 @@ class Detective:
         return reply.digest, reply.bytes_in
 
     def _ask(self, stored: Stored, what: str, first: int = 0, count: int = 0, level: int = 0) -> wire.Reply:
-        """Put a question about a copy to somebody who can read it: in another domain than who wrote it, if there is one."""
-        near = [w for w in self.scene.free() if stored.node in (None, w.node)]
-        left = self._end - self.scene.clock()
-        if not near or left <= 0:
+        """Put a question about a copy to somebody who can read it: in another domain than who wrote it, if there is one.
+
+        That is somebody on its node. A digest may be recomputed on another one, which fetches the copy: where nodes are the
+        domains, its own would say what it likes. The answers on the way down a tree are held against that digest.
+        """
+        free, left = self.scene.free(), self._end - self.scene.clock()
+        near = [w for w in free if stored.node in (None, w.node)]
+        far = free if what == "digest" and stored.copy.nbytes <= TREE_BYTES_MAX else []
+        if not (near or far) or left <= 0:
             raise _NoAnswer("there is nobody to ask, or no time")
-        who = min(near, key=lambda w: w.domain == stored.domain)
+        who = min(near + far, key=lambda w: w.domain == stored.domain)
         self._number += 1
-        copy = msgspec.structs.replace(stored.copy, node=who.node)
+        holder = next((w.name for w in near if w.name == stored.copy.worker), near[0].name if near else stored.copy.worker)
+        copy = msgspec.structs.replace(stored.copy, node=stored.node or who.node, worker=holder)
         question = wire.InspectTask(self._number, what, copy, stored.layout, first, count, level)  # type: ignore[arg-type]
         reply = self.scene.ask(who.name, question, left)
+        if reply is not None and reply.status == "failed":
+            raise _Gone(reply.error)
         if reply is None or reply.status != "inspected":
-            raise _NoAnswer("it is gone" if reply is not None else "nobody answered")
+            raise _NoAnswer("nobody answered")
         return reply
 
 

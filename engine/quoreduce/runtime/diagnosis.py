@@ -26,7 +26,7 @@ from quoreduce.data.locate import Spot, Value
 
 Kind = Literal["compute", "store", "network", "metadata", "non-determinism", "crash", "hang"]
 Repeats = Literal["yes", "no", "unknown"]
-CopyState = Literal["none", "gone", "right", "claimed", "other"]
+CopyState = Literal["none", "unseen", "gone", "right", "claimed", "other"]
 FEW_BITS = 8
 NEAR_BITS = 32
 """Digests of different bytes differ in 128 of 256 bits, give or take 8: in 32 or fewer with a probability of less than 1e-34."""
@@ -117,8 +117,8 @@ class LostVote:
         others: what came of all other executions of the task, probes among them.
         raised: the error that it raised, if it did. partition: the first whose digest is not right; None if all are.
         digests: of that partition: its own, and the right one.
-        copy: its stored copy of that partition, whose digest was recomputed elsewhere: it has none, it is gone, its digest is the
-            right one, the one that it claimed, another.
+        copy: its stored copy of that partition: there is none, nobody could look at it, it is gone, or its digest, recomputed
+            elsewhere, is the right one, the one that it claimed, another.
         unasked: why the domain was not asked again, if it was not.
     """
 
@@ -198,17 +198,20 @@ def _class(vote: LostVote) -> tuple[Kind, str]:
             return "metadata", f"{told}: {bits} of 256 bits differ, so it was right once"
         case "gone":
             return "compute", f"{told}; what it stored is gone"
-    return "compute", f"{told}; it kept no copy"
+        case "unseen":
+            return "compute", f"{told}; nobody could look at what it stored"
+    return "compute", f"{told}; no copy was kept"
 
 
-def judge_copy(voted: bytes, found: bytes | None, gone: bool, readers: Sequence[str]) -> Verdict:
+def judge_copy(voted: bytes, found: bytes | None, state: str, readers: Sequence[str]) -> Verdict:
     """Say what became of a stored copy that ``readers`` (domains) could not use.
 
-    ``found``: its digest, recomputed by somebody else, or None; ``gone``: it cannot be read at all.
+    ``found``: its digest, recomputed by somebody else, or None. ``state``: ``there``, ``gone``, ``unseen`` if nobody could look.
     """
     who = ", ".join(sorted(set(readers))) or "nobody"
-    if gone:
-        return Verdict("store", f"what it stored is gone; missed by {who}")
+    if state != "there":
+        what = "what it stored is gone; missed by" if state == "gone" else "nobody could look at what it stored; not usable for"
+        return Verdict("store", f"{what} {who}")
     if found == voted:
         return Verdict("network", f"read wrong twice by {who}; what is stored is right", "yes")
     digest = f"has digest {found.hex()[:12]} instead of {voted.hex()[:12]} now" if found else "is no block any more"
