@@ -45,6 +45,7 @@ from quoreduce.tracker import (
 DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
 RECORDS = 1
+TASKS_MAX = 10_000_000
 _SUMS = ("makespan_s", "cpu_s", "reexecutions", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
 Wrong = dict[int, bytes]  # partition -> what is wrong with it
 
@@ -510,6 +511,9 @@ def simulate(
     Args:
         shape, load, calibration, faults, seed: see :class:`Simulation`; stages have seeds of their own.
         f, mode, plan: what the tracker is told, see :class:`quoreduce.tracker.Plan`.
+
+    Raises:
+        UsageError: a stage would have over TASKS_MAX maps.
     """
     outcomes: list[Outcome] = []
     for stage in range(load.cost.stages):
@@ -519,6 +523,8 @@ def simulate(
             break
         whole = load.maps * load.split_bytes * load.cost.map_out * load.cost.reduce_out
         maps = max(1, -(-round(whole) // 64_000_000))
+        if maps > TASKS_MAX:
+            raise UsageError(f"stage {stage + 2} of {load.name} reads {whole:.1g} bytes: over {TASKS_MAX:,} tasks")
         load = Load(load.name, load.cost, maps, load.reduces, max(1.0, whole / maps))
     return _added(outcomes)
 
