@@ -15,7 +15,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-all demo test lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all demo test campaigns lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,10 @@ demo: $(READY)  ## count real and generated text on Ray, plain and voted, with f
 test: $(READY) kernels  ## run all tests, those on Ray last
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(ARGS)
+
+CAMPAIGNS = $(shell grep -l '^if __name__' tests/campaigns/*.py)
+campaigns: $(READY) kernels  ## every campaign at full size, docs/campaigns.md; one: CAMPAIGNS=tests/campaigns/fuzz.py
+	@for campaign in $(CAMPAIGNS); do echo "== $$campaign $(ARGS)"; $(BIN)/python $$campaign $(ARGS) || exit 1; done
 
 lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/ruff check .

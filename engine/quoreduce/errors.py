@@ -6,6 +6,14 @@ line ends with (README, "Exit codes").
 
 from __future__ import annotations
 
+LINE_CHARS_MAX = 500
+
+
+def one_line(error: object) -> str:
+    """Return what an error says in one line, cut where it is too long: it may quote what was found in a file or a message."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LINE_CHARS_MAX else f"{text[:LINE_CHARS_MAX]}..."
+
 
 class QuoreduceError(Exception):
     """Base of all errors that quoreduce raises on purpose; ``exit_code`` is the command line's."""

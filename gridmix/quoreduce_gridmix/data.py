@@ -30,9 +30,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from quoreduce.data.commit import output_errors
 from quoreduce.data.sequencefile import block_frame, file_header, sync_marker
-from quoreduce.errors import HostError, InputError, OutputError, UsageError
+from quoreduce.errors import HostError, InputError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from quoreduce_kernels.gridgen import Chunk, WordList
@@ -58,6 +60,7 @@ SIZES = ("small", "medium", "large")
 SWEEP = "parts:"
 """``parts:N`` is the size of a job that reads the first N part files."""
 
+_DESCRIPTION_BYTES_MAX = 256 * PARTS_MAX
 _STORED_BYTES_MAX = (1 << 16) - 1
 
 
@@ -161,17 +164,29 @@ def load(directory: str | os.PathLike[str]) -> DataSet:
     """Read what :func:`generate` wrote about a set; raise InputError if it is none, or a part has another size."""
     path = Path(os.path.abspath(directory))
     try:
-        said = json.loads((path / DESCRIPTION).read_bytes())
-        if said["version"] != VERSION or said["set"] not in KINDS:
-            raise ValueError(f"version {said['version']} of {said['set']!r} is not known")
-        parts = tuple(Part(**part) for part in said["parts"])
-        for part in parts:
+        with open(path / DESCRIPTION, "rb") as file:
+            said = msgspec.json.decode(file.read(_DESCRIPTION_BYTES_MAX), type=_Said)
+        if said.version != VERSION:
+            raise ValueError(f"version {said.version} is not known")
+        for number, part in enumerate(said.parts):
+            if part.name != part_name(number):
+                raise ValueError(f"part {number} is named {part.name!r}")
             size = (path / part.name).stat().st_size
             if size != part.nbytes:
                 raise ValueError(f"{part.name} has {size} bytes, not {part.nbytes}")
-        return DataSet(path, said["set"], int(said["nbytes"]), int(said["seed"]), parts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no set of GridMix's data: {' '.join(str(error).split())}; generate it") from error
+        return DataSet(path, said.set, said.nbytes, said.seed, said.parts)
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also what msgspec raises
+        raise InputError(f"{path} is no set of GridMix's data: {one_line(error)}; generate it") from error
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What ``_gridmix.json`` says."""
+
+    version: int
+    set: Kind
+    nbytes: int
+    seed: int
+    parts: tuple[Part, ...]
 
 
 # --- one part ---------------------------------------------------------------------------------------------------------

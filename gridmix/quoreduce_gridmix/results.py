@@ -21,15 +21,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 
-from quoreduce.errors import InputError, UsageError
+from quoreduce.errors import InputError, UsageError, one_line
 from quoreduce_gridmix.data import parts_in
 from quoreduce_gridmix.noise import Noise
 
 T = TypeVar("T")
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+RESULTS_BYTES_MAX = 64 << 20
+SECONDS_LEAST = 1e-9
 FORMAT = 2
 FORMATS_READ = (1, 2)
 PLAIN = "plain"
@@ -40,25 +44,25 @@ _PACKAGES = ("quoreduce", "numba", "numpy", "ray", "blake3")
 class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes read, written as output, stored for the shuffle and as output, and shipped between workers."""
 
-    read: int = msgspec.field(name="in")
-    written: int = msgspec.field(name="out")
-    stored: int
-    shipped: int
+    read: Count = msgspec.field(name="in")
+    written: Count = msgspec.field(name="out")
+    stored: Count
+    shipped: Count
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One job of an application; ``reexecutions`` are executions that were not planned."""
 
     job: str
-    wall_s: float
-    cpu_s: float
+    wall_s: Seconds
+    cpu_s: Seconds
     bytes: Amounts
-    executions: dict[str, int]
-    counters: dict[str, int]
-    splits: int
-    parts: int
-    reexecutions: int
-    faults_detected: int
+    executions: dict[str, Count]
+    counters: dict[str, Count]
+    splits: Count
+    parts: Count
+    reexecutions: Count
+    faults_detected: Count
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,30 +76,49 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     size: str
     variant: str
     mode: str
-    f: int
+    f: Count
     off: list[str]
-    repetition: int
-    wall_s: float
-    cpu_s: float
+    repetition: Count
+    wall_s: Seconds
+    cpu_s: Seconds
     bytes: Amounts
-    executions: dict[str, int]
-    counters: dict[str, int]
+    executions: dict[str, Count]
+    counters: dict[str, Count]
     digest: str
-    splits: int
+    splits: Count
     noise: Noise
     stages: list[Stage]
     extra: bool = False
+
+
+class Machine(TypedDict):
+    """Where it ran."""
+
+    cpu: str
+    cores: Count
+    cores_used: Count
+    memory_gb: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    kernel: str
+    architecture: str
+
+
+class DataUsed(TypedDict):
+    """A set of data: bytes of its keys and values, its part files, its seed."""
+
+    nbytes: Count
+    parts: Count
+    seed: int
 
 
 class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What must be the same for figures to be compared."""
 
     on: str
-    workers: int
-    domains: int
-    machine: dict[str, str | int | float]
-    data: dict[str, dict[str, str | int]]
-    split_mb: float
+    workers: Count
+    domains: Count
+    machine: Machine
+    data: dict[str, DataUsed]
+    split_mb: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
     digest: str
 
 
@@ -116,11 +139,16 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 def read_results(path: str | os.PathLike[str]) -> Results:
     """Read what :meth:`Results.encode` wrote; raise InputError if the file is missing or says something else."""
     try:
-        results = msgspec.json.decode(Path(path).read_bytes(), type=Results)
+        with open(path, "rb") as file:
+            raw = file.read(RESULTS_BYTES_MAX + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no result of quoreduce gridmix run: {error}") from error
+    if len(raw) > RESULTS_BYTES_MAX:
+        raise InputError(f"{path} has over {RESULTS_BYTES_MAX} bytes: it is no result of quoreduce gridmix run")
+    try:
+        results = msgspec.json.decode(raw, type=Results)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is no result of quoreduce gridmix run: {one_line(error)}") from error
     if results.format not in FORMATS_READ:
         raise InputError(f"{path} has format {results.format}, this version reads {FORMATS_READ[0]} to {FORMAT}: run it again")
     if not results.runs or not all(run.stages for run in results.runs):
@@ -130,7 +158,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
             parts_in(run.size)
     except UsageError as error:
         raise InputError(f"{path}: {error}") from error
-    if any(run.wall_s <= 0 or run.cpu_s < 0 for run in results.runs):
+    if any(run.wall_s < SECONDS_LEAST or 0 < run.cpu_s < SECONDS_LEAST for run in results.runs):
         raise InputError(f"{path} has a run that took no time: it was not measured")
     return results
 
@@ -143,7 +171,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def machine() -> dict[str, str | int | float]:
+def machine() -> Machine:
     """Describe the machine."""
     cpu = ""
     with suppress(OSError):
@@ -273,7 +301,7 @@ def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) ->
             pairs = undisturbed(all_pairs, lambda pair: not (pair[0].noise.dirty or pair[1].noise.dirty), wanted)
             clean = sum(not (a.noise.dirty or b.noise.dirty) for a, b in all_pairs)
             wall = Figure.of([b.wall_s / a.wall_s for a, b in pairs])
-            cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s else 1.0 for a, b in pairs])
+            cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s and b.cpu_s else 1.0 for a, b in pairs])
             found.append(Comparison(cell, other, wall, cpu, len(all_pairs), clean))
     return found
 

@@ -18,7 +18,20 @@ from msgspec import structs
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data
 from quoreduce_gridmix.noise import Noise, Watch
-from quoreduce_gridmix.results import FORMAT, MODIFICATIONS, PLAIN, Amounts, Results, Run, Setting, Stage, machine, now, versions
+from quoreduce_gridmix.results import (
+    FORMAT,
+    MODIFICATIONS,
+    PLAIN,
+    Amounts,
+    DataUsed,
+    Results,
+    Run,
+    Setting,
+    Stage,
+    machine,
+    now,
+    versions,
+)
 
 if TYPE_CHECKING:
     from quoreduce import Job, Options, Result, Session
@@ -170,7 +183,7 @@ def run_study(
 
 
 def _setting(study: Study, sets: dict[data.Kind, data.DataSet], session: Session) -> Setting:
-    known: dict[str, dict[str, str | int]] = {
+    known: dict[str, DataUsed] = {
         kind: {"nbytes": s.nbytes, "seed": s.seed, "parts": len(s.parts)} for kind, s in sorted(sets.items())
     }
     return Setting(

@@ -171,6 +171,7 @@ def test_deep_huge_and_truncated_json_is_refused(monkeypatch: pytest.MonkeyPatch
         refused(raw)
     nested = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
     refused(whole.replace(b'"extras": {', b'"extras": {"deep": ' + nested + b","))
+    assert len(refused(b'{"%s": 1}' % (b"x" * 70_000))) < 1000
     monkeypatch.setattr(manifest_module, "MANIFEST_BYTES_MAX", 100)
     assert "over the bound" in refused(whole)
 

@@ -186,7 +186,7 @@ def test_what_was_made_is_loaded(tmp_path: Path) -> None:
         assert blake3((made.path / part.name).read_bytes()).hexdigest() == part.blake3
 
 
-@pytest.mark.parametrize("change", ["gone", "shorter", "no json", "version", "field", "missing"])
+@pytest.mark.parametrize("change", ["gone", "shorter", "no json", "version", "field", "missing", "deep", "elsewhere"])
 def test_what_is_no_set_is_not_loaded(tmp_path: Path, change: str) -> None:
     made = grid.generate("varinfltext", tmp_path / "set", 1000, 2, workers=1)
     described = made.path / grid.DESCRIPTION
@@ -196,6 +196,10 @@ def test_what_is_no_set_is_not_loaded(tmp_path: Path, change: str) -> None:
         (made.path / "part-00000").write_bytes(b"")
     elif change == "no json":
         described.write_bytes(b"\xff{")
+    elif change == "deep":
+        described.write_bytes(b'{"a":' * 100_000)
+    elif change == "elsewhere":
+        described.write_text(described.read_text().replace("part-00001", "../set/part-00001"))
     else:
         said = json.loads(described.read_text())
         said = {**said, "version": 99} if change == "version" else {**said, "parts": [{"size": 1}]}

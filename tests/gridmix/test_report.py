@@ -240,10 +240,31 @@ def test_the_command_writes_the_page_and_replaces_it_only_if_asked_to(
     assert main([*words, "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b"\xff\xfe", b'{"runs": []}', b"not json"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{}", b"[]", b"\xff\xfe", b'{"runs": []}', b"not json", b'{"a":' * 100_000,
+     b'{"a\\nb": 1}', b'{"%s": 1}' % (b"x" * 70_000)],
+    ids=["nothing", "empty", "list", "not UTF-8", "no runs", "no JSON", "deep", "two lines", "a long name"],
+)  # fmt: skip
 def test_what_is_no_result_is_refused_by_name(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(raw)
+    with pytest.raises(InputError, match=r"bad\.json") as caught:
+        read_results(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"cores"', '"corse"'), ('"seed"', '"sede"'), ('"nbytes": 1000', '"nbytes": "many"'), ('"wall_s": ', '"wall_s": 99999999999'),
+('"splits": 3', f'"splits": {10**30}'), ('"split_mb": 64', '"split_mb": -64')],
+)  # fmt: skip
+def test_results_that_the_page_cannot_show_are_refused(pairs: Results, tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "bad.json"
+    text = pairs.encode().decode()
+    assert old in text
+    path.write_text(text.replace(old, new))
     with pytest.raises(InputError, match=r"bad\.json"):
         read_results(path)
 

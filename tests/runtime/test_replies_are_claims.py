@@ -87,11 +87,20 @@ def test_a_damaged_reply_is_a_reply_or_a_host_error(reply: wire.Reply, data: st.
     "reply",
     [wire.Reply(0, "ok", (wire.PartReply(bytes(32), -1, 0, 0),)), wire.Reply(0, "ok", (wire.PartReply(bytes(31), 0, 0, 0),)),
      wire.Reply(0, "ok", (wire.PartReply(bytes(32), 0, 1 << 63, 0),)), wire.Reply(0, "ok", records_in=-1),
+     wire.Reply(0, "ok", cpu_s=float("nan")), wire.Reply(0, "ok", cpu_s=-1.0),
      wire.Reply(-2, "ok"), wire.Reply(0, "done"), wire.Reply(0, "ok", error="x" * 5000), wire.Reply(0, "ok", bad=(-1,))],
 )  # fmt: skip
 def test_a_reply_out_of_bounds_is_a_host_error(reply: wire.Reply) -> None:
     with pytest.raises(HostError):
         wire.decode_reply(wire.encode(reply))
+
+
+def test_what_a_worker_says_is_not_quoted_at_length() -> None:
+    raw = wire.encode(wire.Reply(0, "ok")).replace(b"\xa2ok", b"\xda\xff\xff" + b"x\n" * 32767 + b"x")
+    with pytest.raises(HostError, match="no reply: Invalid enum value") as caught:
+        wire.decode_reply(raw)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
 
 
 def test_a_reply_over_the_size_cap_is_not_decoded() -> None:

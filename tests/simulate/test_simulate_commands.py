@@ -39,6 +39,35 @@ def test_what_makes_no_sense_is_one_clear_line(bad: tuple[object, object], capsy
     assert error.count("\n") == 1
 
 
+DEEP = '{"a":' * 100_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("{", DEEP), ('"stages": 1', '"stages": 0'), ('"stages": 1', '"stages": 1e308'),
+     ('"map_out": 0.6', f'"map_out": 1{"0" * 400}'),
+     ('"map_out": 0.6', '"map_out": NaN'), ('"map_out": 0.6', f'"map_out": "{"x" * 70_000}"'), ('"assumed"', '"\xff"'),
+     ('"assumed"', f'"{"x" * 2_000_000}"')],
+    ids=["deep", "no stages", "many stages", "a huge number", "no number", "a long text", "not UTF-8", "a long file"],
+)  # fmt: skip
+def test_what_is_no_calibration_is_one_clear_line(old: str, new: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert old in USUAL.encode()
+    (tmp_path / "bad.json").write_bytes(USUAL.encode().replace(old, new, 1).encode("latin-1"))
+    assert main(["simulate", "run", "--calibration", str(tmp_path / "bad.json")]) == 2
+    error = capsys.readouterr().err
+    assert "no calibration" in error
+    assert (error.count("\n"), len(error) < 1000) == (1, True)
+
+
+def test_a_job_that_grows_without_end_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = USUAL.encode().replace('"map_out": 0.1,', '"map_out": 1e6,')
+    assert text != USUAL.encode()
+    (tmp_path / "growing.json").write_text(text)
+    arguments = ("--maps", 100, "--job", "monsterQuery", "--calibration", tmp_path / "growing.json")
+    assert main(["simulate", "run", *map(str, arguments)]) == 2
+    assert "stage 2 of monsterQuery reads" in capsys.readouterr().err
+
+
 def test_slides_have_the_shape_that_was_published(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(USUAL.encode())
     page = tmp_path / "slides.html"

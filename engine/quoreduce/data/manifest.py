@@ -24,7 +24,7 @@ import msgspec
 
 from quoreduce.data.commit import SUCCESS, output_errors, part_name
 from quoreduce.data.inputs import local_path, open_filesystem, public_name
-from quoreduce.errors import InputError, OutputError
+from quoreduce.errors import InputError, OutputError, one_line
 
 FORMAT_VERSION = 1
 MANIFEST_BYTES_MAX = 64 << 20
@@ -157,7 +157,7 @@ def decode_manifest(raw: bytes, name: str = SUCCESS) -> Manifest:
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"{name} is not a quoreduce manifest: {' '.join(str(error).split())}") from error
+        raise ManifestError(f"{name} is not a quoreduce manifest: {one_line(error)}") from error
     _check(manifest, name)
     return manifest
 

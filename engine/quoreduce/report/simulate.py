@@ -15,9 +15,10 @@ from pathlib import Path
 from quoreduce.errors import InputError, NoQuorum, NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, parse_fault, simulate
 from quoreduce.sim.faults import KINDS
+from quoreduce.sim.simulation import TASKS_MAX
 from quoreduce.sim.slides import Slides, slides
 
-TASKS_MAX = 10_000_000
+CALIBRATION_BYTES_MAX = 1 << 20
 FAULTS_HELP = "faults:\n" + "\n".join(f"  {kind:13} {text}" for kind, text in KINDS.items())
 
 
@@ -158,9 +159,16 @@ def _read(file: str | None) -> Calibration:
     if file is None:
         return USUAL
     try:
-        return Calibration.decode(Path(file).read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        with open(file, "rb") as opened:
+            raw = opened.read(CALIBRATION_BYTES_MAX + 1)
+    except OSError as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+    if len(raw) > CALIBRATION_BYTES_MAX:
+        raise InputError(f"{file} has over {CALIBRATION_BYTES_MAX} bytes: it is no calibration")
+    try:
+        return Calibration.decode(raw.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no calibration: {error}") from error
 
 
 def _write(file: str, text: str) -> None:

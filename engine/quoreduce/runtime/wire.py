@@ -12,7 +12,7 @@ import msgspec
 
 from quoreduce.data.inputs import Split
 from quoreduce.data.locate import Spot
-from quoreduce.errors import EvidenceError, HostError
+from quoreduce.errors import EvidenceError, HostError, one_line
 
 if TYPE_CHECKING:
     from quoreduce.trust.evidence import Hardware
@@ -27,6 +27,7 @@ INT_MAX = (1 << 63) - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Offset = Annotated[int, msgspec.Meta(ge=-1, le=INT_MAX)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 T = TypeVar("T")
 Evidence = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -252,7 +253,7 @@ class Reply(msgspec.Struct, frozen=True):
     records_in: Count = 0
     bytes_in: Count = 0
     bytes_shipped: Count = 0
-    cpu_s: float = 0.0
+    cpu_s: Seconds = 0.0
     error: Annotated[str, msgspec.Meta(max_length=2 * ERROR_CHARS_MAX)] = ""
     digest: Digest | None = None
     bad: tuple[Count, ...] = ()
@@ -282,7 +283,7 @@ def decode_evidence(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise EvidenceError(f"a worker returned bytes that are no {kind.__name__.lower()}: {error}") from error
+        raise EvidenceError(f"a worker returned bytes that are no {kind.__name__.lower()}: {one_line(error)}") from error
 
 
 def decode_request(raw: bytes) -> Request:
@@ -298,4 +299,4 @@ def decode_reply(raw: bytes) -> Reply:
     try:
         return _replies.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: strings that are not UTF-8
-        raise HostError(f"a worker returned bytes that are no reply: {error}") from error
+        raise HostError(f"a worker returned bytes that are no reply: {one_line(error)}") from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from quoreduce.errors import InputError, UsageError
+from quoreduce.errors import InputError, UsageError, one_line
 
 FORMAT = "quoreduce-calibration-1"
+RATE_MAX = 1e6
+STAGES_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,21 @@ class Calibration:
             source = str(raw.pop("source"))
             rates = {name: _positive(name, value) for name, value in raw.items()}
             return cls(source, jobs, **rates)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is no calibration: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputError(f"this is no calibration: {one_line(error)}") from error
 
 
 def _numbers(kind: type[JobCost], raw: dict[str, Any]) -> JobCost:
     values: dict[str, Any] = {field.name: _positive(field.name, raw[field.name]) for field in fields(kind)}
     values["stages"] = int(values["stages"])
+    if not 1 <= values["stages"] <= STAGES_MAX:
+        raise ValueError(f"a job has 1 to {STAGES_MAX} stages, not {values['stages']}")
     return kind(**values)
 
 
 def _positive(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError(f"this is no calibration: {name} is {value!r}")
+    if not isinstance(value, int | float) or not 0 <= value <= RATE_MAX:  # False of a NaN
+        raise ValueError(f"{name} is {one_line(repr(value))}, not a number of 0 to {RATE_MAX:g}")
     return float(value)
 
 

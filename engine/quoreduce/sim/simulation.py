@@ -50,6 +50,7 @@ DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
 LOOK_S = 1.0
 RECORDS = 1
+TASKS_MAX = 10_000_000
 TEST_S = 0.05  # a known-answer test
 _SUMS = (
     "makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "tests", "wrong_outputs", "bytes_stored", "bytes_shipped",
@@ -556,6 +557,9 @@ def simulate(
     Args:
         shape, load, calibration, faults, seed, spares: see :class:`Simulation`; stages have seeds of their own.
         f, mode, plan: what the tracker is told, see :class:`quoreduce.tracker.Plan`.
+
+    Raises:
+        UsageError: a stage would have over TASKS_MAX maps.
     """
     outcomes: list[Outcome] = []
     for stage in range(load.cost.stages):
@@ -565,6 +569,8 @@ def simulate(
             break
         whole = load.maps * load.split_bytes * load.cost.map_out * load.cost.reduce_out
         maps = max(1, -(-round(whole) // 64_000_000))
+        if maps > TASKS_MAX:
+            raise UsageError(f"stage {stage + 2} of {load.name} reads {whole:.1g} bytes: over {TASKS_MAX:,} tasks")
         load = Load(load.name, load.cost, maps, load.reduces, max(1.0, whole / maps))
     return _added(outcomes)
 
