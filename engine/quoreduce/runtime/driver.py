@@ -39,6 +39,7 @@ RESTARTS_WITHOUT_WORK_MAX = 3
 STORAGE_COPIES = 3
 PUNCH_SHARE = 0.25
 TICK_S = 0.2
+KINDS_ANSWERED = ("flip", "wrong", "lie", "swap", "lose", "late", "wire", "stuck")  # after the others no answer comes
 _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "no_quorum": errors.NoQuorum,
     "not_deterministic": errors.NotDeterministic,
@@ -68,13 +69,14 @@ class Checking:
 
 @dataclass(slots=True)
 class Progress:
-    """What a progress bar shows; times in seconds."""
+    """What a progress bar shows; ``struck``: faults on demand that have happened, by kind."""
 
     tasks: int
     agreed: int = 0
     executions: int = 0
     votes: int = 0
     faults: int = 0
+    struck: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -113,6 +115,7 @@ class Driver:
     _slowest: dict[str, float] = field(default_factory=dict)
     _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
+    _newcomers: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
     _host_errors: int = 0
     _detected: int = 0
@@ -237,6 +240,8 @@ class Driver:
         if known is None or known.launch.worker != worker:
             return  # late, or an answer for somebody else (R10)
         self.result.cpu_s += reply.cpu_s
+        if reply.status == "ok":
+            self._struck(known)
         event = self._event(known.launch, reply)
         if self._cancelled.pop(reply.attempt, None):
             self._vote(known, reply, event, again=False)
@@ -256,6 +261,11 @@ class Driver:
                 read = {source.attempt for copies in known.launch.sources for source in copies}
                 self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
         self._vote(known, reply, event, again=bool(known.fault and known.fault.kind == "late"))
+
+    def _struck(self, known: Running, kinds: Sequence[str] = KINDS_ANSWERED) -> None:
+        """Count the fault on demand of an execution that has ended, if it was one of ``kinds``: then it has happened."""
+        if known.fault is not None and known.fault.kind in kinds:
+            self.progress.struck[known.fault.kind] = self.progress.struck.get(known.fault.kind, 0) + 1
 
     def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
         """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""
@@ -299,11 +309,11 @@ class Driver:
         info = self.workers.pop(arrival.worker)
         for group in (self._running, self._cancelled):
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
-                del group[attempt]
+                self._struck(group.pop(attempt), ("crash", "hang"))
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
         self._restart_checks(arrival.worker)
-        if self._setup_pending.pop(arrival.worker, None) is not None:
-            self._idle_deaths += 1
+        if self._setup_pending.pop(arrival.worker, None) is not None and arrival.worker in self._newcomers:
+            self._idle_deaths += 1  # of those that this job began with only their successors tell whether workers can begin
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
                 raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
         replacement = None
@@ -311,6 +321,7 @@ class Driver:
             replacement = self.executor.replace(arrival.worker)
         if replacement is not None:
             self.workers[replacement.name] = replacement
+            self._newcomers.add(replacement.name)
             self._begin(replacement.name)
         self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
         if self.gate is not None:
