@@ -20,7 +20,7 @@ from typing import Any
 
 from quoreduce.chaos import jobs
 from quoreduce.chaos.monkey import wait_until_gone
-from quoreduce.chaos.plan import STAGES, kinds_of, parse_job
+from quoreduce.chaos.plan import STAGES, chosen_by, kinds_of, parse_job
 from quoreduce.chaos.stage import MARKER, Orders
 from quoreduce.chaos.tally import Campaign, Record
 from quoreduce.errors import HostError
@@ -50,7 +50,7 @@ def run_campaign(
         inputs = jobs.make_inputs(folder)
         references = jobs.references(inputs, folder)
         one = parse_job(only) if only else None
-        chosen = [stage for stage in STAGES.values() if (stage.name == one[0] if one else on in ("all", stage.name) or _ray(on, stage.name))]
+        chosen = [stage for stage in STAGES.values() if (stage.name == one[0] if one else chosen_by(on, stage.name))]
         total = sum(stage.share for stage in chosen)
         for stage in chosen:
             if not kinds_of(stage.name, kinds):
@@ -71,19 +71,19 @@ def run_campaign(
     return campaign
 
 
-def _ray(on: str, stage: str) -> bool:
-    return on == "ray" and stage != "local"
-
-
 def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -> None:
     """Run a stage, bounded: if nothing is heard of it for STALL_S seconds it hangs, which is a finding, and is killed."""
     marker = f"{MARKER}={secrets.token_hex(8)}"
     name, _, value = marker.partition("=")
     log = Path(orders.folder) / "log"
+    environment = {
+        **os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path),
+        "QUOREDUCE_CHAOS_MOUNTS": os.readlink("/proc/self/ns/mnt"),
+    }  # fmt: skip
     with open(log, "wb") as errors:
         stage = subprocess.Popen(
             _command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-            env={**os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path), "QUOREDUCE_CHAOS_MOUNTS": os.readlink("/proc/self/ns/mnt")},
+            env=environment,
         )  # fmt: skip
     assert stage.stdin is not None
     stage.stdin.write(json.dumps(asdict(orders)))
@@ -114,8 +114,10 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
 def _command() -> list[str]:
     """The stage; as root in a mount name space of its own, so that its small disk is gone with it."""
     command = [sys.executable, "-m", "quoreduce.chaos.stage"]
-    usable = os.geteuid() == 0 and shutil.which("unshare") and subprocess.run(["unshare", "--mount", "true"], stderr=-3, check=False).returncode == 0
-    return ["unshare", "--mount", *command] if usable else command
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return command
+    tried = subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False)
+    return ["unshare", "--mount", *command] if tried.returncode == 0 else command
 
 
 def _lines(stage: subprocess.Popen[str]) -> Any:
@@ -148,13 +150,15 @@ def _hear(line: dict[str, Any], stage: str, campaign: Campaign, say: Callable[[s
         say(f"{stage}: files left behind: {line['left'][:LOG_LINES]}")
 
 
-def _failed(stage: str, begun: dict[str, Any], code: int | None, last: str, campaign: Campaign, say: Callable[[str], None]) -> None:
+def _failed(
+    stage: str, begun: dict[str, Any], code: int | None, last: str, campaign: Campaign, say: Callable[[str], None]
+) -> None:  # fmt: skip
     """A stage that hangs, or dies, is a finding; one that could not even begin says what the machine lacks."""
     if not begun and not any(record.stage == stage for record in campaign.records):
         raise HostError(f"stage {stage} could not start: {last or f'exit code {code}'}")
     number = int(str(begun.get("begin", f"{stage}:-1")).partition(":")[2])
     outcome = "hang" if code is None else "untyped"
-    kinds = {kind: 0 for kind in begun.get("kinds", ())}
+    kinds = dict.fromkeys(begun.get("kinds", ()), 0)
     campaign.records.append(Record(stage, number, begun.get("job", ""), 1, outcome, kinds, error=f"exit code {code}: {last}"))
     say(f"{stage}:{number}: {outcome}: {last}")
 

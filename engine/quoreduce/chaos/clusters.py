@@ -1,6 +1,6 @@
-"""Where the jobs of a stage run: local processes, or a Ray that is started so that it fails. With runtime/ray.py the only user of Ray.
+"""Where the jobs of a stage run: local processes, or a Ray that is started so that it fails.
 
-Ray's files are in a folder of the campaign, so that nothing of it is left afterwards.
+With runtime/ray.py the only module that imports Ray. Ray writes its files to a folder of the campaign, so that none of them stays.
 """
 
 from __future__ import annotations
@@ -30,20 +30,26 @@ BALLAST_BYTES = 3 << 20
 SPILLED_BLOCK_BYTES = (100_000, 2_000_000)
 STOP_NODE_S = 6.0
 RPC_LINE = re.compile(rb"Inject RPC (?:request|response) failure")
-_RPC = {"num_failures": -1, "req_failure_prob": 2, "resp_failure_prob": 2, "in_flight_failure_prob": 1}
+_RPC = {"num_failures": -1, "req_failure_prob": 1, "resp_failure_prob": 1}
 RPC_FAILURES = {
     "CoreWorkerService.grpc_client.PushTask": _RPC,
     **{
-        name: {**_RPC, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 10}
+        name: {**_RPC, "req_failure_prob": 3, "resp_failure_prob": 3, "in_flight_failure_prob": 3}
         for name in (
-            "CoreWorkerService.grpc_client.KillActor", "NodeManagerService.grpc_client.KillLocalActor",
-            "NodeManagerService.grpc_client.RequestWorkerLease", "ray::rpc::ActorInfoGcsService.grpc_client.GetNamedActorInfo",
-            "ray::rpc::ActorInfoGcsService.grpc_client.RegisterActor", "ray::rpc::ActorInfoGcsService.grpc_client.CreateActor",
-            "ray::rpc::ActorInfoGcsService.grpc_client.KillActorViaGcs", "ray::rpc::ControlPlanePubSubGcsService.grpc_client.GcsSubscriberPoll",
-            "ray::rpc::NodeInfoGcsService.grpc_client.GetAllNodeInfo", "ray::rpc::TaskInfoGcsService.grpc_client.AddTaskEventData",
+            "CoreWorkerService.grpc_client.KillActor",
+            "NodeManagerService.grpc_client.KillLocalActor",
+            "NodeManagerService.grpc_client.RequestWorkerLease",
+            "ray::rpc::ActorInfoGcsService.grpc_client.GetNamedActorInfo",
+            "ray::rpc::ActorInfoGcsService.grpc_client.RegisterActor",
+            "ray::rpc::ActorInfoGcsService.grpc_client.CreateActor",
+            "ray::rpc::ActorInfoGcsService.grpc_client.KillActorViaGcs",
+            "ray::rpc::ControlPlanePubSubGcsService.grpc_client.GcsSubscriberPoll",
+            "ray::rpc::NodeInfoGcsService.grpc_client.GetAllNodeInfo",
+            "ray::rpc::TaskInfoGcsService.grpc_client.AddTaskEventData",
         )
     },
-}  # fmt: skip
+}
+_ON_ONE_NODE_TOO = {"RAY_testing_rpc_failure_avoid_intra_node_failures": "0"}
 _HEALTH = {
     "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "1000",
@@ -119,8 +125,7 @@ class Lossy(Plain):
 
     def open(self) -> Session:
         if self._lossy:
-            os.environ["RAY_testing_rpc_failure"] = json.dumps(RPC_FAILURES)
-            os.environ["RAY_testing_rpc_failure_avoid_intra_node_failures"] = "0"
+            os.environ.update(RAY_testing_rpc_failure=json.dumps(RPC_FAILURES), **_ON_ONE_NODE_TOO)
         ray = _ray()
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
@@ -262,7 +267,7 @@ class Nodes(Plain):
 
 
 class _Ballast:
-    """An actor that fills the object store of its node, with objects that stay in use: Ray can copy them to disk, but not drop them."""
+    """An actor that fills the object store of its node with objects in use: Ray can copy them to disk, but not drop them."""
 
     def __init__(self) -> None:
         self._held: list[Any] = []

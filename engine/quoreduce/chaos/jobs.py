@@ -1,4 +1,4 @@
-"""The jobs of a campaign, and their inputs: small, of every style, with ten or more maps each."""
+"""The jobs of a campaign, and their inputs: small, of every style, with MAPS_LEAST or more maps each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blake3 import blake3
 from quoreduce.chaos.plan import MAPS_LEAST, REDUCERS
 from quoreduce.job import Job
 
-SIZES = {"wordcount": 1_200_000, "sort": 8_000_000, "scan": 8_000_000, "python": 60_000, "stream": 300_000}
+SIZES = {"wordcount": 4_000_000, "sort": 12_000_000, "scan": 12_000_000, "python": 200_000, "stream": 1_000_000}
 RECORD_BYTES = 100
 
 
@@ -47,7 +47,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     from quoreduce_kernels.gensort import generate_records
     from quoreduce_kernels.textgen import CHUNK_BYTES, generate_text
 
-    text = generate_text(0, CHUNK_BYTES, 1)[: max(SIZES["wordcount"], SIZES["stream"])].tobytes()
+    text = generate_text(0, CHUNK_BYTES, 1).tobytes()
     records = generate_records(0, SIZES["sort"] // RECORD_BYTES, "ascii").tobytes()
     paths = {}
     for name, size in SIZES.items():

@@ -1,8 +1,8 @@
 """Faults from outside: what breaks processes, files and disks while a job runs. It strikes between two steps of the driver.
 
-A strike returns how many faults have really happened: a process that lived was killed, a byte of a file was changed. One that found no
-victim is tried again at the next step. What must be undone (frozen processes, a full disk) is undone when its time is over, and at
-the end of the job in any case.
+A strike returns how many faults have really happened: a process that lived was killed, a byte of a file was changed. One that
+found no victim is tried again at the next step. What must be undone (frozen processes, a full disk) is undone when its time is
+over, and at the end of the job in any case.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ Striker = Callable[[Strike], int]
 
 
 class Monkey:
-    """Strikes one job. ``workers`` gives those that live; ``work``: folder of blocks and output; ``disk``: a small file system of ours."""
+    """Strikes one job.
 
-    def __init__(self, plan: JobPlan, workers: Callable[[], list[WorkerInfo]], work: Path, disk: bool, more: dict[str, Striker]) -> None:
+    ``workers`` gives those that live; ``work``: folder of blocks and output; ``disk``: it is a small file system of ours;
+    ``more``: strikes that only this ground has.
+    """
+
+    def __init__(
+        self, plan: JobPlan, workers: Callable[[], list[WorkerInfo]], work: Path, disk: bool, more: dict[str, Striker]
+    ) -> None:  # fmt: skip
         self.happened: Counter[str] = Counter()
         self.progress = Progress(0)
         self._plan = plan
@@ -39,7 +45,9 @@ class Monkey:
         self._work = work
         self._waiting = list(plan.strikes)
         self._undo: list[threading.Timer | _Slow] = []
-        ours: dict[str, Striker] = {"kill": self._kill, "freeze": self._freeze, "slow": self._slow, "rot": self._rot, "part": self._part}
+        ours: dict[str, Striker] = {
+            "kill": self._kill, "freeze": self._freeze, "slow": self._slow, "rot": self._rot, "part": self._part,
+        }  # fmt: skip
         if disk:
             ours["fill"] = self._fill
         if FAKETIME is not None:

@@ -1,6 +1,6 @@
 """One stage of a campaign, as the main program of a process of its own: jobs one after the other until the time is over.
 
-It reads its orders, one JSON object, from stdin, and writes what it sees to stdout, one JSON object a line (``tally`` reads them).
+It reads its orders, one JSON object, from stdin, and writes what it sees to stdout, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ COMMAND_MARKER = "QUOREDUCE_CHAOS_COMMAND"
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a stage is to do. ``only``: run this job and no other; ``most``: jobs at most; ``references``: job -> file -> digest of the right output."""
+    """What a stage is to do. ``references``: job -> file -> digest of the right output.
+
+    ``only``: run this job and no other; ``most``: jobs at most.
+    """
 
     stage: str
     seed: int
@@ -108,7 +111,8 @@ class Stage:
 
     def _baseline(self) -> None:
         """Each job without faults: once to warm up, then to compare with."""
-        for job in STAGES[self._orders.stage].jobs:
+        where = STAGES[self._orders.stage]
+        for job in where.jobs if where.quiet_at_first else ():
             for i in range(1 + BASELINES):
                 plan = JobPlan(self._orders.stage, -1, job, 1, (), (), (), DEADLINE_S * 3, 0)
                 record = self._classified(plan, lambda plan=plan: self._job(plan, lambda progress: None, ()))  # type: ignore[misc]
@@ -124,7 +128,6 @@ class Stage:
             self._say(record=asdict(self._kill_command(plan)))
             return
         here.begin(plan.kinds)
-        skew(session.workers, self._seen)
         monkey = Monkey(plan, lambda: session.workers, self._work, self._disk, here.strikers)
         domains = session.domains
         faults = tuple(_named(spec, domains) for spec in plan.faults)
@@ -183,7 +186,7 @@ class Stage:
     # ---- the driver itself
 
     def _kill_command(self, plan: JobPlan) -> Record:
-        """Kill a whole command somewhere in its job; nothing of it may stay; then the same command is to give the right output."""
+        """Kill a command somewhere in its job; nothing of it may stay; then the same command is to give the right output."""
         record = Record(plan.stage, plan.number, plan.job, plan.f, "right", {})
         output, marker = self._work / "out", f"{plan.stage}-{plan.number}-{os.getpid()}"
         command = self._command(plan, output, marker)
@@ -218,7 +221,8 @@ class Stage:
     def _command(self, plan: JobPlan, output: Path, marker: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "quoreduce.cli", "run"]
         command += ["scan", "--starts-with", "A"] if plan.job == "scan" else ["wordcount" if plan.job != "sort" else "sort"]
-        command += [self._orders.inputs[plan.job], str(output), "--on", "local", "--workers", "3", "--domain", "worker", "--quiet"]
+        command += [self._orders.inputs[plan.job], str(output)]
+        command += ["--on", "local", "--workers", "3", "--domain", "worker", "--quiet"]
         command += ["--reducers", str(REDUCERS), "--split-mb", str(jobs.split_mb(plan.job)), "--store", str(self._work / "store")]
         return subprocess.Popen(
             command, env={**os.environ, COMMAND_MARKER: marker}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -232,7 +236,7 @@ class Stage:
         with Session(Place("local", 3, "worker", store=str(self._work / "store"))) as self._session:
             for i in range(COLLUSIONS):
                 plan = JobPlan("local", i, "wordcount", 1, (COLLUSION,), (), (), DEADLINE_S, i)
-                monkey = Monkey(plan, lambda: [], self._work, False, {})
+                monkey = Monkey(plan, list, self._work, False, {})
                 faults = tuple(f"stuck:{domain}" for domain in self._session.domains[:2])
                 record = self._classified(plan, lambda m=monkey, p=plan, f=faults: self._job(p, m, f))  # type: ignore[misc]
                 record.faults = {COLLUSION: monkey.progress.struck.get("stuck", 0)}

@@ -16,10 +16,11 @@ FLAT_SHARE, FLAT_MB = 0.10, 24.0
 
 @dataclass(slots=True)
 class Record:
-    """A job and what came of it. ``outcome``: right, stopped, wrong, partial, rotten, untyped or hang; ``extra``: executions over plan.
+    """A job and what came of it.
 
-    ``rotten``: the output was altered after it was checked, and ``verify`` finds that. ``untyped``: an error that is none of ours.
-    ``rss_mb``: resident memory of the driver's process afterwards.
+    ``outcome``: right, stopped, wrong, partial, rotten (the output was altered after it was checked, and ``verify`` finds that),
+    untyped (an error that is none of ours), hang, or warm (it only warmed up). ``extra``: executions over plan. ``left``: files
+    and processes that it left behind. ``rss_mb``: resident memory of the driver's process afterwards.
     """
 
     stage: str
@@ -58,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident memory of a stage's driver process, in MB, over its jobs. ``growth``: of the last quarter's median over the second's."""
+    """Resident memory of a stage's driver process, in MB. ``growth``: of the last quarter's median over the second's."""
 
     stage: str
     jobs: int

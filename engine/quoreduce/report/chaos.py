@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quoreduce.chaos.plan import KINDS, STAGES, parse_job, parse_kinds, plan_job
+from quoreduce.chaos.plan import KINDS, STAGES, chosen_by, parse_job, parse_kinds, plan_job
 from quoreduce.chaos.tally import Campaign, Row
 from quoreduce.errors import OutputError, UsageError
 
 MINUTES_MOST = 24 * 60
-COLUMNS = ("fault", "injected", "jobs", "masked", "stopped", "found later", "wrong or partial", "more executions", "time ratio", "not masked")
+COLUMNS = (
+    "fault", "injected", "jobs", "masked", "stopped", "found later", "wrong or partial", "more executions", "time ratio",
+    "not masked",
+)  # fmt: skip
 _EPILOG = (
     "kinds of faults, and where they strike:\n"
     + "\n".join(f"  {kind.name:9} {kind.text} ({', '.join(kind.stages)})" for kind in KINDS.values())
@@ -27,16 +30,16 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser."""
     top = argparse.ArgumentParser(
         prog="quoreduce chaos", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run jobs one after the other while everything around them fails, and compare every output with the right one.\n"
-        "See docs/chaos.md. The seed decides which faults strike which job, and when.",
+        description="Run jobs while everything around them fails, and compare every output with the right one (docs/chaos.md).\n"
+        "The seed decides which faults strike which job, and when.",
     )  # fmt: skip
     top.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
-    top.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of the whole (default 10); a stage that starts slowly may take longer")
+    top.add_argument("--minutes", type=float, default=10.0, metavar="M", help="in all (default 10); longer if Ray starts slowly")
     top.add_argument("--faults", default="all", metavar="KINDS", help="with commas between, or all (default)")
-    top.add_argument("--on", choices=["local", "ray", "all"], default="all", help="local: processes only; ray: the other stages (default all)")
+    top.add_argument("--on", choices=["local", "ray", "all"], default="all", help="local: processes; ray: the others; default all")
     top.add_argument("--jobs", type=int, metavar="N", help="end after N jobs, if the time is not over before")
     top.add_argument("--job", metavar="STAGE:N", help="run this job again, with the same seed, and no other")
-    top.add_argument("--plan", action="store_true", help="print what the first --jobs N (default 100) of each stage would be, and run nothing")
+    top.add_argument("--plan", action="store_true", help="print the first --jobs N (default 100) of each stage; run nothing")
     top.add_argument("--json", metavar="FILE", help="write everything that was seen, job by job")
     top.add_argument("--html", metavar="FILE", help="write a page with the table")
     top.add_argument("--markdown", metavar="FILE", help="write the table; in a file that has one already, between its marks")
@@ -77,7 +80,7 @@ def plan(seed: int, kinds: Sequence[str], on: str, jobs: int) -> str:
     """Say what the first jobs of each stage are, one a line."""
     lines = []
     for stage in STAGES:
-        if on == "all" or (on == "local") == (stage == "local"):
+        if chosen_by(on, stage):
             for number in range(jobs):
                 p = plan_job(seed, stage, number, kinds)
                 strikes = " ".join(f"{s.kind}@{s.at:.2f}" for s in p.strikes)
@@ -90,14 +93,14 @@ def summary(campaign: Campaign) -> list[str]:
     c = campaign
     lines = [
         f"{len(c.inside)} jobs, {c.struck:,} faults of {len(c.rows())} kinds, seed {c.seed}, {c.wall_s / 60:.1f} minutes",
-        f"{c.count('right')} outputs right, {c.count('stopped')} jobs stopped with an error and nothing published, {c.count('rotten')} "
-        "altered after their last check (found by quoreduce verify)",
-        f"{c.count('wrong')} wrong outputs, {c.count('partial')} partial outputs, {c.count('hang')} hangs, {c.count('untyped')} errors "
-        f"without a name, {c.orphans} processes and {c.left} files left behind",
+        f"{c.count('right')} outputs right, {c.count('stopped')} jobs stopped with an error and nothing published, "
+        f"{c.count('rotten')} altered after their last check (found by quoreduce verify)",
+        f"{c.count('wrong')} wrong outputs, {c.count('partial')} partial outputs, {c.count('hang')} hangs, "
+        f"{c.count('untyped')} errors without a name, {c.orphans} processes and {c.left} files left behind",
     ]
     for m in c.memory():
         lines.append(
-            f"memory of the driver, {m.stage}: {m.first:.0f} MB at first, {m.last:.0f} at last, {m.peak:.0f} at most in {m.jobs} jobs"
+            f"memory of the driver, {m.stage}, {m.jobs} jobs: {m.first:.0f} MB at first, {m.last:.0f} at last, {m.peak:.0f} at most"
             + ("" if m.flat else f": NOT FLAT, it grew by {m.growth:.0f} MB")
         )
     lines += list(c.not_run.values())
@@ -144,7 +147,7 @@ def marked(text: str, campaign: Campaign) -> str:
     collusion = campaign.collusion()
     rows = [cells(row) for row in campaign.rows()]
     rows += [("collusion (outside the model)", *cells(collusion)[1:-1], "")] if collusion else []
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 2)}---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 2), "---"), *rows)]
     body = "\n".join([BEGIN, *lines, "", *(f"- {line}" for line in summary(campaign)), END])
     before, begin, rest = text.partition(BEGIN)
     if not begin or END not in rest:

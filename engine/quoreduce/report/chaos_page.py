@@ -10,7 +10,8 @@ from quoreduce.report.chaos import COLUMNS, cells, summary
 
 STYLE = (
     "body{font-family:system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-    "th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child,td:last-child{text-align:left}"
+    "th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}"
+    "th:first-child,td:first-child,td:last-child{text-align:left}"
     "tr.outside{background:#fff3d6}td.bad{background:#f8d0d0}.ok{color:#176f2c}.bad{color:#a00}dt{font-weight:600}"
 )
 
