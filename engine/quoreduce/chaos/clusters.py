@@ -1,6 +1,6 @@
 """Where the jobs of a stage run: local processes, or a Ray that is started so that it fails.
 
-With runtime/ray.py the only module that imports Ray. Ray writes its files to a folder of the campaign, so that none of them stays.
+With runtime/ray.py the only module that imports Ray. Ray writes its files to a folder of the campaign, so that none stays.
 """
 
 from __future__ import annotations

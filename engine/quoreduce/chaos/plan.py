@@ -118,6 +118,7 @@ KINDS = {
 }  # fmt: skip
 COLLUSION = "collusion"
 _BLOCKS_IN_FLIGHT = ("starve", "spill", "wire")  # need blocks that are too large for Ray to pass by value
+_JOBS_OF_THE_COMMAND = ("wordcount", "sort", "scan")  # quoreduce run knows these by name
 _ALONE_ONLY = ("driver",)
 _RARE = ("hang", "freeze", "node", "nodestop", "fill")  # take seconds, or end the job: at most one of them in a job
 _STRIKES = {  # of the kinds from outside, in one job
@@ -152,7 +153,8 @@ def plan_job(seed: int, stage: str, number: int, allowed: Collection[str]) -> Jo
     rng = random.Random(f"quoreduce chaos {seed} {stage} {number}")
     where = STAGES[stage]
     kinds = _draw(rng, _order(seed, stage, allowed), number)
-    jobs = [job for job in where.jobs if job == "sort"] if set(kinds) & set(_BLOCKS_IN_FLIGHT) else list(where.jobs)
+    wanted = _JOBS_OF_THE_COMMAND if "driver" in kinds else ("sort",) if set(kinds) & set(_BLOCKS_IN_FLIGHT) else where.jobs
+    jobs = [job for job in where.jobs if job in wanted]
     long = {"hang", "freeze"} & set(kinds)
     fault_seed = rng.randrange(1 << 30)
     specs = tuple(spec.replace("#", f"#{rng.randrange(where.domains)}") for kind in kinds for spec in KINDS[kind].specs)

@@ -220,7 +220,7 @@ class Stage:
 
     def _command(self, plan: JobPlan, output: Path, marker: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "quoreduce.cli", "run"]
-        command += ["scan", "--starts-with", "A"] if plan.job == "scan" else ["wordcount" if plan.job != "sort" else "sort"]
+        command += [plan.job, *(["--starts-with", "A"] if plan.job == "scan" else [])]
         command += [self._orders.inputs[plan.job], str(output)]
         command += ["--on", "local", "--workers", "3", "--domain", "worker", "--quiet"]
         command += ["--reducers", str(REDUCERS), "--split-mb", str(jobs.split_mb(plan.job)), "--store", str(self._work / "store")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -160,7 +161,7 @@ def _usual(records: Iterable[Record]) -> dict[tuple[str, str], float]:
 
 def _row(kind: str, text: str, records: Sequence[Record], usual: dict[tuple[str, str], float]) -> Row:
     hit = [record for record in records if kind in record.faults]
-    count = lambda *outcomes: sum(record.outcome in outcomes for record in hit)  # noqa: E731
+    ends = Counter(record.outcome for record in hit)
     alone = [record for record in hit if record.outcome == "right" and _alone(kind, record)]
     faults = sum(record.faults[kind] for record in alone)
     ratios = [
@@ -169,8 +170,9 @@ def _row(kind: str, text: str, records: Sequence[Record], usual: dict[tuple[str,
         if record.f == 1 and (record.stage, record.job) in usual and kind != "driver"  # that one's time has a start in it
     ]
     return Row(
-        kind, text, sum(record.faults[kind] for record in hit), len(hit), count("right"), count("stopped"), count("rotten"),
-        count(*FAILED), sum(record.extra for record in alone) / faults if faults else None, median(ratios) if ratios else None,
+        kind, text, sum(record.faults[kind] for record in hit), len(hit), ends["right"], ends["stopped"], ends["rotten"],
+        sum(ends[outcome] for outcome in FAILED), sum(record.extra for record in alone) / faults if faults else None,
+        median(ratios) if ratios else None,
         tuple(f"{record.stage}:{record.number}" for record in hit if record.outcome != "right")[:NAMES_MOST],
     )  # fmt: skip
 

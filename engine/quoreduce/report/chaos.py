@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     top.add_argument("--minutes", type=float, default=10.0, metavar="M", help="in all (default 10); longer if Ray starts slowly")
     top.add_argument("--faults", default="all", metavar="KINDS", help="with commas between, or all (default)")
-    top.add_argument("--on", choices=["local", "ray", "all"], default="all", help="local: processes; ray: the others; default all")
+    top.add_argument("--on", choices=["local", "ray", "all"], default="all", help="local: processes; ray: the others")
     top.add_argument("--jobs", type=int, metavar="N", help="end after N jobs, if the time is not over before")
     top.add_argument("--job", metavar="STAGE:N", help="run this job again, with the same seed, and no other")
     top.add_argument("--plan", action="store_true", help="print the first --jobs N (default 100) of each stage; run nothing")
@@ -100,7 +100,7 @@ def summary(campaign: Campaign) -> list[str]:
     ]
     for m in c.memory():
         lines.append(
-            f"memory of the driver, {m.stage}, {m.jobs} jobs: {m.first:.0f} MB at first, {m.last:.0f} at last, {m.peak:.0f} at most"
+            f"driver's memory, {m.stage}, {m.jobs} jobs: {m.first:.0f} MB at first, {m.last:.0f} at last, at most {m.peak:.0f}"
             + ("" if m.flat else f": NOT FLAT, it grew by {m.growth:.0f} MB")
         )
     lines += list(c.not_run.values())
