@@ -117,7 +117,7 @@ KINDS = {
     )
 }  # fmt: skip
 COLLUSION = "collusion"
-_BLOCKS_IN_FLIGHT = ("starve", "spill", "wire")  # need blocks that are too large for Ray to pass by value
+_BLOCKS_IN_FLIGHT = ("starve", "spill")  # need blocks that are too large for Ray to pass by value
 _JOBS_OF_THE_COMMAND = ("wordcount", "sort", "scan")  # quoreduce run knows these by name
 _ALONE_ONLY = ("driver",)
 _RARE = ("hang", "freeze", "node", "nodestop", "fill")  # take seconds, or end the job: at most one of them in a job

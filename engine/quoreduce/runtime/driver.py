@@ -102,6 +102,7 @@ class Driver:
     result: Result
     report: Callable[[Progress], None] = lambda progress: None
     gate: Gate | None = None
+    newcomers: set[str] = field(default_factory=set)  # workers that began during the job, in the place of dead ones
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     progress: Progress = field(init=False)
@@ -115,7 +116,6 @@ class Driver:
     _slowest: dict[str, float] = field(default_factory=dict)
     _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
-    _newcomers: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
     _host_errors: int = 0
     _detected: int = 0
@@ -312,7 +312,7 @@ class Driver:
                 self._struck(group.pop(attempt), ("crash", "hang"))
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
         self._restart_checks(arrival.worker)
-        if self._setup_pending.pop(arrival.worker, None) is not None and arrival.worker in self._newcomers:
+        if self._setup_pending.pop(arrival.worker, None) is not None and arrival.worker in self.newcomers:
             self._idle_deaths += 1  # of those that this job began with only their successors tell whether workers can begin
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
                 raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
@@ -321,7 +321,7 @@ class Driver:
             replacement = self.executor.replace(arrival.worker)
         if replacement is not None:
             self.workers[replacement.name] = replacement
-            self._newcomers.add(replacement.name)
+            self.newcomers.add(replacement.name)
             self._begin(replacement.name)
         self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
         if self.gate is not None:

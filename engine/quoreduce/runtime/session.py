@@ -53,6 +53,7 @@ class Session:
         self._executor: Executor | None = None
         self._workers: dict[str, WorkerInfo] = {}
         self._generation = 0
+        self._known: set[str] = set()
 
     def __enter__(self) -> Session:
         ensure_kernels(self._say)
@@ -117,6 +118,7 @@ class Session:
                 self._setup(job, options, splits, reducers, key), result, report,
                 self._gate(job, options, len(splits), reducers),
             )  # fmt: skip
+            stack.callback(self._known.update, driver.newcomers)
             driver.run()
             manifest = _manifest(job, options, splits, key, driver)
             raw = manifest.encode()
@@ -131,7 +133,11 @@ class Session:
     def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, pickle_job(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
+        gone = tuple(sorted(self._known - self._workers.keys()))  # what they stored, their node kept for that job alone
+        self._known = set(self._workers)
+        return wire.Setup(
+            self._generation, pickle_job(job), options.algorithm, key, reducers, options.seed, sources, len(splits), gone=gone
+        )  # fmt: skip
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
         """What holds answers back until there is evidence for them, if the job is to be attested."""

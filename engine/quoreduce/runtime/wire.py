@@ -43,7 +43,10 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
-    """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session."""
+    """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session.
+
+    ``gone``: workers that died before this job; nobody reads any more what they have stored.
+    """
 
     generation: int
     job: bytes
@@ -54,6 +57,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     sources: tuple[Split, ...] = ()
     maps: int = 1
     attested: Attested | None = None
+    gone: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

@@ -107,7 +107,7 @@ class Worker:
         raise HostError(f"unknown request {type(request).__name__}")
 
     def _begin(self, setup: wire.Setup) -> wire.Reply:
-        self.store.recycle()
+        self.store.recycle(setup.gone)
         self._reader.forget()
         self._setup = setup
         self._digester = Digester(setup.algorithm, setup.key)  # type: ignore[arg-type]
