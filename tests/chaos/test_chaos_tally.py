@@ -10,7 +10,7 @@ import pytest
 
 from quoreduce.chaos.plan import COLLUSION, KINDS
 from quoreduce.chaos.tally import Campaign, Record, Row
-from quoreduce.report.chaos import BEGIN, END, COLUMNS, marked, plan, show, summary
+from quoreduce.report.chaos import BEGIN, COLUMNS, END, marked, plan, show, summary
 from quoreduce.report.chaos_page import page
 
 
@@ -78,14 +78,19 @@ def test_one_bad_end_fails_a_campaign(outcome: str) -> None:
 
 
 def test_what_is_left_behind_fails_a_campaign() -> None:
-    for spoil in (lambda c: setattr(c, "orphans", 1), lambda c: setattr(c, "files_left", 1), lambda c: setattr(c.records[0], "left", 1)):
+    for name in ("orphans", "files_left"):
         found = campaign(record(flip=1))
         assert found.ok
-        spoil(found)
+        setattr(found, name, 1)
         assert not found.ok
+    found = campaign(record(flip=1))
+    found.records[0].left = 1
+    assert not found.ok
 
 
-@pytest.mark.parametrize(("sizes", "flat"), [([50.0] * 40, True), ([30.0] * 10 + [60.0] * 30, True), ([50.0 + i for i in range(80)], False)])
+@pytest.mark.parametrize(
+    ("sizes", "flat"), [([50.0] * 40, True), ([30.0] * 10 + [60.0] * 30, True), ([50.0 + i for i in range(80)], False)]
+)
 def test_memory_is_flat_if_it_only_warms_up(sizes: list[float], flat: bool) -> None:
     records = [record(flip=1) for _ in sizes]
     for one, size in zip(records, sizes, strict=True):
@@ -135,7 +140,8 @@ def test_the_page_shows_every_row_and_the_verdict() -> None:
     assert all(f"<td>{row.kind}</td>" in good for row in MIXED.rows())
     assert "collusion (outside the model)" in good
     assert "FAILED" in bad
-    assert "http" not in good.replace("https://", "").replace("http-equiv", "") or "src=" not in good
+    assert "src=" not in good
+    assert "href=" not in good
 
 
 def test_a_plan_can_be_read_before_it_is_run() -> None:

@@ -46,7 +46,7 @@ def test_death_of_an_idle_worker_beside_replies_is_masked(workers: int, tmp_path
 
 
 class Massacre(InlineExecutor):
-    """Reports ``first`` workers as dead before any has begun the job, and then every one that begins in their place, ``more`` times."""
+    """Reports ``first`` workers as dead before any has begun the job, and then ``more`` of those that come in their place."""
 
     first, more = 3, 0
 
