@@ -28,6 +28,7 @@ from quoreduce.errors import HostError
 STALL_S = 120.0
 GONE_S = 20.0
 LOG_LINES = 5
+ROOT_CHARS_MOST = 16  # Ray's sockets are in there, and their names have 107 characters at most
 
 
 def run_campaign(
@@ -42,8 +43,9 @@ def run_campaign(
         only: ``STAGE:NUMBER``, to run one job again.
         say: is told how it goes.
     """
-    folder = Path(tempfile.mkdtemp(prefix="qr-chaos-"))
-    campaign = Campaign(seed, minutes, tuple(kinds))
+    root = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="qr-chaos-", dir=root if len(root) <= ROOT_CHARS_MOST else "/tmp"))
+    campaign = Campaign(seed, minutes, tuple(kinds), folder=str(folder))
     start = time.monotonic()
     try:
         say("making inputs, and the right outputs of all jobs ...")

@@ -77,7 +77,7 @@ class Memory:
 
 @dataclass(slots=True)
 class Campaign:
-    """A campaign and all that was seen in it. ``not_run``: kind -> why it could not be had here."""
+    """A campaign and all that was seen in it. ``not_run``: kind -> why it could not be had here; ``folder``: where it was."""
 
     seed: int
     minutes: float
@@ -87,6 +87,7 @@ class Campaign:
     orphans: int = 0
     files_left: int = 0
     wall_s: float = 0.0
+    folder: str = ""
 
     @property
     def inside(self) -> list[Record]:
@@ -142,7 +143,7 @@ class Campaign:
             "faults": self.struck, "kinds": len(self.rows()), "right": self.count("right"), "stopped": self.count("stopped"),
             "rotten": self.count("rotten"), "wrong": self.count("wrong"), "partial": self.count("partial"),
             "untyped": self.count("untyped"), "hangs": self.count("hang"), "orphans": self.orphans, "files_left": self.left,
-            "not_run": self.not_run, "rows": [asdict(row) for row in self.rows()],
+            "not_run": self.not_run, "folder": self.folder, "rows": [asdict(row) for row in self.rows()],
             "outside_the_model": asdict(collusion) if collusion else None,
             "memory": [{**asdict(memory), "flat": memory.flat} for memory in self.memory()],
             "records": [asdict(record) for record in self.records],
