@@ -91,14 +91,14 @@ _ALL, _RAY = tuple(STAGES), ("ray", "cluster")
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("flip", "a bit of an output flips before its digest is taken", _ALL, ("flip:map:10", "flip:reduce:3")),
-        Kind("wrong", "a wrong but well-formed output", ("local", "ray"), ("wrong:map:10", "wrong:reduce:3")),
-        Kind("lie", "a false digest of a right output", ("local", "ray"), ("lie:map:10", "lie:reduce:3")),
-        Kind("swap", "stored data is altered after its digest was taken", ("local", *_RAY), ("swap:map:6", "swap:reduce:2")),
-        Kind("crash", "a worker dies in the middle of an execution", _ALL, ("crash:map:2", "crash:reduce:1")),
+        Kind("flip", "a bit of an output flips before its digest is taken", _ALL, ("flip:map:14", "flip:reduce:3")),
+        Kind("wrong", "a wrong but well-formed output", ("local", "ray"), ("wrong:map:14", "wrong:reduce:3")),
+        Kind("lie", "a false digest of a right output", ("local", "ray"), ("lie:map:14", "lie:reduce:3")),
+        Kind("swap", "stored data is altered after its digest was taken", ("local", *_RAY), ("swap:map:10", "swap:reduce:2")),
+        Kind("crash", "a worker dies in the middle of an execution", _ALL, ("crash:map:1", "crash:reduce:1")),
         Kind("hang", "a worker never answers", ("local", "ray"), ("hang:map:1",)),
-        Kind("lose", "stored output is lost", ("local", *_RAY), ("lose:map:6", "lose:reduce:2")),
-        Kind("late", "an answer arrives twice", ("local", "ray"), ("late:map:16", "late:reduce:4")),
+        Kind("lose", "stored output is lost", ("local", *_RAY), ("lose:map:10", "lose:reduce:2")),
+        Kind("late", "an answer arrives twice", ("local", "ray"), ("late:map:18", "late:reduce:4")),
         Kind("wire", "a bit flips while a reduce fetches a block", ("local", *_RAY), ("wire:reduce:4",)),
         Kind("stuck", "one domain gives the same wrong output every time", ("local", "ray"), ("stuck:#",)),
         Kind("kill", "SIGKILL of a worker's process", _ALL),
@@ -122,7 +122,7 @@ _JOBS_OF_THE_COMMAND = ("wordcount", "sort", "scan")  # quoreduce run knows thes
 _ALONE_ONLY = ("driver",)
 _RARE = ("hang", "freeze", "node", "nodestop", "fill")  # take seconds, or end the job: at most one of them in a job
 _STRIKES = {  # of the kinds from outside, in one job
-    "kill": 3, "freeze": 1, "slow": 2, "rot": 16, "part": 4, "fill": 1, "clock": 1, "driver": 1, "spill": 1, "node": 1,
+    "kill": 2, "freeze": 1, "slow": 2, "rot": 24, "part": 4, "fill": 1, "clock": 1, "driver": 1, "spill": 1, "node": 1,
     "nodestop": 1,
 }  # fmt: skip
 
