@@ -29,7 +29,7 @@ class Kind:
 class Stage:
     """A place where jobs run. ``share`` of the campaign's time; ``around``: kinds that are in the air all the time.
 
-    ``quiet_at_first``: jobs can run there before any fault is in the air.
+    ``jobs_least``: so many jobs run in any case, however slow the machine is. ``quiet_at_first``: jobs can run there before any fault is in the air.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Stage:
     share: float
     domains: int
     jobs: tuple[str, ...]
+    jobs_least: int
     around: tuple[str, ...] = ()
     quiet_at_first: bool = True
 
@@ -77,12 +78,12 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "local", "five processes of this machine, one domain each", 0.42, 5, ("wordcount", "sort", "scan", "python", "stream")
+            "local", "five processes of this machine, one domain each", 0.42, 5, ("wordcount", "sort", "scan", "python", "stream"), 16,
         ),
-        Stage("ray", "four actors on a Ray of one machine, one domain each", 0.17, 4, ("wordcount", "sort", "python")),
-        Stage("rpc", "the same, on a Ray that loses requests and replies", 0.13, 4, ("wordcount", "sort"), ("rpc",), False),
+        Stage("ray", "four actors on a Ray of one machine, one domain each", 0.17, 4, ("wordcount", "sort", "python"), 4),
+        Stage("rpc", "the same, on a Ray that loses requests and replies", 0.13, 4, ("wordcount", "sort"), 1, ("rpc",), False),
         Stage(
-            "cluster", "four Ray nodes, one domain each, with full object stores", 0.28, 4, ("sort", "wordcount"),
+            "cluster", "four Ray nodes, one domain each, with full object stores", 0.28, 4, ("sort", "wordcount"), 3,
             ("starve", "clock"),
         ),
     )

@@ -94,7 +94,7 @@ class Stage:
             end = start + self._orders.seconds
             least = time.monotonic() + self._orders.seconds / 2  # starting takes long on a slow machine; that is not to be all
             for number in self._numbers():
-                if time.monotonic() > max(end, least):
+                if time.monotonic() > max(end, least) and number >= STAGES[self._orders.stage].jobs_least:
                     break
                 self._one(here, plan_job(self._orders.seed, self._orders.stage, number, self._kinds))
         finally:
