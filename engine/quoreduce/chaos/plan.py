@@ -29,7 +29,8 @@ class Kind:
 class Stage:
     """A place where jobs run. ``share`` of the campaign's time; ``around``: kinds that are in the air all the time.
 
-    ``jobs_least``: so many jobs run in any case, however slow the machine is. ``quiet_at_first``: jobs can run there before any fault is in the air.
+    ``jobs_least``: so many jobs run in any case, however slow the machine is. ``quiet_at_first``: jobs can run there before any
+    fault is in the air.
     """
 
     name: str
@@ -78,7 +79,8 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "local", "five processes of this machine, one domain each", 0.42, 5, ("wordcount", "sort", "scan", "python", "stream"), 16,
+            "local", "five processes of this machine, one domain each", 0.42, 5,
+            ("wordcount", "sort", "scan", "python", "stream"), 16,
         ),
         Stage("ray", "four actors on a Ray of one machine, one domain each", 0.17, 4, ("wordcount", "sort", "python"), 4),
         Stage("rpc", "the same, on a Ray that loses requests and replies", 0.13, 4, ("wordcount", "sort"), 1, ("rpc",), False),
