@@ -79,13 +79,13 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "local", "five processes of this machine, one domain each", 0.42, 5,
+            "local", "five processes of this machine, one domain each", 0.50, 5,
             ("wordcount", "sort", "scan", "python", "stream"), 16,
         ),
-        Stage("ray", "four actors on a Ray of one machine, one domain each", 0.17, 4, ("wordcount", "sort", "python"), 4),
-        Stage("rpc", "the same, on a Ray that loses requests and replies", 0.13, 4, ("wordcount", "sort"), 1, ("rpc",), False),
+        Stage("ray", "four actors on a Ray of one machine, one domain each", 0.15, 4, ("wordcount", "sort", "python"), 4),
+        Stage("rpc", "the same, on a Ray that loses requests and replies", 0.12, 4, ("wordcount", "sort"), 1, ("rpc",), False),
         Stage(
-            "cluster", "four Ray nodes, one domain each, with full object stores", 0.28, 4, ("sort", "wordcount"), 3,
+            "cluster", "four Ray nodes, one domain each, with full object stores", 0.23, 4, ("sort", "wordcount"), 3,
             ("starve", "clock"),
         ),
     )
