@@ -82,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("arguments", nargs="*")
     suspects = commands.add_parser("suspects", add_help=False, prefix_chars="\0", help="cores and nodes that lost votes: list, test, clear")
     suspects.add_argument("arguments", nargs="*")
+    chaos = commands.add_parser("chaos", add_help=False, prefix_chars="\0", help="jobs under load while machines, disks and networks fail: a table of what came of it")
+    chaos.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -438,6 +440,12 @@ def _suspects(a: argparse.Namespace) -> int:
     return suspects(a.arguments)
 
 
+def _chaos(a: argparse.Namespace) -> int:
+    from quoreduce.report.chaos import main as chaos
+
+    return chaos(a.arguments)
+
+
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
@@ -446,7 +454,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "stream": _stream, "resume": _resume, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
-    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "suspects": _suspects, "doctor": _doctor,
+    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "suspects": _suspects, "chaos": _chaos, "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

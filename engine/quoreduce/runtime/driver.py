@@ -47,6 +47,7 @@ STORAGE_COPIES = 3
 PUNCH_SHARE = 0.25
 TICK_S = 0.2
 DEATH_S = 2.0
+KINDS_ANSWERED = ("flip", "wrong", "lie", "swap", "lose", "late", "wire", "slow", "stuck", "bad")  # after the others no answer comes
 _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "no_quorum": errors.NoQuorum,
     "not_deterministic": errors.NotDeterministic,
@@ -77,13 +78,14 @@ class Checking:
 
 @dataclass(slots=True)
 class Progress:
-    """What a progress bar shows; times in seconds."""
+    """What a progress bar shows; ``struck``: faults on demand that have happened, by kind."""
 
     tasks: int
     agreed: int = 0
     executions: int = 0
     votes: int = 0
     faults: int = 0
+    struck: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class Driver:
     gate: Gate | None = None
     life: Life | None = None
     known: Mapping[str, Known] = field(default_factory=dict)
+    newcomers: set[str] = field(default_factory=set)  # workers that began during the job, in the place of dead ones
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     retests: Retests = field(init=False)
@@ -298,6 +301,8 @@ class Driver:
         if known is None or known.launch.worker != worker:
             return  # late, or an answer for somebody else (R10)
         self.result.cpu_s += reply.cpu_s
+        if reply.status == "ok":
+            self._struck(known)
         event = self._event(known.launch, reply)
         if self._cancelled.pop(reply.attempt, None):
             self._vote(known, reply, event, again=False)
@@ -335,6 +340,11 @@ class Driver:
         for slip in reply.slips:
             if slip.attempt in read:
                 self._incidents.add(Incident("slip", info, launch.task, launch.attempt, launch.task.index, slip=slip))
+
+    def _struck(self, known: Running, kinds: Sequence[str] = KINDS_ANSWERED) -> None:
+        """Count the fault on demand of an execution that has ended, if it was one of ``kinds``: then it has happened."""
+        if known.fault is not None and known.fault.kind in kinds:
+            self.progress.struck[known.fault.kind] = self.progress.struck.get(known.fault.kind, 0) + 1
 
     def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
         """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""
@@ -385,12 +395,12 @@ class Driver:
             self._incidents.death(info, arrival.status, arrival.hung, [one for one in launches if one.worker == info.name])
         for group in (self._running, self._cancelled):
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
-                del group[attempt]
+                self._struck(group.pop(attempt), ("crash", "hang"))
         self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost and self.life is None))
         self._restart_checks(arrival.worker)
         self.retests.lost(arrival.worker)
-        if self._setup_pending.pop(arrival.worker, None) is not None:
-            self._idle_deaths += 1
+        if self._setup_pending.pop(arrival.worker, None) is not None and arrival.worker in self.newcomers:
+            self._idle_deaths += 1  # of those that this job began with only their successors tell whether workers can begin
             if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
                 raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
         replacement = None
@@ -398,6 +408,7 @@ class Driver:
             replacement = self.executor.replace(arrival.worker)
         if replacement is not None:
             self.workers[replacement.name] = replacement
+            self.newcomers.add(replacement.name)
             self._begin(replacement.name)
         self._events += [m.BlockLost(a) for a in self._unreachable(info, arrival)]
         if self.gate is not None:

@@ -23,6 +23,7 @@ from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
 
 START_TIMEOUT_S = 180.0
+STARTS_MAX = 3
 FETCH_TIMEOUT_S = 60.0
 NODE_CHECK_S = 1.0
 OBJECT_STORE_BYTES = 512 << 20
@@ -143,7 +144,7 @@ class RayExecutor:
         count = self._place.workers or sum(max(1, int(node["Resources"].get("CPU", 1))) for node in nodes)
         spread = _round_robin([node["NodeID"] for node in nodes], count)
         actors = [self._create(i, node_id, number) for i, (node_id, number) in enumerate(spread)]
-        return [self._settle(actor).info for actor in actors]
+        return [self._settled(actor).info for actor in actors]
 
     def _connect(self) -> None:
         ray = self._ray
@@ -194,6 +195,19 @@ class RayExecutor:
             "core": f"{node_id[:8]}/core{number}", "worker": f"worker{index}", "node": f"node-{node_id[:8]}",
         }.get(self._domain) or self._racks[node_id]  # fmt: skip
         return _Actor(handle, WorkerInfo(name, domain, node_id), node_id, number)
+
+    def _settled(self, actor: _Actor) -> _Actor:
+        """Wait until the actor lives, or another in its place: a request that Ray has lost is no reason to lose a domain."""
+        for _ in range(STARTS_MAX - 1):
+            try:
+                return self._settle(actor)
+            except HostError as error:
+                if isinstance(error.__cause__, self._ray.exceptions.GetTimeoutError):
+                    raise
+                with contextlib.suppress(Exception):
+                    self._ray.kill(actor.handle, no_restart=True)
+                actor = self._create(_index(actor.info.name), actor.node_id, actor.number)
+        return self._settle(actor)
 
     def _settle(self, actor: _Actor) -> _Actor:
         """Wait until the actor lives, and note its pid and core."""
@@ -267,8 +281,7 @@ class RayExecutor:
         if dead.node_id not in {node["NodeID"] for node in self._alive_nodes()}:
             return None
         try:
-            index = int(worker[1:].partition(".")[0])
-            return self._settle(self._create(index, dead.node_id, dead.number)).info
+            return self._settled(self._create(_index(worker), dead.node_id, dead.number)).info
         except HostError:
             return None
 
@@ -293,6 +306,11 @@ def _with_io_group(cls: type[RayWorker]) -> type[RayWorker]:
     cls.read_range = ray.method(concurrency_group="io")(cls.read_range)  # type: ignore[method-assign]
     cls.tidy = ray.method(concurrency_group="io")(cls.tidy)  # type: ignore[method-assign]
     return cls
+
+
+def _index(worker: str) -> int:
+    """The number of a worker, which its successors have too."""
+    return int(worker[1:].partition(".")[0])
 
 
 def _round_robin(nodes: list[str], count: int) -> list[tuple[str, int]]:

@@ -59,6 +59,7 @@ class Session:
         self._workers: dict[str, WorkerInfo] = {}
         self._generation = 0
         self._late: set[str] = set()
+        self._known: set[str] = set()
 
     def __enter__(self) -> Session:
         ensure_kernels(self._say)
@@ -173,6 +174,7 @@ class Session:
             finally:
                 memory.note(driver.standings())
                 self._late = driver.left_behind()
+                self._known |= driver.newcomers
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
             place.finish(raw, driver.receipt(raw))
@@ -191,7 +193,11 @@ class Session:
     ) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits))
+        gone = tuple(sorted(self._known - self._workers.keys()))  # what they stored, their node kept for that job alone
+        self._known = set(self._workers)
+        return wire.Setup(
+            self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits), gone=gone
+        )  # fmt: skip
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
         """What holds answers back until there is evidence for them, if the job is to be attested."""

@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class BlockStore:
             segment = min(fitting, key=lambda s: s.memory.size)
             self._free.remove(segment)
         else:
-            segment = self._create(max(nbytes, 1))
+            segment = self._create_in_any_way(max(nbytes, 1))
         self._held[attempt] = segment
         return segment.memory[:nbytes]
 
@@ -87,8 +87,13 @@ class BlockStore:
                 if stop > start:
                     _punch_hole(path, start, stop - start)
 
-    def recycle(self) -> None:
-        """End a job: its segments become free for the next one, up to POOL_BYTES_MAX; the rest is deleted."""
+    def recycle(self, gone: Sequence[str] = ()) -> None:
+        """End a job: its segments become free for the next one, up to POOL_BYTES_MAX; the rest is deleted.
+
+        So are those of workers that are ``gone``, whose folders are beside this one: they were kept to be read.
+        """
+        for name in gone:
+            shutil.rmtree(self.folder.parent / name, ignore_errors=True)
         self._free += self._held.values()
         self._held.clear()
         total = 0
@@ -109,6 +114,18 @@ class BlockStore:
         with open(name, "rb") as file:
             file.seek(offset)
             return file.read(nbytes)
+
+    def _create_in_any_way(self, nbytes: int) -> Segment:
+        """If space is out, free segments that do not fit are in the way: try again without them."""
+        try:
+            return self._create(nbytes)
+        except HostError:
+            if not self._free:
+                raise
+            for segment in self._free:
+                _unlink(segment.path)
+            self._free.clear()
+            return self._create(nbytes)
 
     def _create(self, nbytes: int) -> Segment:
         size = -(-nbytes // SEGMENT_ALIGN) * SEGMENT_ALIGN

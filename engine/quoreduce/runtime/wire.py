@@ -49,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session.
 
     ``store``: the folder for what maps store, if it is to outlive the session (durable jobs).
+    ``gone``: workers that died before this job; nobody reads any more what they have stored.
     """
 
     generation: int
@@ -61,6 +62,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     maps: int = 1
     attested: Attested | None = None
     store: str = ""
+    gone: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

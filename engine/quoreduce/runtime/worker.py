@@ -119,7 +119,7 @@ class Worker:
         raise HostError(f"unknown request {type(request).__name__}")
 
     def _begin(self, setup: wire.Setup) -> wire.Reply:
-        self.store.recycle()
+        self.store.recycle(setup.gone)
         self._reader.forget()
         self._setup = setup
         self._blocks = _durable_store(setup.store, self.name) if setup.store else self.store

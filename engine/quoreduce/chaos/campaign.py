@@ -1,0 +1,172 @@
+"""A campaign: its stages one after the other, each in a process of its own, and a look at what they left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quoreduce.chaos import jobs
+from quoreduce.chaos.monkey import wait_until_gone
+from quoreduce.chaos.plan import STAGES, chosen_by, kinds_of, parse_job
+from quoreduce.chaos.stage import MARKER, Orders
+from quoreduce.chaos.tally import Campaign, Record
+from quoreduce.errors import HostError
+
+STALL_S = 120.0
+GONE_S = 20.0
+LOG_LINES = 5
+ROOT_CHARS_MOST = 16  # Ray's sockets are in there, and their names have 107 characters at most
+
+
+def run_campaign(
+    seed: int, minutes: float, kinds: Sequence[str], on: str, jobs_most: int | None, only: str | None, say: Callable[[str], None]
+) -> Campaign:  # fmt: skip
+    """Run a campaign and return what was seen.
+
+    Args:
+        seed: decides which faults strike when.
+        minutes: for all stages, their starting included (but each has at least half of its share for jobs).
+        kinds: of faults. on: ``local``, ``ray`` or ``all``. jobs_most: end a stage after its share of so many jobs.
+        only: ``STAGE:NUMBER``, to run one job again.
+        say: is told how it goes.
+    """
+    root = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="qr-chaos-", dir=root if len(root) <= ROOT_CHARS_MOST else "/tmp"))
+    campaign = Campaign(seed, minutes, tuple(kinds), folder=str(folder))
+    start = time.monotonic()
+    try:
+        say("making inputs, and the right outputs of all jobs ...")
+        inputs = jobs.make_inputs(folder)
+        references = jobs.references(inputs, folder)
+        one = parse_job(only) if only else None
+        chosen = [stage for stage in STAGES.values() if (stage.name == one[0] if one else chosen_by(on, stage.name))]
+        total = sum(stage.share for stage in chosen)
+        for stage in chosen:
+            if not kinds_of(stage.name, kinds):
+                continue
+            share = stage.share / total
+            here = folder / stage.name
+            here.mkdir()
+            most = None if jobs_most is None else max(1, round(jobs_most * share))
+            orders = Orders(
+                stage.name, seed, minutes * 60 * share, list(kinds), str(here), inputs, references, one[1] if one else None, most
+            )  # fmt: skip
+            say(f"{stage.name}: {stage.text}; {orders.seconds:.0f} s ...")
+            _run_stage(orders, campaign, say)
+            shutil.rmtree(here, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    campaign.wall_s = time.monotonic() - start
+    return campaign
+
+
+def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -> None:
+    """Run a stage, bounded: if nothing is heard of it for STALL_S seconds it hangs, which is a finding, and is killed."""
+    marker = f"{MARKER}={secrets.token_hex(8)}"
+    name, _, value = marker.partition("=")
+    log = Path(orders.folder) / "log"
+    environment = {
+        **os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path),
+        "QUOREDUCE_CHAOS_MOUNTS": os.readlink("/proc/self/ns/mnt"),
+    }  # fmt: skip
+    with open(log, "wb") as errors:
+        stage = subprocess.Popen(
+            _command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+            env=environment,
+        )  # fmt: skip
+    assert stage.stdin is not None
+    stage.stdin.write(json.dumps(asdict(orders)))
+    stage.stdin.close()
+    begun: dict[str, Any] = {}
+    try:
+        for line in _lines(stage):
+            begun = line if "begin" in line else begun
+            _hear(line, orders.stage, campaign, say)
+        code = stage.wait(GONE_S)
+    except (queue.Empty, subprocess.TimeoutExpired):
+        code = None
+    except BaseException:
+        _end(stage)
+        wait_until_gone(marker, 0.0)
+        raise
+    if code != 0:
+        last = " | ".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        _failed(orders.stage, begun, code, last, campaign, say)
+        _end(stage)
+    orphans = wait_until_gone(marker, GONE_S if code == 0 else 0.0)
+    if code == 0:
+        campaign.orphans += len(orphans)
+    if orphans and code == 0:
+        say(f"{orders.stage}: {len(orphans)} processes were left behind")
+
+
+def _command() -> list[str]:
+    """The stage; as root in a mount name space of its own, so that its small disk is gone with it."""
+    command = [sys.executable, "-m", "quoreduce.chaos.stage"]
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return command
+    tried = subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False)
+    return ["unshare", "--mount", *command] if tried.returncode == 0 else command
+
+
+def _lines(stage: subprocess.Popen[str]) -> Any:
+    """The lines that a stage says, as objects; queue.Empty if it is silent for too long."""
+    said: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert stage.stdout is not None
+        for line in stage.stdout:
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (line := said.get(timeout=STALL_S)) is not None:
+        yield json.loads(line)
+
+
+def _hear(line: dict[str, Any], stage: str, campaign: Campaign, say: Callable[[str], None]) -> None:
+    if "record" in line:
+        record = Record(**line["record"])
+        campaign.records.append(record)
+        if record.outcome not in ("right", "warm"):
+            say(f"{stage}:{record.number} {record.job} f={record.f} {record.faults}: {record.outcome} {record.error}")
+    if "note" in line:
+        say(line["note"])
+    if "not_run" in line:
+        campaign.not_run[line["not_run"]] = line["note"]
+    if line.get("left"):
+        campaign.files_left += len(line["left"])
+        say(f"{stage}: files left behind: {line['left'][:LOG_LINES]}")
+
+
+def _failed(
+    stage: str, begun: dict[str, Any], code: int | None, last: str, campaign: Campaign, say: Callable[[str], None]
+) -> None:  # fmt: skip
+    """A stage that hangs, or dies, is a finding; one that could not even begin says what the machine lacks."""
+    if not begun and not any(record.stage == stage for record in campaign.records):
+        raise HostError(f"stage {stage} could not start: {last or f'exit code {code}'}")
+    number = int(str(begun.get("begin", f"{stage}:-1")).partition(":")[2])
+    outcome = "hang" if code is None else "untyped"
+    kinds = dict.fromkeys(begun.get("kinds", ()), 0)
+    campaign.records.append(Record(stage, number, begun.get("job", ""), 1, outcome, kinds, error=f"exit code {code}: {last}"))
+    say(f"{stage}:{number}: {outcome}: {last}")
+
+
+def _end(stage: subprocess.Popen[str]) -> None:
+    """Kill a stage and what shares its process group."""
+    if stage.poll() is None:
+        os.killpg(stage.pid, signal.SIGKILL)
+        stage.wait()
