@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -529,9 +530,9 @@ class Driver:
     def _check(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
-        busy = {r.launch.worker for r in self._running.values()}
+        todo = Counter([r.launch.worker for r in self._running.values()] + [c.worker for c in self._checks.values()])
         usable = [w for w in self.workers.values() if w.name not in self._barred]
-        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
+        others = sorted(usable, key=lambda w: (w.domain == writer.domain, todo[w.name], w.name))
         if not others:
             self._fail_check(agreed)
             return

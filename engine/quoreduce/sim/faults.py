@@ -104,9 +104,9 @@ class Faults:
                 self._choose_tasks(fault, rng)
         self.slow = self._nodes.get("slow", {})
         self.injected["slow"] += len(self.slow)
-        gang = {n if shape.domain == "node" else n // shape.rack for n in self._nodes.get("collude", {})}
-        many = len(gang) > plan.need - 1
-        self.beyond = f"{len(gang)} domains collude, and f={plan.need - 1}" if many else ""
+        gang = {n // shape.rack if shape.domain == "rack" else n for n in self._nodes.get("collude", {})}
+        domains = len(gang) * (shape.slots if shape.domain == "core" else 1)
+        self.beyond = f"{domains} domains collude, and f={plan.need - 1}" if domains > plan.need - 1 else ""
 
     def _lose_nodes(self, fault: Fault, shape: Shape, rng: Random) -> None:
         size = shape.rack if fault.kind == "rack" else 1
