@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from quoreduce.data.commit import Output as OutputPlace
 from quoreduce.data.inputs import Split
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
+from quoreduce.runtime.checkers import checker
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
@@ -530,18 +530,17 @@ class Driver:
     def _check(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
-        todo = Counter([r.launch.worker for r in self._running.values()] + [c.worker for c in self._checks.values()])
         usable = [w for w in self.workers.values() if w.name not in self._barred]
-        others = sorted(usable, key=lambda w: (w.domain == writer.domain, todo[w.name], w.name))
-        if not others:
+        running, checking = (r.launch.worker for r in self._running.values()), (c.worker for c in self._checks.values())
+        chosen = checker(writer, usable, running, checking)
+        if chosen is None:
             self._fail_check(agreed)
             return
-        checker = others[0].name
         path = self.output.attempt_path(agreed.task.index, agreed.attempt)
         request = wire.CheckTask(agreed.attempt, path, record_width(self.job.output) or 128)
         limit_s = 2 * (self.options.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
-        self._checks[agreed.attempt] = Checking(agreed, checker, time.monotonic() + limit_s)
-        self.executor.submit(checker, wire.encode(request))
+        self._checks[agreed.attempt] = Checking(agreed, chosen, time.monotonic() + limit_s)
+        self.executor.submit(chosen, wire.encode(request))
 
     def _checked(self, agreed: m.Agreed, reply: wire.Reply) -> None:
         self.result.cpu_s += reply.cpu_s

@@ -42,9 +42,9 @@ class _Phase:
         alone_s = self.cpu_s + self.net_s + self.disk_s + self.driver_s + 2 * shape.latency_s
         line_s = max(self.net_s, self.disk_s)
         slots = shape.nodes * shape.slots
-        at_once = max(1.0, min(shape.slots, self.count / shape.nodes))
         waves = max(1, math.ceil(self.count / slots - 1e-9))
         last = self.count - (waves - 1) * slots
+        at_once = min(shape.slots, math.ceil(last / shape.nodes))  # on a node, in the last wave
         late = 1 + shape.spread * (last - 1) / (last + 1)  # the last of so many, evenly spread
         time_s = (waves - 1) * max(alone_s, shape.slots * line_s) + (at_once - 1) * line_s + alone_s * late
         return max(time_s, self.count * self.driver_s)
@@ -77,10 +77,11 @@ def estimate(
     )  # fmt: skip
     check_s = (c.check_s + part * c.digest_s_per_byte) / speed * voted
     fetched = load.reduce_bytes * stored
+    count = load.reduces * replicas
+    between = max(0.0, 1 - shape.nodes * shape.slots / count) * voted / replicas  # checks for each reduce before the last wave
     reducing = _Phase(
-        load.reduces * replicas, cpu_s("reduce") + check_s / replicas,
-        (fetched + part * voted / replicas) / shape.net_bps, part * stored / replicas / shape.disk_bps,
-        c.driver_s * (1 + 1 / replicas) + load.maps * c.driver_part_s,
+        count, cpu_s("reduce") + check_s * between, (fetched + part * between) / shape.net_bps,
+        part * stored / replicas / shape.disk_bps, c.driver_s * (1 + 1 / replicas) + load.maps * c.driver_part_s,
     )  # fmt: skip
     time_s = c.startup_s + mapping.time_s(shape) + reducing.time_s(shape)
     time_s += (check_s + part / shape.net_bps + c.driver_s + 2 * shape.latency_s) * voted  # of the last part
@@ -88,7 +89,7 @@ def estimate(
     if samples:
         time_s += c.driver_s * samples + 2 * shape.latency_s + load.cost.sample_s / speed
     return Estimate(
-        time_s, mapping.count * mapping.cpu_s + reducing.count * reducing.cpu_s + samples * load.cost.sample_s / speed,
-        maps + reducing.count + samples, stored * (load.maps * load.mapped_bytes + load.reduces * part),
-        reducing.count * fetched,
+        time_s, maps * cpu_s("map") + count * cpu_s("reduce") + load.reduces * check_s + samples * load.cost.sample_s / speed,
+        maps + count + samples, stored * (load.maps * load.mapped_bytes + load.reduces * part),
+        count * fetched,
     )  # fmt: skip

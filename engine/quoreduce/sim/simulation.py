@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -204,6 +204,7 @@ class Simulation:
         self._on: dict[str, dict[int, None]] = {}  # live worker -> its attempts
         self._seats: dict[str, _Seat] = {}  # also of workers that are gone
         self._blocks: dict[int, _Run] = {}
+        self._checking: Counter[str] = Counter()  # checks under way in a domain
         self._writers: dict[int, str] = {}  # attempt that was stored -> worker
         self._trouble: dict[int, set[int]] = {}  # map -> attempts whose stored output is wrong, rotten or gone
         self._unreadable: set[int] = set()
@@ -359,18 +360,19 @@ class Simulation:
 
     def _check(self, c: Agreed) -> None:
         """Have a worker of another domain read a part again and recompute its digest (R8): as the driver chooses it."""
-        writer, seat, least = self._seats[self._writers[c.attempt]], None, math.inf
+        writer, seat, least = self._seats[self._writers[c.attempt]], None, (True, 0, 0)
         for name, attempts in self._on.items():
             other = self._seats[name]
-            todo = len(other.checks) + len(attempts) + (math.inf if other.domain == writer.domain else 0)
+            todo = (other.domain == writer.domain, len(other.checks) + len(attempts), self._checking[other.domain])
             if seat is None or todo < least:
                 seat, least = other, todo
-            if not least:
+            if least == (False, 0, 0):
                 break
         if seat is None:
             self._at(self._now, self._unchecked, c.attempt)
             return
         seat.checks[c.attempt] = c
+        self._checking[seat.domain] += 1
         if seat.running:
             seat.waiting.append(c)
         else:
@@ -388,6 +390,7 @@ class Simulation:
     def _checked(self, what: tuple[_Seat, int]) -> None:
         seat, attempt = what
         if seat.checks.pop(attempt, None) is not None:
+            self._checking[seat.domain] -= 1
             self._publish(attempt)
 
     def _unchecked(self, attempt: int) -> None:
@@ -429,6 +432,7 @@ class Simulation:
         self._send(WorkerLost(worker, blocks_lost))
         seat = self._seats[worker]
         checks, seat.checks = seat.checks, {}
+        self._checking[seat.domain] -= len(checks)
         for c in checks.values():
             self._check(c)
         self._at(self._now + self.shape.restart_s, self._join, _Seat(f"{worker}'", seat.node, seat.domain))
