@@ -1,6 +1,6 @@
 """From a run that fails to the smallest one that does: fewer nodes, tasks, faults; a transcript that can be read.
 
-``shrink`` searches with hypothesis below a scenario that fails; ``play`` runs one and returns what went wrong, and its transcript.
+``shrink`` searches with hypothesis below a scenario that fails; ``play`` runs one, and says what went wrong, and all that happened.
 To shrink a seed that failed somewhere: make it a Scenario, and print ``play(shrink(it, JobTracker), JobTracker).text``.
 """
 
@@ -94,7 +94,9 @@ def _simulation(scenario: Scenario, make: Make) -> Simulation:
 
 def below(scenario: Scenario) -> st.SearchStrategy[Scenario]:
     """All scenarios that are not larger: the simplest has one of everything, no fault, and seed 0."""
-    kept = st.lists(st.sampled_from(scenario.faults), unique=True, max_size=len(scenario.faults)) if scenario.faults else st.just([])
+    kept = (
+        st.lists(st.sampled_from(scenario.faults), unique=True, max_size=len(scenario.faults)) if scenario.faults else st.just([])
+    )
     return st.builds(
         Scenario, st.integers(1, scenario.nodes), st.integers(1, scenario.maps), st.integers(1, scenario.reduces),
         st.integers(0, scenario.f), kept.map(tuple), st.integers(0, scenario.seed),

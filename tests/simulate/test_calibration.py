@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quoreduce.cli import main
-from quoreduce.report import calibrate, rig, validate
+from quoreduce.report import calibrate, rig
+from quoreduce.report import simulate_validate as validate
 from quoreduce.sim import Calibration, Curve
 
 POSITIVE = st.floats(1e-3, 1e3)
@@ -60,7 +62,10 @@ def test_validate_sets_simulated_beside_measured_times(capsys: pytest.CaptureFix
     code = main(["simulate", "validate", "--mb", "2"])
     text = capsys.readouterr().out
     rows = [line.split() for line in text.splitlines() if line.startswith(("sort", "wordcount"))]
-    assert [(row[0], row[1], *map(int, row[2:5])) for row in rows] == [("sort", "bft", 1, 5, 2), ("wordcount", "original", 0, 3, 3)]
+    assert [(row[0], row[1], *map(int, row[2:5])) for row in rows] == [
+        ("sort", "bft", 1, 5, 2),
+        ("wordcount", "original", 0, 3, 3),
+    ]
     within = sum(not row[9].endswith("*") for row in rows)
     assert f"{within} of 2 jobs" in text
     assert code == (within != 2)
@@ -76,7 +81,9 @@ def test_a_fit_finds_the_costs_that_values_are_made_of(costs: tuple[float, float
     assert min(found) >= 0
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=2, max_size=6), st.lists(POSITIVE, min_size=6, max_size=6))
+@given(
+    st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=2, max_size=6), st.lists(POSITIVE, min_size=6, max_size=6)
+)
 def test_no_cost_is_negative(sizes: list[tuple[float, float]], values: list[float]) -> None:
     assert min(calibrate.fit([(1.0, *size) for size in sizes], values[: len(sizes)])) >= 0
 
@@ -85,7 +92,7 @@ def test_no_cost_is_negative(sizes: list[tuple[float, float]], values: list[floa
 def test_a_curve_goes_through_its_points(points: list[tuple[float, float]]) -> None:
     found = calibrate.curve(points)
     assert all(found.made(x) == pytest.approx(y) for x, y in found.points)
-    assert all(b[0] > 1.1 * a[0] for a, b in zip(found.points, found.points[1:], strict=False))
+    assert all(b[0] > 1.1 * a[0] for a, b in pairwise(found.points))
 
 
 def test_a_curve_between_and_beyond_its_points() -> None:

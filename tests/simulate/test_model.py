@@ -1,9 +1,10 @@
-"""The closed form against the simulator: the same jobs on many clusters. The tolerances are those that docs/simulator.md states."""
+"""The closed form against the simulator: the same jobs on many clusters. docs/simulator.md states the tolerances."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -15,7 +16,9 @@ from quoreduce.sim.model import Estimate, estimate
 
 CASES = 120
 TIME, CPU, BYTES = 0.35, 0.08, 0.04
-WHOLE_MACHINE = replace(USUAL, check_s=1e-4, map_part_s=2e-5, reduce_part_s=4e-5, driver_part_s=4e-6, driver_s=1e-4, latency_s=1e-4)
+WHOLE_MACHINE = replace(
+    USUAL, check_s=1e-4, map_part_s=2e-5, reduce_part_s=4e-5, driver_part_s=4e-6, driver_s=1e-4, latency_s=1e-4
+)
 
 
 def pair(
@@ -72,7 +75,7 @@ def test_it_says_what_it_should_of_the_factors() -> None:
     by_f = [estimate(shape, load, USUAL, f=f) for f in (0, 1, 2, 3)]
     assert [round(one.executions) for one in by_f] == [420, 840, 1260, 1680]
     assert [one.stored_bytes for one in by_f] == [plain.stored_bytes] * 4  # R6
-    assert all(a.time_s < b.time_s for a, b in zip(by_f, by_f[1:], strict=False))
+    assert all(a.time_s < b.time_s for a, b in pairwise(by_f))
     assert 1.9 < by_f[1].cpu_s / plain.cpu_s < 2.5
     assert estimate(replace(shape, nodes=40), load, USUAL).time_s < 0.4 * by_f[1].time_s
     assert estimate(shape, load, USUAL, wrong=0.25).executions == by_f[1].executions + 100

@@ -32,7 +32,7 @@ TINY = ((64, 1), (192, 1), (64, 16), (16, 48))
 TINY_ROUNDS = 5
 PLAIN = Options(mode="original", f=0)
 VOTED = Options(mode="bft", f=1)
-K, T = TypeVar("K", bound=Hashable), TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 def calibrate(mb: int, say: Say) -> Calibration:
@@ -64,7 +64,9 @@ def _fixed(r: Rig, found: Calibration) -> Calibration:
     """Costs of partitions, checks, messages, the driver, and the start of a job."""
     tiny = r.folder / "tiny"
     tiny.write_bytes(b"a b\n" * 8 * max(splits for splits, _ in TINY))
-    todo = [(replace(o, reducers=n, split_mb=tiny.stat().st_size / splits / 1e6), n) for splits, n in TINY for o in (PLAIN, VOTED)]
+    todo = [
+        (replace(o, reducers=n, split_mb=tiny.stat().st_size / splits / 1e6), n) for splits, n in TINY for o in (PLAIN, VOTED)
+    ]
     runs = [(n, r.run(WORDCOUNT, tiny, options)) for _ in range(1 + TINY_ROUNDS) for options, n in todo][len(todo) :]
     seen = [one for _, run in runs for one in run.seen]
     by_parts = {
@@ -122,7 +124,7 @@ def _cost(r: Rig, big: Subject, small: Subject, found: Calibration, spreads: lis
             outs[subject.nbytes] = float(max(1, run.result.bytes_out))
             seen += [_Noted(number, n, one) for one in run.seen if n]
     spreads += _spreads(seen)
-    works = []
+    works: list[Work] = []
     for kind, part_s in (("map", found.map_part_s), ("reduce", found.reduce_part_s)):
         rates = [
             _rate([x for x in seen if (x.one.kind, x.one.store, x.job % 2 == 1) == (kind, store, voted)], part_s)
@@ -132,7 +134,8 @@ def _cost(r: Rig, big: Subject, small: Subject, found: Calibration, spreads: lis
     maps = [[x.one for x in seen if x.one.kind == "map" and x.job == job] for job in range(len(todo))]
     mapped = [(_mean(alike, "read"), _mean(alike, "made")) for alike in maps]
     samples = [x.one.cpu_s for x in seen if x.one.kind == "sample"]
-    return JobCost(*works, curve(mapped), curve(outs.items()), big.stages, statistics.median(samples or [0.0]))
+    map_, reduce_ = works
+    return JobCost(map_, reduce_, curve(mapped), curve(outs.items()), big.stages, statistics.median(samples or [0.0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +173,12 @@ def _spreads(seen: Sequence[_Noted]) -> list[float]:
     return found
 
 
-def _medians(pairs: Iterable[tuple[K, T]]) -> dict[K, T]:
-    """The median of the values of each key; of tuples, the one in the middle."""
-    groups: dict[K, list[T]] = {}
+def _medians(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
+    """The median of the values of each key."""
+    groups: dict[K, list[float]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
-    return {key: statistics.median_low(values) for key, values in groups.items()}  # type: ignore[type-var]
+    return {key: statistics.median(values) for key, values in groups.items()}
 
 
 def curve(points: Iterable[tuple[float, float]]) -> Curve:

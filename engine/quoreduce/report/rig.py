@@ -52,7 +52,7 @@ class Subject:
     nbytes: int
     stages: int = 1
 
-    def splits(self, count: int) -> list[Split]:
+    def splits(self, count: int) -> Sequence[Split]:
         """Cut the data into about so many splits, as a session does with :meth:`split_mb`."""
         return plan_splits([str(self.source)], parse_format(self.job.input), round(self.split_mb(count) * 1e6))
 

@@ -155,7 +155,7 @@ def _calibrate(a: argparse.Namespace) -> int:
 
 
 def _validate(a: argparse.Namespace) -> int:
-    from quoreduce.report.validate import table, validate
+    from quoreduce.report.simulate_validate import table, validate
 
     found = validate(_mb(a.mb), lambda said: print(said, file=sys.stderr))
     if a.calibration:

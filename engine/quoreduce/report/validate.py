@@ -1,160 +1,124 @@
-"""``quoreduce simulate validate``: simulated and measured times of the same jobs, on this machine.
-
-Rates are calibrated here, on other data, other numbers of splits and reducers than those of the jobs that are then measured.
-Nothing of what is measured flows back. Jobs run in turn, several times; runs that others disturbed are repeated.
-"""
+"""``quoreduce validate sort``: what TeraValidate checks (order, count, duplicates, checksum), and the same against the input."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import json
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from quoreduce.report.calibrate import PLAIN, VOTED, calibrated
-from quoreduce.report.rig import Rig, Run, Say, Subject, rig
-from quoreduce.runtime.options import Options
-from quoreduce.sim import Calibration, Load, Shape, simulate
-from quoreduce.sim.model import estimate
+import numpy as np
 
-BAR = 0.15
-MB_SHARE = 1.5  # of the data of validation to those of calibration
-SEED = 7
-REPEATS, TRIES_MAX = 5, 15
-SEEDS = 9  # of simulations, of which the median counts
-ALONE = replace(VOTED, f=0)
-JOBS: tuple[tuple[str, Options, int, int], ...] = (  # splits and reducers that calibrations do not have
-    ("wordcount", PLAIN, 10, 4), ("wordcount", VOTED, 6, 3), ("sort", PLAIN, 12, 5), ("sort", ALONE, 5, 4), ("sort", VOTED, 20, 3),
-    ("scan", VOTED, 24, 2), ("python", VOTED, 6, 3), ("streamSort", PLAIN, 12, 4), ("javaSort", VOTED, 10, 4),
-    ("combiner", PLAIN, 14, 2), ("webdataScan", VOTED, 6, 4), ("webdataSort", VOTED, 10, 3),
-)  # fmt: skip
+from quoreduce.data.formats import parse_format
+from quoreduce.data.inputs import open_split, plan_splits
+from quoreduce.data.manifest import read_manifest
+from quoreduce.errors import InputError, OutputError
+from quoreduce.runtime.compile import use_kernels
+
+RECORD_BYTES = 100
+CHUNK_RECORDS = 500_000
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One job: what it is; seconds simulated, estimated in closed form, and measured (the median); CPU seconds of the same.
+@dataclass(slots=True)
+class Summary:
+    """What was found in a set of records. ``checksum`` is the sum of CRC-32 of all records, modulo 2**128."""
 
-    ``clean`` of ``runs`` were not disturbed; figures are of those, if they are at least two, and else of all.
-    """
-
-    job: str
-    mode: str
-    f: int
-    maps: int
-    reduces: int
-    mb: float
-    simulated_s: float
-    estimated_s: float
-    measured_s: float
-    spread: float
-    simulated_cpu_s: float
-    measured_cpu_s: float
-    clean: int
-    runs: int
-
-    @property
-    def ratio(self) -> float:
-        """Simulated by measured."""
-        return self.simulated_s / self.measured_s
-
-    @property
-    def holds(self) -> bool:
-        """Whether they agree within the bar."""
-        return abs(self.ratio - 1) <= BAR
-
-    def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
+    records: int = 0
+    duplicates: int = 0
+    checksum: int = 0
+    unordered: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """All of it."""
-
-    calibration: Calibration
-    jobs: tuple[Compared, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether all jobs do."""
-        return all(one.holds for one in self.jobs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        jobs = [one.as_dict() for one in self.jobs]
-        return {"calibration": self.calibration.source, "bar": BAR, "holds": self.holds, "jobs": jobs}
-
-
-def validate(mb: int, say: Say) -> Validation:
-    """Calibrate with ``mb`` MB of data, and compare: some minutes."""
-    with rig(say) as r:
-        calibration = calibrated(r, mb)
-        say("validate: making data")
-        subjects = {one.name: one for one in r.subjects("other", mb * MB_SHARE, SEED, [name for name, *_ in JOBS])}
-        todo = [
-            (subjects[name], replace(options, reducers=reducers, split_mb=subjects[name].split_mb(splits)), splits)
-            for name, options, splits, reducers in JOBS
-        ]
-        runs = in_turn([_runner(r, subject, options) for subject, options, _ in todo], say)
-        return Validation(calibration, tuple(
-            compared(subject, options, len(subject.splits(splits)), calibration, r.workers, found)
-            for (subject, options, splits), found in zip(todo, runs, strict=True)
-        ))  # fmt: skip
-
-
-def _runner(r: Rig, subject: Subject, options: Options) -> Callable[[], Run]:
-    return lambda: r.run(subject.job, subject.source, options)
-
-
-def in_turn(jobs: Sequence[Callable[[], Run]], say: Say) -> list[list[Run]]:
-    """Run each several times, one after the other and again, until each has enough runs that nobody disturbed; bounded."""
-    runs: list[list[Run]] = [[] for _ in jobs]
-    for n in range(1 + TRIES_MAX):
-        owing = [i for i, found in enumerate(runs) if sum(not run.disturbed for run in found) < REPEATS]
-        if not owing:
-            break
-        say(f"validate: round {n}, {len(owing)} jobs")
-        for i in owing:
-            run = jobs[i]()
-            if n:  # the first does not count
-                runs[i].append(run)
-    return runs
-
-
-def compared(
-    subject: Subject, options: Options, maps: int, calibration: Calibration, cores: int, runs: Sequence[Run]
-) -> Compared:
-    """Set a job's runs beside simulations of it."""
-    load = Load(subject.name, replace(calibration.job(subject.name), stages=1), maps, options.reducers or 1, subject.nbytes / maps)
-    shape = Shape.machine(cores, calibration)
-    outs = [simulate(shape, load, calibration, options.f, options.mode, seed=seed) for seed in range(SEEDS)]
-    clean = [run for run in runs if not run.disturbed]
-    kept = clean if len(clean) > 1 else runs
-    walls = [run.result.wall_s for run in kept]
-    low, middle, high = statistics.quantiles(walls, n=4, method="inclusive") if len(walls) > 1 else walls * 3
-    return Compared(
-        subject.name, options.mode, options.f, maps, load.reduces, round(subject.nbytes / 1e6, 1),
-        statistics.median(out.makespan_s for out in outs),
-        estimate(shape, load, calibration, options.f, options.mode).time_s, middle, (high - low) / middle,
-        statistics.median(out.cpu_s for out in outs), statistics.median(run.result.cpu_s - run.driver_s for run in kept),
-        len(clean), len(runs),
-    )  # fmt: skip
-
-
-def table(found: Validation) -> str:
-    """All figures as text."""
-    lines = [
-        f"Rates: {found.calibration.source}. Times in ms; measured: medians (and distance of quartiles).", "",
-        "job          mode      f  maps  reduces     MB  simulated  measured          ratio  estimated  CPU ratio  undisturbed",
-    ]  # fmt: skip
-    for one in found.jobs:
-        measured = f"{1e3 * one.measured_s:.1f} ({one.spread:.0%})"
-        cpu = one.simulated_cpu_s / one.measured_cpu_s
-        lines.append(
-            f"{one.job:11}  {one.mode:8}  {one.f}  {one.maps:4}  {one.reduces:7}  {one.mb:5.1f}  {1e3 * one.simulated_s:9.1f}  "
-            f"{measured:14}  {one.ratio:7.2f}{' ' if one.holds else '*'} {1e3 * one.estimated_s:9.1f}  {cpu:9.2f}  "
-            f"{one.clean} of {one.runs}"
+def validate_sort(output: str, inputs: Sequence[str] | None, as_json: bool) -> int:
+    """Check an output of the job ``sort`` (or one file of records); print the findings; return 0 if all is well, else 2."""
+    use_kernels(lambda text: print(text, file=sys.stderr))
+    found = _summary_of_output(output)
+    sources = list(inputs) if inputs else _sources(output)
+    expected = summarise(sources) if sources else None
+    problems = [found.unordered] if found.unordered else []
+    if expected is not None and (expected.records, expected.checksum) != (found.records, found.checksum):
+        problems.append(
+            f"input has {expected.records} records with checksum {expected.checksum:x}, "
+            f"output {found.records} with {found.checksum:x}"
         )
-    within = sum(one.holds for one in found.jobs)
-    lines += ["", f"{within} of {len(found.jobs)} jobs: simulated and measured time agree within {BAR:.0%}"]
-    return "\n".join(lines)
+    if as_json:
+        state = {**asdict(found), "checksum": f"{found.checksum:x}", "compared_with_input": expected is not None}
+        print(json.dumps({**state, "problems": problems, "ok": not problems}))
+    else:
+        print(f"records: {found.records}\nchecksum: {found.checksum:x}\nduplicate keys: {found.duplicates}")
+        print("input: " + ("the same records" if expected and not problems else "differs" if expected else "not compared"))
+        for problem in problems:
+            print(problem)
+        print("FAILURE" if problems else "SUCCESS")
+    return 2 if problems else 0
+
+
+def summarise(inputs: Sequence[str]) -> Summary:
+    """Count and sum the records of files, directories, globs or URIs, in any order."""
+    from quoreduce_kernels.gensort import crc_sum
+
+    total = Summary()
+    record_format = parse_format(f"fixed:{RECORD_BYTES}")
+    for split in plan_splits(inputs, record_format, CHUNK_RECORDS * RECORD_BYTES):
+        with open_split(split, record_format, Path(os.environ.get("TMPDIR", "/tmp"))) as data:
+            total.records += data.size // RECORD_BYTES
+            total.checksum += crc_sum(data)
+            del data
+    total.checksum %= 1 << 128
+    return total
+
+
+def _summary_of_output(output: str) -> Summary:
+    path = Path(output)
+    if path.is_file():
+        return _check_files([path])
+    manifest = read_manifest(output)
+    if manifest.extras.get("output") != f"fixed:{RECORD_BYTES}":
+        raise OutputError(f"{output} is no output of sort: its parts are not records of {RECORD_BYTES} bytes")
+    return _check_files([path / part.name for part in manifest.parts])
+
+
+def _check_files(paths: Sequence[Path]) -> Summary:
+    """Go through the records of all parts in order, a chunk at a time."""
+    from quoreduce_kernels.gensort import crc_sum, validate_sorted
+
+    total = Summary()
+    previous = b""
+    for path in paths:
+        size = _record_file_size(path)
+        if size == 0:
+            continue
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as memory:
+            for start in range(0, size, CHUNK_RECORDS * RECORD_BYTES):
+                data = np.frombuffer(memory, np.uint8, min(CHUNK_RECORDS * RECORD_BYTES, size - start), start)
+                bad, duplicates, previous = validate_sorted(data, previous)
+                if bad >= 0 and not total.unordered:
+                    total.unordered = f"{path}: record {start // RECORD_BYTES + bad} is less than the one before it"
+                total.duplicates += duplicates
+                total.checksum += crc_sum(data)
+                total.records += data.size // RECORD_BYTES
+                del data
+    total.checksum %= 1 << 128
+    return total
+
+
+def _record_file_size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if size % RECORD_BYTES:
+        raise InputError(f"{path}: {size} bytes is not a whole number of {RECORD_BYTES}-byte records")
+    return size
+
+
+def _sources(output: str) -> list[str]:
+    """The inputs that the manifest names, if they are all still there as they were."""
+    if Path(output).is_file():
+        return []
+    files = read_manifest(output).inputs
+    there = all(Path(one.path).is_file() and Path(one.path).stat().st_size == one.bytes for one in files)
+    return [one.path for one in files] if there else []

@@ -2,7 +2,7 @@
 
 PURE: a seed and a scenario in, an outcome out; virtual time only. The same seed and commit give the same transcript, bit for bit.
 `calibration` says how long things take, `cluster` what there is, `faults` what goes wrong, `simulation` what happens,
-`referee` what no tracker may do, and `slides` repeats published experiments.
+`referee` what no tracker may do, `model` says it in closed form, and `slides` repeats published experiments.
 """
 
 from quoreduce.sim.calibration import USUAL, Calibration, Curve, JobCost, Rate, Work
@@ -11,5 +11,6 @@ from quoreduce.sim.faults import Fault, parse_fault
 from quoreduce.sim.simulation import Load, Outcome, Simulation, simulate
 
 __all__ = [
-    "USUAL", "Calibration", "Curve", "Fault", "JobCost", "Load", "Outcome", "Rate", "Shape", "Simulation", "Work", "parse_fault", "simulate",
+    "USUAL", "Calibration", "Curve", "Fault", "JobCost", "Load", "Outcome", "Rate", "Shape", "Simulation", "Work", "parse_fault",
+    "simulate",
 ]  # fmt: skip

@@ -56,7 +56,7 @@ class Curve:
             return y0 * read / x0
         n = next((n for n, (x, _) in enumerate(self.points) if read <= x), len(self.points) - 1)
         (x0, y0), (x1, y1) = self.points[n - 1 : n + 1]
-        return y0 * (read / x0) ** (math.log(y1 / y0) / math.log(x1 / x0))
+        return float(y0 * (read / x0) ** (math.log(y1 / y0) / math.log(x1 / x0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +132,12 @@ class Calibration:
 
 
 def _job(raw: dict[str, Any]) -> JobCost:
-    works = (_work(raw[kind]) for kind in ("map", "reduce"))
+    map_, reduce_ = (_work(raw[kind]) for kind in ("map", "reduce"))
     stages = int(_number("stages", raw["stages"]))
     if stages < 1:
         raise InputError("this is no calibration: a job has at least one stage")
-    curves = (_curve(raw[name]["points"]) for name in ("mapped", "out"))
-    return JobCost(*works, *curves, stages, _number("sample_s", raw["sample_s"]))
+    mapped, out = (_curve(raw[name]["points"]) for name in ("mapped", "out"))
+    return JobCost(map_, reduce_, mapped, out, stages, _number("sample_s", raw["sample_s"]))
 
 
 def _work(raw: dict[str, dict[str, Any]]) -> Work:
@@ -162,11 +162,11 @@ def _number(name: str, value: Any) -> float:
 def _usual(  # CPU seconds and bytes for each byte: a map's plain and voted, what it makes; the same of a reduce
     map_s: float, map_voted_s: float, mapped: float, reduce_s: float, reduce_voted_s: float, reduced: float, stages: int = 1,
 ) -> JobCost:  # fmt: skip
-    works = (
+    map_, reduce_ = (
         Work(Rate(1e-3, plain), Rate(1e-3, voted), Rate(1e-3, voted))
         for plain, voted in ((map_s, map_voted_s), (reduce_s, reduce_voted_s))
     )
-    return JobCost(*works, Curve(((1.0, mapped),)), Curve(((1.0, mapped * reduced),)), stages)
+    return JobCost(map_, reduce_, Curve(((1.0, mapped),)), Curve(((1.0, mapped * reduced),)), stages)
 
 
 # Round figures of the order of what one core does; only so that there is something to simulate with before anything is measured.

@@ -1,4 +1,4 @@
-"""What a job costs, in closed form: time, CPU and bytes by f, maps, reduces, nodes and faults (docs/simulator.md has the formulas).
+"""What a job costs, in closed form: time, CPU, bytes by f, maps, reduces, nodes and faults. The formulas: docs/simulator.md.
 
 PURE. It is the simulator's model without its queues: each phase is waves of executions that are all alike. Where the two differ
 much, something queues.
@@ -50,9 +50,7 @@ class _Phase:
         return max(time_s, self.count * self.driver_s)
 
 
-def estimate(
-    shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", wrong: float = 0.0
-) -> Estimate:
+def estimate(shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", wrong: float = 0.0) -> Estimate:
     """Estimate a job of one stage.
 
     Args:

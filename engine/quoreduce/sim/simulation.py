@@ -211,7 +211,7 @@ class Simulation:
         self._tries: dict[str, int] = {}
         self._hash = hashlib.blake2b(digest_size=16)
         self._last_sources: tuple[tuple[tuple[Source, ...], ...], str, int] = ((), "", 0)
-        self._made = {"sample": 0.0, "map": load.mapped_bytes, "reduce": load.out_bytes}
+        self._made: dict[Kind, float] = {"sample": 0.0, "map": load.mapped_bytes, "reduce": load.out_bytes}
         self._reduce_in = load.reduce_bytes
         part = Part(b"true", RECORDS, round(load.mapped_bytes / load.reduces))
         self._true = {kind: Output(b"true", (Part(b"true", RECORDS, round(n)),)) for kind, n in self._made.items()}
