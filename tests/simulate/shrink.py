@@ -1,6 +1,6 @@
 """From a run that fails to the smallest one that does: fewer nodes, tasks, faults; a transcript that can be read.
 
-``shrink`` searches with hypothesis below a scenario that fails; ``play`` runs one, and says what went wrong, and all that happened.
+``shrink`` searches with hypothesis below a scenario that fails; ``play`` runs one, and says what went wrong, and what happened.
 To shrink a seed that failed somewhere: make it a Scenario, and print ``play(shrink(it, JobTracker), JobTracker).text``.
 """
 

@@ -25,8 +25,8 @@ SEEDS = 9  # of simulations, of which the median counts
 ALONE = replace(VOTED, f=0)
 JOBS: tuple[tuple[str, Options, int, int], ...] = (  # splits and reducers that calibrations do not have
     ("wordcount", PLAIN, 10, 4), ("wordcount", VOTED, 6, 3), ("sort", PLAIN, 12, 5), ("sort", ALONE, 5, 4),
-    ("sort", VOTED, 20, 3), ("scan", VOTED, 24, 2), ("python", VOTED, 6, 3), ("streamSort", PLAIN, 12, 4), ("javaSort", VOTED, 10, 4),
-    ("combiner", PLAIN, 14, 2), ("webdataScan", VOTED, 6, 4), ("webdataSort", VOTED, 10, 3),
+    ("sort", VOTED, 20, 3), ("scan", VOTED, 24, 2), ("python", VOTED, 6, 3), ("streamSort", PLAIN, 12, 4),
+    ("javaSort", VOTED, 10, 4), ("combiner", PLAIN, 14, 2), ("webdataScan", VOTED, 6, 4), ("webdataSort", VOTED, 10, 3),
 )  # fmt: skip
 
 
