@@ -45,8 +45,8 @@ DEEP = '{"a":' * 100_000
 @pytest.mark.parametrize(
     ("old", "new"),
     [("{", DEEP), ('"stages": 1', '"stages": 0'), ('"stages": 1', '"stages": 1e308'),
-     ('"map_out": 0.6', f'"map_out": 1{"0" * 400}'),
-     ('"map_out": 0.6', '"map_out": NaN'), ('"map_out": 0.6', f'"map_out": "{"x" * 70_000}"'), ('"assumed"', '"\xff"'),
+     ('"read_s": 3e-09', f'"read_s": 1{"0" * 400}'),
+     ('"read_s": 3e-09', '"read_s": NaN'), ('"read_s": 3e-09', f'"read_s": "{"x" * 70_000}"'), ('"assumed"', '"\xff"'),
      ('"assumed"', f'"{"x" * 2_000_000}"')],
     ids=["deep", "no stages", "many stages", "a huge number", "no number", "a long text", "not UTF-8", "a long file"],
 )  # fmt: skip
@@ -60,9 +60,9 @@ def test_what_is_no_calibration_is_one_clear_line(old: str, new: str, capsys: py
 
 
 def test_a_job_that_grows_without_end_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    text = USUAL.encode().replace('"map_out": 0.1,', '"map_out": 1e6,')
-    assert text != USUAL.encode()
-    (tmp_path / "growing.json").write_text(text)
+    grows = json.loads(USUAL.encode())
+    grows["jobs"]["monsterQuery"]["out"]["points"] = [[1.0, 1e6]]
+    (tmp_path / "growing.json").write_text(json.dumps(grows))
     arguments = ("--maps", 100, "--job", "monsterQuery", "--calibration", tmp_path / "growing.json")
     assert main(["simulate", "run", *map(str, arguments)]) == 2
     assert "stage 2 of monsterQuery reads" in capsys.readouterr().err

@@ -93,6 +93,15 @@ def test_f_plus_1_that_collude_win_and_it_is_said_that_the_model_is_broken() -> 
     assert not any("wrong" in violation for violation in out.violations)
 
 
+@pytest.mark.parametrize("fault", ["wrong-map:1", "wrong-reduce:1", "bad:1", "collude:1"])
+@pytest.mark.parametrize("mode", ["original", "bft"])
+def test_without_votes_nothing_is_promised_of_wrong_answers(fault: str, mode: str) -> None:
+    out = go(fault, f=0, mode=mode)
+    assert (out.end, out.violations) == ("done", [])
+    assert out.wrong_outputs > 0
+    assert "one wins" in out.beyond_model
+
+
 def test_a_node_that_is_always_wrong_and_only_f_plus_1_nodes_end_without_quorum() -> None:
     out = go("bad:1", nodes=2)
     assert out.end == "no_quorum"

@@ -1,6 +1,6 @@
-"""``quoreduce simulate run|slides|calibrate``: jobs on clusters that are not there.
+"""``quoreduce simulate run|slides|calibrate|validate``: jobs on clusters that are not there.
 
-Every figure is *simulated*, and says so; calibrate's are measured.
+Every figure is *simulated*, and says so; calibrate's are measured, and validate's are both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAULTS_HELP = "faults:\n" + "\n".join(f"  {kind:13} {text}" for kind, text in KI
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of the three commands."""
+    """Build the parser of the four commands."""
     top = argparse.ArgumentParser(
         prog="quoreduce simulate", description="The real tracker on simulated nodes, in virtual time. See docs/simulator.md."
     )
@@ -53,16 +53,20 @@ def parser() -> argparse.ArgumentParser:
     pages.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
     pages.add_argument("--json", action="store_true", help="print one JSON object")
     pages.add_argument("--out", metavar="HTML", help="write a page with charts")
-    calibrate = commands.add_parser("calibrate", help="measure this machine's rates with small jobs: some seconds")
-    calibrate.add_argument("--mb", type=int, default=8, metavar="MB", help="size of the data (default 8)")
+    calibrate = commands.add_parser("calibrate", help="measure this machine: about a minute")
+    calibrate.add_argument("--mb", type=int, default=32, metavar="MB", help="of data for each kind of job (default 32)")
     calibrate.add_argument("--out", metavar="FILE", help="write the calibration there (default: print it)")
+    check = commands.add_parser("validate", help="simulated against measured times of jobs on this machine: some minutes")
+    check.add_argument("--mb", type=int, default=32, metavar="MB", help="of data to calibrate with (default 32)")
+    check.add_argument("--calibration", metavar="OUT", help="write the calibration there, too")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command and return the exit code, that of a job which ended like the simulated one."""
     a = parser().parse_args(arguments)
-    return {"run": _run, "slides": _slides, "calibrate": _calibrate}[a.command](a)
+    return {"run": _run, "slides": _slides, "calibrate": _calibrate, "validate": _validate}[a.command](a)
 
 
 def _run(a: argparse.Namespace) -> int:
@@ -144,15 +148,29 @@ def table(found: Slides) -> str:
 def _calibrate(a: argparse.Namespace) -> int:
     from quoreduce.report.calibrate import calibrate
 
-    if not 1 <= a.mb <= 4096:
-        raise UsageError(f"--mb is 1 to 4096, not {a.mb}")
-    text = calibrate(a.mb, lambda said: print(said, file=sys.stderr)).encode()
+    text = calibrate(_mb(a.mb), lambda said: print(said, file=sys.stderr)).encode()
     if a.out:
         _write(a.out, text)
         print(f"{a.out}: use it with simulate run|slides --calibration {a.out}")
     else:
         print(text, end="")
     return 0
+
+
+def _validate(a: argparse.Namespace) -> int:
+    from quoreduce.report.simulate_validate import table, validate
+
+    found = validate(_mb(a.mb), lambda said: print(said, file=sys.stderr))
+    if a.calibration:
+        _write(a.calibration, found.calibration.encode())
+    print(json.dumps(found.as_dict()) if a.json else table(found))
+    return 0 if found.holds else 1
+
+
+def _mb(mb: int) -> int:
+    if not 1 <= mb <= 4096:
+        raise UsageError(f"--mb is 1 to 4096, not {mb}")
+    return mb
 
 
 def _read(file: str | None) -> Calibration:

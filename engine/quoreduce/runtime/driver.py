@@ -20,6 +20,7 @@ from quoreduce.data.commit import Output as OutputPlace
 from quoreduce.data.inputs import Split
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
+from quoreduce.runtime.checkers import checker
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.incidents import GARBAGE, Incident, Incidents, Kept
 from quoreduce.runtime.options import Options, Result
@@ -47,7 +48,8 @@ STORAGE_COPIES = 3
 PUNCH_SHARE = 0.25
 TICK_S = 0.2
 DEATH_S = 2.0
-KINDS_ANSWERED = ("flip", "wrong", "lie", "swap", "lose", "late", "wire", "slow", "stuck", "bad")  # after the others no answer comes
+# After the others no answer comes.
+KINDS_ANSWERED = ("flip", "wrong", "lie", "swap", "lose", "late", "wire", "slow", "stuck", "bad")
 _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "no_quorum": errors.NoQuorum,
     "not_deterministic": errors.NotDeterministic,
@@ -656,18 +658,18 @@ class Driver:
     def _check(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
-        busy, late = ({r.launch.worker for r in group.values()} for group in (self._running, self._cancelled))
         usable = [w for w in self.workers.values() if w.name not in self._barred]
-        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in late, w.name in busy, w.name))
-        if not others:
+        running, late = ([r.launch.worker for r in group.values()] for group in (self._running, self._cancelled))
+        checking = (c.worker for c in self._checks.values())
+        chosen = checker(writer, usable, [*running, *late, *late], checking)  # who was overtaken is slow
+        if chosen is None:
             self._fail_check(agreed)
             return
-        checker = others[0].name
         path = self.output.attempt_path(agreed.task.index, agreed.attempt)
         request = wire.CheckTask(agreed.attempt, path, record_width(self.job.output) or 128)
         limit_s = 2 * (self.options.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
-        self._checks[agreed.attempt] = Checking(agreed, checker, time.monotonic() + limit_s)
-        self.executor.submit(checker, wire.encode(request))
+        self._checks[agreed.attempt] = Checking(agreed, chosen, time.monotonic() + limit_s)
+        self.executor.submit(chosen, wire.encode(request))
 
     def _checked(self, checking: Checking, reply: wire.Reply) -> None:
         agreed = checking.agreed

@@ -2,12 +2,15 @@
 
 PURE: a seed and a scenario in, an outcome out; virtual time only. The same seed and commit give the same transcript, bit for bit.
 `calibration` says how long things take, `cluster` what there is, `faults` what goes wrong, `simulation` what happens,
-`referee` what no tracker may do, and `slides` repeats published experiments.
+`referee` what no tracker may do, `model` says it in closed form, and `slides` repeats published experiments.
 """
 
-from quoreduce.sim.calibration import USUAL, Calibration, JobCost
+from quoreduce.sim.calibration import USUAL, Calibration, Curve, JobCost, Rate, Work
 from quoreduce.sim.cluster import Shape
 from quoreduce.sim.faults import Fault, parse_fault
 from quoreduce.sim.simulation import Load, Outcome, Simulation, simulate
 
-__all__ = ["USUAL", "Calibration", "Fault", "JobCost", "Load", "Outcome", "Shape", "Simulation", "parse_fault", "simulate"]
+__all__ = [
+    "USUAL", "Calibration", "Curve", "Fault", "JobCost", "Load", "Outcome", "Rate", "Shape", "Simulation", "Work", "parse_fault",
+    "simulate",
+]  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from quoreduce.errors import UsageError
+from quoreduce.sim.calibration import Calibration
 
 NODES_MAX = 100_000
 SLOTS_MAX = 1024
@@ -17,7 +19,7 @@ class Shape:
 
     Attributes:
         nodes: how many. slots: executions that each runs at a time, each in a worker and on a core of its own.
-        rack: nodes in a rack. domain: what fails together: ``node`` or ``rack``.
+        rack: nodes in a rack. domain: what fails together: ``core``, ``node`` or ``rack``.
         disk_bps, net_bps: bytes a second of each node's disk, and of its network card inwards.
         latency_s: of a message between driver and worker.
         copies: of each split in the file system; a map finds one on its own node with probability copies/nodes.
@@ -30,7 +32,7 @@ class Shape:
     nodes: int = 10
     slots: int = 2
     rack: int = 20
-    domain: Literal["node", "rack"] = "node"
+    domain: Literal["core", "node", "rack"] = "node"
     disk_bps: float = 100e6
     net_bps: float = 125e6
     latency_s: float = 0.0005
@@ -40,11 +42,19 @@ class Shape:
     restart_s: float = 1.0
     deadline_s: float | None = None
 
+    @classmethod
+    def machine(cls, cores: int, calibration: Calibration) -> Shape:
+        """One machine whose cores vote on each other, as `local` workers do; everything is in its page cache."""
+        return cls(
+            nodes=1, slots=cores, domain="core", disk_bps=math.inf, net_bps=math.inf, latency_s=calibration.latency_s,
+            spread=calibration.spread,
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX or not 1 <= self.slots <= SLOTS_MAX or self.rack < 1:
             raise UsageError(f"a cluster has 1 to {NODES_MAX:,} nodes of 1 to {SLOTS_MAX:,} slots, in racks of at least 1 node")
-        if self.domain not in ("node", "rack"):
-            raise UsageError(f"what fails together is a node or a rack, not {self.domain!r}")
+        if self.domain not in ("core", "node", "rack"):
+            raise UsageError(f"what fails together is a core, a node or a rack, not {self.domain!r}")
         if min(self.disk_bps, self.net_bps, *self.speeds) <= 0 or min(self.latency_s, self.restart_s) < 0:
             raise UsageError("bandwidths and speeds are more than 0, and times are not negative")
         if not 0 <= self.spread < 1:
@@ -66,7 +76,7 @@ class Line:
 
 @dataclass(slots=True)
 class Node:
-    """A node; ``speed`` 1.0 is that of the calibration."""
+    """A node; ``speed`` 1.0 is that of the calibration. ``domain`` is of all of it, if its cores are none of their own."""
 
     number: int
     domain: str
@@ -82,7 +92,7 @@ def build(shape: Shape, slow: dict[int, float]) -> list[Node]:
     nodes = []
     for n in range(shape.nodes):
         rack, factor = n // shape.rack, slow.get(n, 1.0)
-        domain = f"n{n}" if shape.domain == "node" else f"rack{rack}"
+        domain = f"rack{rack}" if shape.domain == "rack" else f"n{n}"
         speed = shape.speeds[n % len(shape.speeds)] / factor
         nodes.append(Node(n, domain, rack, Line(shape.disk_bps / factor), Line(shape.net_bps / factor), speed))
     return nodes

@@ -29,6 +29,7 @@ KINDS = {
 }
 PROBABILITIES = ("lose", "duplicate", "delay", "reorder")
 DETAIL_USUAL = {"bad": 1.0, "collude": 1.0, "slow": 4.0, "delay": 5.0}
+WRONG_KINDS = ("wrong-map", "wrong-reduce", "bad", "collude")
 NODE_KINDS = ("bad", "collude", "node", "rack", "slow")
 TEST_RUNS = 32  # of the one kernel that is wrong; the engine's test runs each kernel as often
 _MASK = (1 << 64) - 1
@@ -106,9 +107,11 @@ class Faults:
         self.slow = self._nodes.get("slow", {})
         self.bad_nodes = sorted(self._nodes.get("bad", {}))
         self.injected["slow"] += len(self.slow)
-        gang = {n if shape.domain == "node" else n // shape.rack for n in self._nodes.get("collude", {})}
-        many = len(gang) > plan.need - 1
-        self.beyond = f"{len(gang)} domains collude, and f={plan.need - 1}" if many else ""
+        gang = {n // shape.rack if shape.domain == "rack" else n for n in self._nodes.get("collude", {})}
+        domains = len(gang) * (shape.slots if shape.domain == "core" else 1)
+        self.beyond = f"{domains} domains collude, and f={plan.need - 1}" if domains > plan.need - 1 else ""
+        if plan.need == 1 and any(fault.kind in WRONG_KINDS for fault in faults):
+            self.beyond = "there are wrong answers, and one wins"
 
     def _lose_nodes(self, fault: Fault, shape: Shape, rng: Random) -> None:
         size = shape.rack if fault.kind == "rack" else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from quoreduce.tracker import (
     JobDone,
     JobFailed,
     JobTracker,
+    Kind,
     Launch,
     Ledger,
     Output,
@@ -48,7 +50,7 @@ from quoreduce.tracker import (
 
 DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
-LOOK_S = 1.0
+LOOK_S, LOOK_SHARE = 1.0, 0.01  # a look every second, and in long jobs every hundredth of the time so far
 RECORDS = 1
 TASKS_MAX = 10_000_000
 TEST_S = 0.05  # a known-answer test
@@ -87,9 +89,19 @@ class Load:
             raise UsageError("a simulated job has at least one map and one reduce, and splits are not empty")
 
     @property
-    def part_bytes(self) -> float:
-        """Of one partition of one map's output."""
-        return self.split_bytes * self.cost.map_out / self.reduces
+    def mapped_bytes(self) -> float:
+        """What a map makes."""
+        return self.cost.mapped.made(self.split_bytes)
+
+    @property
+    def reduce_bytes(self) -> float:
+        """What a reduce reads of one copy of each map's output."""
+        return self.mapped_bytes * self.maps / self.reduces
+
+    @property
+    def out_bytes(self) -> float:
+        """What a reduce makes."""
+        return self.cost.out.made(self.split_bytes * self.maps) / self.reduces
 
 
 @dataclass(slots=True)
@@ -135,14 +147,42 @@ class Outcome:
 
 
 @dataclass(slots=True, eq=False)
+class _Seat:
+    """A worker, alive if the simulation has it in `_on`. It does what it was asked to in order: an execution, then checks.
+
+    ``running``: an execution was sent to it and has not ended. ``free_s``: until when it checks. ``checks``: parts that it is to
+    check, by attempt; ``waiting``: those of them that an execution is before.
+    """
+
+    name: str
+    node: Node
+    domain: str
+    running: bool = False
+    free_s: float = 0.0
+    checks: dict[int, Agreed] = field(default_factory=dict)
+    waiting: list[Agreed] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class _Run:
     """An execution. ``wrong``: what of its output is. ``started_s``: when it was launched."""
 
     launch: Launch
-    node: Node
+    seat: _Seat
     started_s: float
     wrong: Wrong = field(default_factory=dict)
-    stored: bool = False
+
+
+def execution_cpu_s(load: Load, calibration: Calibration, kind: Kind, voted: bool, store: bool) -> float:
+    """CPU seconds of one execution at speed 1, but for the spread."""
+    cost = load.cost
+    if kind == "sample":
+        return cost.sample_s
+    if kind == "map":
+        parts_s = load.reduces * calibration.map_part_s
+        return parts_s + cost.map.rate(voted, store).cpu_s(load.split_bytes, load.mapped_bytes)
+    parts_s = load.maps * calibration.reduce_part_s
+    return parts_s + cost.reduce.rate(voted, store).cpu_s(load.reduce_bytes, load.out_bytes)
 
 
 class Simulation:
@@ -159,8 +199,8 @@ class Simulation:
         self, shape: Shape, load: Load, plan: Plan, calibration: Calibration, faults: Sequence[Fault] = (), seed: int = 0,
         make: Callable[[Plan], Tracker] = JobTracker, spares: bool = True, lines: bool = False,
     ) -> None:  # fmt: skip
-        if (plan.maps, plan.reduces) != (load.maps, load.reduces) or not plan.confirm or plan.sample:
-            raise UsageError("the plan is not the job's, or has a sample, or does not confirm")
+        if (plan.maps, plan.reduces, plan.sample) != (load.maps, load.reduces, load.cost.sample_s > 0) or not plan.confirm:
+            raise UsageError("the plan is not the job's, or does not confirm")
         self.shape, self.load, self.plan, self.calibration, self.seed = shape, load, plan, calibration, seed
         self.faults = Faults(faults, shape, plan, seed)
         self.referee = Referee(plan)
@@ -178,18 +218,26 @@ class Simulation:
         self._count = self._messages = 0
         self._flying: dict[int, _Run] = {}  # launched, and not answered or lost
         self._on: dict[str, dict[int, None]] = {}  # live worker -> its attempts
-        self._home: dict[str, Node] = {}
+        self._seats: dict[str, _Seat] = {}  # also of workers that are gone
         self._blocks: dict[int, _Run] = {}
+        self._checking: Counter[str] = Counter()  # checks under way in a domain
+        self._writers: dict[int, str] = {}  # attempt that was stored -> worker
         self._trouble: dict[int, set[int]] = {}  # map -> attempts whose stored output is wrong, rotten or gone
         self._unreadable: set[int] = set()
         self._tries: dict[str, int] = {}
         self._hash = hashlib.blake2b(digest_size=16)
         self._last_sources: tuple[tuple[tuple[Source, ...], ...], str, int] = ((), "", 0)
-        part = Part(b"true", RECORDS, round(load.part_bytes))
-        self._true = Output(b"true", (part,) * load.reduces)
-        self._reduce_in = load.part_bytes * load.maps
-        self._work_s = {kind: self._cpu_s(kind) for kind in ("map", "reduce")}
-        self._true_reduce = Output(b"true", (Part(b"true", RECORDS, round(self._reduce_in * load.cost.reduce_out)),))
+        self._made: dict[Kind, float] = {"sample": 0.0, "map": load.mapped_bytes, "reduce": load.out_bytes}
+        self._reduce_in = load.reduce_bytes
+        part = Part(b"true", RECORDS, round(load.mapped_bytes / load.reduces))
+        self._true = {kind: Output(b"true", (Part(b"true", RECORDS, round(n)),)) for kind, n in self._made.items()}
+        self._true["map"] = Output(b"true", (part,) * load.reduces)
+        self._work_s = {(kind, store): self._cpu_s(kind, store) for kind in self._made for store in (False, True)}
+        self._driver_s = {
+            "sample": calibration.driver_s,
+            "map": calibration.driver_s + calibration.driver_part_s * load.reduces,
+            "reduce": calibration.driver_s + calibration.driver_part_s * load.maps,
+        }
 
     # ---- the clock ------------------------------------------------------------------------------------------------
 
@@ -198,7 +246,8 @@ class Simulation:
         self._now = self._driver_free = self.calibration.startup_s
         for node in self._nodes:
             for s in range(self.shape.slots):
-                self._join((node, f"n{node.number}.{s}"))
+                name = f"n{node.number}.{s}"
+                self._join(_Seat(name, node, name if self.shape.domain == "core" else node.domain))
         expected = self._expected_s()
         for n, share in sorted(self.faults.lost_nodes.items()):
             self._at(self._now + share * expected, self._lose_node, self._nodes[n])
@@ -222,17 +271,14 @@ class Simulation:
         slots, n, first = self.shape.nodes * self.shape.slots, self.load, self.plan.first
         return first * (n.maps * self._service_s("map") + n.reduces * self._service_s("reduce")) / slots
 
-    def _service_s(self, kind: str) -> float:
+    def _service_s(self, kind: Kind) -> float:
         """How long an execution should take."""
-        read = self.load.split_bytes if kind == "map" else self._reduce_in
-        return self._cpu_s(kind) + read / min(self.shape.net_bps, self.shape.disk_bps)
+        read = {"sample": 0.0, "map": self.load.split_bytes, "reduce": self._reduce_in}[kind]
+        return self._work_s[kind, True] + read / min(self.shape.net_bps, self.shape.disk_bps)
 
-    def _cpu_s(self, kind: str) -> float:
+    def _cpu_s(self, kind: Kind, store: bool) -> float:
         """CPU seconds of an execution."""
-        cost, fixed, voted = self.load.cost, self.calibration.task_s, self.plan.mode != "original"
-        if kind == "map":
-            return fixed + self.load.split_bytes * (cost.map_voted_s_per_byte if voted else cost.map_s_per_byte)
-        return fixed + self._reduce_in * (cost.reduce_voted_s_per_byte if voted else cost.reduce_s_per_byte)
+        return execution_cpu_s(self.load, self.calibration, kind, self.plan.mode != "original", store)
 
     # ---- the driver -----------------------------------------------------------------------------------------------
 
@@ -275,12 +321,14 @@ class Simulation:
         self._record(f"  launch {text} attempt {c.attempt} on {c.worker}{' storing' * c.store}{copies}")
         self._tries[text] = self._tries.get(text, 0) + 1
         self.referee.launched(c, self._tries[text])
-        run = self._flying[c.attempt] = _Run(c, self._home[c.worker], self._now)
+        seat = self._seats[c.worker]
+        seat.running = True
+        run = self._flying[c.attempt] = _Run(c, seat, self._now)
         self._on.setdefault(c.worker, {})[c.attempt] = None
         if self._pace is not None and not self._watched:
             self._watched = True
             self._at(self._now + LOOK_S, self._look, None)
-        self._driver_free = max(self._driver_free, self._now) + self.calibration.driver_s
+        self._driver_free = max(self._driver_free, self._now) + self._driver_s[c.task.kind]
         self._message(self._driver_free, self._begin, run)
 
     def _look(self, _: None) -> None:
@@ -295,12 +343,12 @@ class Simulation:
                 self._send(Slow(run.launch.attempt))
         self._watched = bool(self._heap)
         if self._watched:
-            self._at(self._now + LOOK_S, self._look, None)
+            self._at(self._now + max(LOOK_S, LOOK_SHARE * self._now), self._look, None)
 
     def _retest(self, c: Retest) -> None:
         """The test's answers are there, if the worker is. They take no slot and are never lost."""
         if c.worker in self._on:
-            self._send(Retested(c.test, self.faults.passes(c.test, self._home[c.worker].number)))
+            self._send(Retested(c.test, self.faults.passes(c.test, self._seats[c.worker].node.number)))
 
     def _copies(self, c: Launch) -> str:
         """What a reduce is to read, for the transcript: a hash of it, made once for as long as it stays the same."""
@@ -345,14 +393,51 @@ class Simulation:
         self.referee.agreed(c)
         self._outcome.wrong_outputs += c.output.digest != b"true" and (c.task.kind == "map" or c.attempt in self._blocks)
         if c.task.kind == "reduce":
-            nbytes = self._reduce_in * self.load.cost.reduce_out
-            checked_s = 0.0
-            if self.plan.mode != "original":  # another node reads it again and recomputes its digest (R8)
-                checker = next((n for n in self._nodes if n.alive and n.domain not in c.domains), self._nodes[0])
-                cpu_s = nbytes * self.calibration.digest_s_per_byte / checker.speed
-                checked_s = nbytes / self.shape.net_bps + cpu_s + 2 * self.shape.latency_s
-                self._outcome.cpu_s += cpu_s
-            self._at(self._now + self.calibration.driver_s + checked_s, self._publish, c.attempt)
+            self._driver_free = max(self._driver_free, self._now) + self.calibration.driver_s
+            if self.plan.mode == "original":
+                self._at(self._driver_free, self._publish, c.attempt)
+            else:
+                self._at(self._driver_free + self.shape.latency_s, self._check, c)
+
+    def _check(self, c: Agreed) -> None:
+        """Have a worker of another domain read a part again and recompute its digest (R8): as the driver chooses it."""
+        writer, seat, least = self._seats[self._writers[c.attempt]], None, (True, 0, 0)
+        for name, attempts in self._on.items():
+            other = self._seats[name]
+            todo = (other.domain == writer.domain, len(other.checks) + len(attempts), self._checking[other.domain])
+            if seat is None or todo < least:
+                seat, least = other, todo
+            if least == (False, 0, 0):
+                break
+        if seat is None:
+            self._at(self._now, self._unchecked, c.attempt)
+            return
+        seat.checks[c.attempt] = c
+        self._checking[seat.domain] += 1
+        if seat.running:
+            seat.waiting.append(c)
+        else:
+            self._start_check(seat, c, self._now, writer.node)
+
+    def _start_check(self, seat: _Seat, c: Agreed, now_s: float, writer: Node) -> None:
+        nbytes = self._made["reduce"]
+        cpu_s = (self.calibration.check_s + nbytes * self.calibration.digest_s_per_byte) / seat.node.speed
+        self._outcome.cpu_s += cpu_s
+        begin_s = max(seat.free_s, now_s)
+        read_s = begin_s if seat.node is writer else seat.node.net.serve(begin_s, nbytes)
+        seat.free_s = read_s + cpu_s
+        self._at(seat.free_s + self.shape.latency_s, self._checked, (seat, c.attempt))
+
+    def _checked(self, what: tuple[_Seat, int]) -> None:
+        seat, attempt = what
+        if seat.checks.pop(attempt, None) is not None:
+            self._checking[seat.domain] -= 1
+            self._publish(attempt)
+
+    def _unchecked(self, attempt: int) -> None:
+        """There is nobody who could check a part."""
+        self.referee.missing(attempt)
+        self._send(BlockLost(attempt))
 
     def _publish(self, attempt: int) -> None:
         if attempt in self._unreadable or attempt not in self._blocks:
@@ -364,7 +449,7 @@ class Simulation:
 
     def _end(self, c: JobDone | JobFailed) -> None:
         if isinstance(c, JobDone):
-            planned = self.plan.first * (self.load.maps + self.load.reduces) if self._faultless else None
+            planned = self.plan.first * (self.load.maps + self.load.reduces + self.plan.sample) if self._faultless else None
             self.referee.done(planned, self._tracker.ledger.executions)
             self._outcome.end = "done"
         else:
@@ -373,13 +458,12 @@ class Simulation:
 
     # ---- workers --------------------------------------------------------------------------------------------------
 
-    def _join(self, what: tuple[Node, str]) -> None:
-        node, worker = what
-        if node.alive:
-            self._home[worker] = node
-            self._on[worker] = {}
-            self.referee.joined(worker, node.domain)
-            self._send(WorkerJoined(worker, node.domain, 1))
+    def _join(self, seat: _Seat) -> None:
+        if seat.node.alive:
+            self._seats[seat.name] = seat
+            self._on[seat.name] = {}
+            self.referee.joined(seat.name, seat.domain)
+            self._send(WorkerJoined(seat.name, seat.domain, 1))
 
     def _kill(self, worker: str, blocks_lost: bool = False) -> None:
         """End a worker; another one takes its place if its node is there."""
@@ -387,17 +471,22 @@ class Simulation:
             self._flying.pop(attempt, None)
         self.referee.lost(worker)
         self._send(WorkerLost(worker, blocks_lost))
-        self._at(self._now + self.shape.restart_s, self._join, (self._home[worker], f"{worker}'"))
+        seat = self._seats[worker]
+        checks, seat.checks = seat.checks, {}
+        self._checking[seat.domain] -= len(checks)
+        for c in checks.values():
+            self._check(c)
+        self._at(self._now + self.shape.restart_s, self._join, _Seat(f"{worker}'", seat.node, seat.domain))
 
     def _lose_node(self, node: Node) -> None:
         """Its workers and all that any worker ever stored there are gone; the driver hears of it at once."""
         self.faults.injected["node"] += 1
         node.alive = False
         for attempt, run in self._blocks.items():
-            if run.node is node:
+            if run.seat.node is node:
                 self._spoil(run)
                 self.referee.missing(attempt)
-        for worker in [worker for worker, home in self._home.items() if home is node]:
+        for worker in [seat.name for seat in self._seats.values() if seat.node is node]:
             if worker in self._on:
                 self._kill(worker, blocks_lost=True)
             else:
@@ -410,12 +499,17 @@ class Simulation:
 
     def _begin(self, run: _Run) -> None:
         """The request is there: read the split, or fetch the partitions."""
-        c, node = run.launch, run.node
+        c, node = run.launch, run.seat.node
         if c.attempt not in self._flying:
+            return
+        if run.seat.free_s > self._now:  # it checks a part
+            self._at(run.seat.free_s, self._begin, run)
             return
         if self.faults.slow.get(node.number, 1.0) > SLOW_ENOUGH:
             self._at(self._now + self._deadline_s(run), self._give_up, run)
-        if c.task.kind == "map":
+        if c.task.kind == "sample":
+            self._compute(run)
+        elif c.task.kind == "map":
             nbytes = self.load.split_bytes
             local = draw(self.seed, 3, c.task.index, c.replica) < self.shape.copies / self.shape.nodes
             self._at((node.disk if local else node.net).serve(self._now, nbytes), self._compute, run)
@@ -441,6 +535,7 @@ class Simulation:
             elif c.task.index in self._blocks[usable].wrong:
                 read.append(b"%d.%s" % (m, self._blocks[usable].wrong[c.task.index]))
         if bad:
+            self._free(run.seat, self._now)
             self._message(self._now, self._refuse, run)
             run.wrong = dict.fromkeys(bad, b"")
         else:
@@ -458,16 +553,16 @@ class Simulation:
         c = run.launch
         if c.attempt not in self._flying:
             return
-        kind = 1 if c.task.kind == "map" else 2
-        noise = 1 + self.shape.spread * (2 * draw(self.seed, 3 + kind, c.task.index, c.replica) - 1)
-        took_s = self._work_s[c.task.kind] * noise / run.node.speed
+        stream = {"map": 4, "reduce": 5, "sample": 6}[c.task.kind]
+        noise = 1 + self.shape.spread * (2 * draw(self.seed, stream, c.task.index, c.replica) - 1)
+        took_s = self._work_s[c.task.kind, c.store] * noise / run.seat.node.speed
         if self.faults.crashes(c):
             self._at(self._now + took_s / 2, self._crash, run)
             return
         self._outcome.cpu_s += took_s
-        wrong = self.faults.wrong(c, run.node.number)
+        wrong = self.faults.wrong(c, run.seat.node.number)
         if wrong:
-            part = c.task.index % self.load.reduces if kind == 1 else 0
+            part = c.task.index % self.load.reduces if c.task.kind == "map" else 0
             run.wrong = {part: run.wrong.get(part, b"") + b"!" + wrong}
         self._at(self._now + took_s, self._computed, run)
 
@@ -482,15 +577,22 @@ class Simulation:
             return
         stored_s = self._now
         if c.store:
-            cost = self.load.cost
-            nbytes = self.load.split_bytes * cost.map_out if c.task.kind == "map" else self._reduce_in * cost.reduce_out
-            stored_s = run.node.disk.serve(self._now, nbytes)
+            stored_s = run.seat.node.disk.serve(self._now, self._made[c.task.kind])
             self._blocks[c.attempt] = run
+            self._writers[c.attempt] = c.worker
             if run.wrong and c.task.kind == "map":
                 self._trouble.setdefault(c.task.index, set()).add(c.attempt)
             if self.faults.rots(c):
                 self._spoil(run)
+        self._free(run.seat, stored_s)
         self._message(stored_s, self._arrive, run)
+
+    def _free(self, seat: _Seat, now_s: float) -> None:
+        """An execution has ended; checks that came meanwhile are next."""
+        seat.running = False
+        for c in seat.waiting:
+            self._start_check(seat, c, now_s, self._seats[self._writers[c.attempt]].node)
+        seat.waiting.clear()
 
     def _arrive(self, run: _Run) -> None:
         """An answer is there; the tracker hears of one that comes twice, or too late, all the same (R10)."""
@@ -504,7 +606,7 @@ class Simulation:
         self._send(Finished(c.attempt, output))
 
     def _output(self, run: _Run) -> Output:
-        true = self._true if run.launch.task.kind == "map" else self._true_reduce
+        true = self._true[run.launch.task.kind]
         if not run.wrong:
             return true
         (part, name), size = next(iter(run.wrong.items())), true.parts[0].nbytes
@@ -518,7 +620,7 @@ class Simulation:
         out, ledger = self._outcome, self._tracker.ledger
         out.makespan_s = round(self._now, 6)
         out.cpu_s = round(out.cpu_s, 6)
-        out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample"}
+        out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
         out.reexecutions, out.spares, out.lost_votes = ledger.re_executions, ledger.spares, ledger.lost_votes
         out.quarantined, out.suspects, out.tests = list(ledger.quarantined), ledger.suspects, ledger.tests
         out.bytes_stored, out.bytes_shipped = ledger.stored_nbytes, ledger.shipped_nbytes
@@ -563,11 +665,11 @@ def simulate(
     """
     outcomes: list[Outcome] = []
     for stage in range(load.cost.stages):
-        todo = Plan(load.maps, load.reduces, f, mode, confirm=True, **plan)  # type: ignore[arg-type]
+        todo = Plan(load.maps, load.reduces, f, mode, sample=load.cost.sample_s > 0, confirm=True, **plan)  # type: ignore[arg-type]
         outcomes.append(Simulation(shape, load, todo, calibration, faults, seed + stage, spares=spares).run())
         if outcomes[-1].end != "done":
             break
-        whole = load.maps * load.split_bytes * load.cost.map_out * load.cost.reduce_out
+        whole = load.out_bytes * load.reduces
         maps = max(1, -(-round(whole) // 64_000_000))
         if maps > TASKS_MAX:
             raise UsageError(f"stage {stage + 2} of {load.name} reads {whole:.1g} bytes: over {TASKS_MAX:,} tasks")
