@@ -263,9 +263,7 @@ class Driver:
         if reply.generation != self.setup.generation:
             return  # a late reply to a job that ended before its workers did
         if reply.status == "tested":
-            self.result.cpu_s += reply.cpu_s
-            self._events += self.retests.ended(arrival.worker, reply)
-            self._restart_clocks(arrival.worker)
+            self._tested(arrival.worker, reply)
         elif reply.attempt < 0 and self.gate is not None and arrival.worker not in self._setup_pending:
             self._evidence(self.gate, arrival.worker, reply)
         elif reply.attempt < 0:
@@ -290,6 +288,14 @@ class Driver:
         if self.gate is not None:
             self._admit(self.gate, self.workers[worker], reply)
         self._restart_clocks(worker)
+
+    def _tested(self, worker: str, reply: wire.Reply) -> None:
+        """A known-answer test is over, if one was under way there (R10)."""
+        events = self.retests.ended(worker, reply)
+        if events:
+            self._events += events
+            self.result.cpu_s += reply.cpu_s
+            self._restart_clocks(worker)
 
     def _restart_clocks(self, worker: str) -> None:
         """What was sent to a worker begins only now: it was busy with something that is no task."""
