@@ -68,8 +68,10 @@ class Bench:
         window = measure.Window()
         result = session.run(scan_job(b"~") if job == "scan" else find_job(job), [str(self._inputs[job])], str(target), options)
         noise = window.close(result.cpu_s)
-        if result.reexecutions or result.faults.detected:
-            raise RuntimeError(f"{job}: a run without injected faults had {result.faults.detected}: not a benchmark")
+        if result.reexecutions or result.faults.detected or result.spares:
+            raise RuntimeError(
+                f"{job}: a run without injected faults had {result.faults.detected}, and {result.spares} spares: not a benchmark"
+            )
         if output is None:
             shutil.rmtree(target)
         counts = measure.Counts(sum(result.executions.values()), result.bytes_stored, result.bytes_shipped)
