@@ -113,6 +113,7 @@ def test_the_bound_is_said_to_be_broken_outside_the_model(capsys: pytest.Capture
     assert "outside the model" in text
     assert "OUTSIDE THE MODEL: f+1 domains give the same wrong answers at f=1: 1 of 2 outputs wrong, 1 jobs stopped" in text
     assert "0 wrong outputs, 0 partial outputs" in text
+    assert "7 jobs, 2 of them without faults, 12 faults of 4 kinds, seed 7, 1.0 minutes" in text
 
 
 def test_kinds_that_could_not_be_had_are_named() -> None:

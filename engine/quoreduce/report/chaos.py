@@ -92,7 +92,8 @@ def summary(campaign: Campaign) -> list[str]:
     """What there is to say beside the table."""
     c = campaign
     lines = [
-        f"{len(c.inside)} jobs, {c.struck:,} faults of {len(c.rows())} kinds, seed {c.seed}, {c.wall_s / 60:.1f} minutes",
+        f"{len(c.inside)} jobs, {sum(not r.faults for r in c.inside)} of them without faults, {c.struck:,} faults of "
+        f"{len(c.rows())} kinds, seed {c.seed}, {c.wall_s / 60:.1f} minutes",
         f"{c.count('right')} outputs right, {c.count('stopped')} jobs stopped with an error and nothing published, "
         f"{c.count('rotten')} altered after their last check (found by quoreduce verify)",
         f"{c.count('wrong')} wrong outputs, {c.count('partial')} partial outputs, {c.count('hang')} hangs, "
