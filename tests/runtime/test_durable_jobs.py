@@ -27,6 +27,7 @@ from quoreduce.runtime.inline import InlineExecutor
 from quoreduce.runtime.options import Attest, Place
 
 TIMEOUT_S = 120
+LIVES_MAX = 30
 SPLIT_MB = 0.006  # five splits or so of the small text
 MOMENTS: dict[str, int] = {}
 Sessions = Callable[..., Session]
@@ -121,6 +122,7 @@ def test_a_job_that_is_cut_short_again_and_again_executes_nothing_twice(
     session = sessions(on)
     result, life, seen = None, 0, set[tuple[str, int]]()
     while result is None:
+        assert life < LIVES_MAX, "it gets nowhere"
         result = cut_short(session, WORDCOUNT, verses, out, 3 + life, life)
         if result is None:
             records = journal_of(out)
@@ -171,6 +173,7 @@ def test_faults_are_masked_before_and_after(sessions: Sessions, verses: Path, ou
     session, life, result = sessions("inline", 4), 0, None
     faults = ("flip:map:2", "wrong:reduce:1", "crash:map:1", "swap:map:1", "lose:reduce:1")
     while result is None:
+        assert life < LIVES_MAX, "it gets nowhere"
         result = cut_short(session, WORDCOUNT, verses, out, 12 + 4 * life, life, faults=faults)
         life += 1
     assert life > 1
