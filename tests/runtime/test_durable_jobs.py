@@ -27,6 +27,7 @@ from quoreduce.runtime.inline import InlineExecutor
 from quoreduce.runtime.options import Attest, Place
 
 TIMEOUT_S = 120
+LIVES_MAX = 30
 SPLIT_MB = 0.006  # five splits or so of the small text
 MOMENTS: dict[str, int] = {}
 Sessions = Callable[..., Session]
@@ -121,6 +122,7 @@ def test_a_job_that_is_cut_short_again_and_again_executes_nothing_twice(
     session = sessions(on)
     result, life, seen = None, 0, set[tuple[str, int]]()
     while result is None:
+        assert life < LIVES_MAX, "it gets nowhere"
         result = cut_short(session, WORDCOUNT, verses, out, 3 + life, life)
         if result is None:
             records = journal_of(out)
@@ -171,6 +173,7 @@ def test_faults_are_masked_before_and_after(sessions: Sessions, verses: Path, ou
     session, life, result = sessions("inline", 4), 0, None
     faults = ("flip:map:2", "wrong:reduce:1", "crash:map:1", "swap:map:1", "lose:reduce:1")
     while result is None:
+        assert life < LIVES_MAX, "it gets nowhere"
         result = cut_short(session, WORDCOUNT, verses, out, 12 + 4 * life, life, faults=faults)
         life += 1
     assert life > 1
@@ -282,6 +285,18 @@ def test_a_copy_that_is_lost_or_rotten_is_made_once_more(
     assert result.recovered == len(taken)
     assert sum(result.executions.values()) == 2 * (result.splits + result.parts - len(taken)) + 1
     assert result.reexecutions == 1
+
+
+def test_a_copy_that_was_given_up_is_not_used_although_it_is_there(
+    one_mapped: Session, out: Path, expected: list[bytes]
+) -> None:
+    journal, records = Journal.open(staging(out) / "journal")
+    journal.append([Gone(tuple(one.attempt for one in records if isinstance(one, Decided)))])
+    journal.close()
+    taken = agreed_in(records)
+    result = one_mapped.resume(str(out))
+    assert parts_of(out) == expected
+    assert (result.recovered, result.reexecutions, result.faults.detected) == (len(taken), len(taken), 0)
 
 
 @pytest.mark.parametrize("how", ["lost", "rotten"])
@@ -445,12 +460,14 @@ def test_the_jobs_own_error_is_definite(sessions: Sessions, verses: Path, out: P
 
 
 def test_no_quorum_may_be_a_matter_of_the_place(sessions: Sessions, verses: Path, out: Path, expected: list[bytes]) -> None:
-    """Two domains, one of which is wrong in its reduces: three can do it, and need not do the maps again."""
-    options = Options(durable=True, reducers=3, split_mb=SPLIT_MB, faults=("stuck:1",), attempts_max=2)
+    """Two domains, one of which is always wrong, agree on nothing. Three do."""
+    options = Options(durable=True, reducers=3, split_mb=SPLIT_MB, faults=("stuck:1",), attempts_max=3)
     with pytest.raises(NoQuorum) as caught:
         sessions("inline", 2).run(WORDCOUNT, [str(verses)], str(out), options)
     assert caught.value.__notes__
     assert left_in(out.parent) == [staging(out).name]
+    sessions("inline", 3).resume(str(out))
+    assert parts_of(out) == expected
 
 
 def test_between_the_two_renames_of_an_overwrite_the_old_output_is_put_back_first(

@@ -18,6 +18,7 @@ from runs import left_in, parts_of, poll, running
 from quoreduce import Options, Result, Session
 from quoreduce.cli import main
 from quoreduce.runtime.options import Place
+from quoreduce.runtime.store import PREFIX, create_session_folder, sweep
 
 TIMEOUT_S = 120
 
@@ -173,3 +174,15 @@ def test_a_session_with_nothing_to_do_leaves_nothing(tmp_path: Path) -> None:
         assert all(map(running, pids))
     assert left_in(tmp_path / "store") == []
     assert not any(map(running, pids))
+
+
+def test_what_a_session_left_without_a_lock_is_swept(tmp_path: Path) -> None:
+    """Its owner was killed before it could lock it, or a worker wrote while others deleted. One that lives is let alone."""
+    folder, lock = create_session_folder(str(tmp_path))
+    (tmp_path / f"{PREFIX}dead" / "w0").mkdir(parents=True)
+    (tmp_path / "not ours").mkdir()
+    sweep(tmp_path)
+    assert left_in(tmp_path) == ["not ours", folder.name]
+    os.close(lock)
+    sweep(tmp_path)
+    assert left_in(tmp_path) == ["not ours"]
