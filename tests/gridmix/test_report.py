@@ -257,7 +257,8 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path, raw: bytes) -> Non
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"cores"', '"corse"'), ('"seed"', '"sede"'), ('"nbytes": 1000', '"nbytes": "many"'), ('"wall_s": ', '"wall_s": 99999999999'),
+    [('"cores"', '"corse"'), ('"seed"', '"sede"'), ('"nbytes": 1000', '"nbytes": "many"'),
+     ('"wall_s": ', '"wall_s": 99999999999'),
 ('"splits": 3', f'"splits": {10**30}'), ('"split_mb": 64', '"split_mb": -64')],
 )  # fmt: skip
 def test_results_that_the_page_cannot_show_are_refused(pairs: Results, tmp_path: Path, old: str, new: str) -> None:
