@@ -103,6 +103,9 @@ def _craft_block(rng: Random) -> bytes:
     """A block that is one, of any content, with one number of its header or offsets changed in half of the cases."""
     schema = rng.choice(SCHEMAS)
     raw = _filled(rng, schema, rng.choice((0, 1, 2, 5, 20))).buffer.tobytes()
+    if rng.random() < 0.1:  # longer than its columns, and its header knows
+        raw += bytes(8 * rng.randrange(1, 9))
+        return raw[:16] + struct.pack("<Q", len(raw)) + raw[24:]
     return raw if rng.random() < 0.5 else mutations.number(rng, raw, ())
 
 
