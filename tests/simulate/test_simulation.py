@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from quoreduce.errors import InputError, UsageError
-from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, Simulation, parse_fault, simulate
+from quoreduce.sim import USUAL, Calibration, Load, Outcome, Rate, Shape, Simulation, Work, parse_fault, simulate
 from quoreduce.sim.faults import KINDS
 from quoreduce.tracker import Plan
 
@@ -203,3 +204,27 @@ def calls(nodes: int, maps: int) -> float:
 
 def test_the_cost_of_an_execution_does_not_grow() -> None:
     assert calls(200, 4000) < 1.2 * calls(20, 400)
+
+
+def test_cores_do_one_thing_after_the_other_checks_of_parts_too() -> None:
+    """Checks that are as much work as reduces: no core works for longer than there is time."""
+    slow, cost = replace(USUAL, digest_s_per_byte=1e-8), USUAL.job("sort")
+    reduce_ = Rate(0.0, 1e-8)
+    load = Load("sort", replace(cost, reduce=Work(reduce_, reduce_, reduce_)), 4, 12)
+    out = simulate(Shape.machine(2, slow), load, slow)
+    assert out.end == "done"
+    assert 3 * 12 * load.out_bytes * 1e-8 * 0.9 < out.cpu_s <= 2 * out.makespan_s
+
+
+def test_a_job_with_a_sample_begins_with_it() -> None:
+    load = Load("sort", replace(USUAL.job("sort"), sample_s=3.0), 10, 2)
+    out = simulate(Shape(), load, USUAL, f=2)
+    assert (out.end, out.violations, out.executions) == ("done", [], {"sample": 3, "map": 30, "reduce": 6})
+    without = simulate(Shape(), Load("sort", USUAL.job("sort"), 10, 2), USUAL, f=2)
+    assert 2.5 < out.makespan_s - without.makespan_s < 3.5
+
+
+def test_cores_are_domains_of_one_machine() -> None:
+    load = Load("sort", USUAL.job("sort"), 10, 2)
+    assert simulate(Shape.machine(3, USUAL), load, USUAL, f=2).end == "done"
+    assert simulate(Shape.machine(2, USUAL), load, USUAL, f=2).end == "too_few_domains"
