@@ -15,7 +15,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-all demo test lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all demo test mutants lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ demo: $(READY)  ## count real and generated text on Ray, plain and voted, with f
 test: $(READY) kernels  ## run all tests, those on Ray last
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(READY) kernels  ## change tracker/ and data/ in thousands of small ways: do tests see it? (ARGS="--sample 10%", or --help)
+	@$(BIN)/python tests/campaigns/mutants.py $(ARGS)
 
 lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/ruff check .

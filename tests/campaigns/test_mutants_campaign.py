@@ -1,0 +1,76 @@
+"""A tenth of the mutation campaign, for as long as two minutes: which mutants, the seed says that is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAMPAIGN = Path(__file__).with_name("mutants.py")
+MINUTES = 2.0
+UNSEEN = "def twice(n: int) -> int:\n    return 2 * n\n"
+
+
+def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(CAMPAIGN), *arguments], capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_nine_of_ten_mutants_are_killed_and_all_survivors_explained() -> None:
+    """`QUOREDUCE_SEED` repeats a run (but for how far it comes)."""
+    seed = os.environ.get("QUOREDUCE_SEED") or str(int.from_bytes(os.urandom(4)))
+    done = campaign("--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", "90")
+    print(done.stdout)
+    assert done.returncode == 0, f"QUOREDUCE_SEED={seed}\n{done.stdout}{done.stderr}"
+    total = re.search(r"^\| all \| (\d+) \|", done.stdout, re.M)
+    assert total
+    assert int(total[1]) >= 20
+
+
+def test_a_mutant_is_one_small_change_of_the_source_and_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CAMPAIGN.parent))
+    from mutations import mutants_of
+
+    mutants = mutants_of("data/twice", UNSEEN)
+    assert [mutant.name for mutant in mutants] == [
+        "twice: return 2 * n => return None",
+        "twice: return 2 * n => return 2 / n",
+        "twice: return 2 * n => return 3 * n",
+    ]
+    assert mutants[1].source == UNSEEN.replace("*", "/")
+    assert {mutant.lines for mutant in mutants} == {(2, 2)}
+    assert not any(mutant.imported for mutant in mutants)
+
+
+NO_MUTANTS = [
+    '"""Documented."""\n',
+    "import os\nfrom json import loads\n",
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1\n",
+    "def f(x: 'int | None') -> 'list[int]':\n    '''Say 1 + 1.'''\n",
+    "def f(x):\n    raise ValueError(f'{x + 1} is wrong')\n",
+    "class P(Protocol):\n    x = 1\n",
+    "@dataclass(frozen=True, slots=True)\nclass C:\n    __slots__ = ('a',)\n",
+]
+
+
+@pytest.mark.parametrize("source", NO_MUTANTS)
+def test_what_no_test_could_see_is_not_mutated(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CAMPAIGN.parent))
+    from mutations import mutants_of
+
+    assert mutants_of("data/x", source) == []
+
+
+def test_a_module_is_judged_by_its_tests_and_a_known_survivor_by_its_reason() -> None:
+    """All mutants of the smallest module that has tests of its own, where some survive."""
+    done = campaign("--modules", "data/seal", "--jobs", "2", "--sample", "30%", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = re.search(r"^\| data/seal \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", done.stdout, re.M)
+    assert row
+    mutants, killed, survived, explained = map(int, row.groups())
+    assert mutants == killed + survived > 20
+    assert survived == explained == done.stdout.count("survived: data/seal")
