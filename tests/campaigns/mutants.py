@@ -1,16 +1,16 @@
 """Mutation testing of tracker/ and data/: is each small change of the source seen by some test?
 
-    python tests/campaigns/mutants.py                          all mutants, and docs/mutants.md is written anew
-    python tests/campaigns/mutants.py --sample 10% --seed 7    a tenth of them
-    python tests/campaigns/mutants.py --modules data/block     one module; survivors are printed
-    python tests/campaigns/mutants.py --state FILE             ends are kept in FILE; what was killed there is not shown again
+    python tests/campaigns/mutants.py --report docs/mutants.md   all mutants, and what became of them as a document
+    python tests/campaigns/mutants.py --sample 10% --seed 7      a tenth of them
+    python tests/campaigns/mutants.py --modules data/block       one module; survivors are printed
+    python tests/campaigns/mutants.py --state FILE               ends are kept in FILE; what was killed there is not shown again
 
 What a mutant is stands in mutations.py. A mutant of tracker/ or data/ is shown to the tests of the same name, tests/tracker or
 tests/data, and of these to the ones that run the changed statement (all that use the module, if it runs at import), the
 fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have all libraries and
 kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of them changed. Tests
-that work in processes of their own see the unchanged module. Hypothesis repeats the same examples; the tracker's random schedules are
-the first 800.
+that work in processes of their own see the unchanged module. Hypothesis repeats the same examples; the tracker's random
+schedules are the first 800.
 
 A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or memory than
 the tests did. Survivors are explained, one by one, in survivors.toml.
@@ -46,20 +46,23 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "engine")]
 
-from mutations import Mutant, mutants_of  # noqa: E402
+from mutations import RULES, Mutant, mutants_of  # noqa: E402
 
 PACKAGE = ROOT / "engine" / "quoreduce"
 SURVIVORS = Path(__file__).with_name("survivors.toml")
-REPORT = ROOT / "docs" / "mutants.md"
 AREAS = ("data", "tracker")
+NOT_MUTATED = ("tracker/invariants",)  # nothing but assertions
 NOT_FOR_MUTANTS = ("test_mutants.py",)  # plants bugs of its own, in the source as it is on disk
 UNWATCHED = "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
 WITH_URIS = ("data/inputs", "data/commit", "data/manifest")
 SCHEDULES = "800"
-OTHERS_S = 2.0  # of tests in other files than the module's own
-CPU_BASE_S, CPU_FACTOR, WALL_FACTOR = 5, 3, 20  # limits of a child, from the time its tests took
+OTHERS_S = 4.0  # of tests in other files than the module's own, in seconds of CPU
+URIS_S = 10.0  # that the unwatched tests may take
+CPU_BASE_S, CPU_FACTOR, WALL_FACTOR = 3, 3, 20  # limits of a child, from the CPU time that its tests took
 MEMORY_MAX, FILE_MAX = 6 << 30, 1 << 30
 KILLED, SURVIVED, NO_PYTHON = "killed", "survived", "no Python"
+UNCHANGED = "unchanged"
+UNEXPLAINED = "Not explained: the tests have a gap here"
 
 
 # --- what tests run ---------------------------------------------------------------------------------------------------
@@ -67,7 +70,7 @@ KILLED, SURVIVED, NO_PYTHON = "killed", "survived", "no Python"
 
 @dataclass
 class Seen:
-    """Which tests ran which statements, as (module's file, line), and how long each took in seconds."""
+    """Which tests ran which statements, as (module's file, line), and each test's seconds of CPU."""
 
     lines: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     users: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by module's file
@@ -84,11 +87,11 @@ class Watcher:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
         self.measured.switch_context(item.nodeid)
-        start = time.perf_counter()
+        start = time.process_time()  # not of the clock: a busy machine must not change which tests are chosen
         try:
             return (yield)
         finally:
-            self.seconds[item.nodeid] = time.perf_counter() - start
+            self.seconds[item.nodeid] = time.process_time() - start
 
 
 class Chosen:
@@ -124,7 +127,8 @@ def forget_ours() -> None:
     """Let the next import of our modules and tests read them again; kernels and libraries stay."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        if name.split(".")[0] == "quoreduce" or file.startswith(f"{ROOT / 'tests'}{os.sep}") and "campaigns" not in file:
+        is_test = file.startswith(f"{ROOT / 'tests'}{os.sep}") and "campaigns" not in file
+        if is_test or name.split(".")[0] == "quoreduce":
             del sys.modules[name]
 
 
@@ -261,36 +265,47 @@ class Score:
         return Counter(end for mutant, end in self.ends if module in (None, mutant.module))
 
 
+def area_of(mutant: Mutant) -> str:
+    return mutant.module.split("/")[0]
+
+
 def modules_of(area: str) -> list[Path]:
     return sorted((PACKAGE / area).glob("*.py"))
 
 
 def tests_of(area: str) -> list[str]:
     found = sorted((ROOT / "tests" / area).glob("test_*.py"))
-    return [name for path in found if (name := str(path.relative_to(ROOT))) != UNWATCHED and path.name not in NOT_FOR_MUTANTS]
+    names = [str(path.relative_to(ROOT)) for path in found if path.name not in NOT_FOR_MUTANTS]
+    return [name for name in names if name != UNWATCHED]
 
 
 def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
-    """The mutants of the modules whose names begin with one that is wanted, as ``data`` or ``tracker/vote``."""
+    """The mutants of the modules that are wanted, as ``data`` or ``tracker/vote``."""
     mutants: list[Mutant] = []
     for area in AREAS:
         for path in modules_of(area):
             name = f"{area}/{path.stem}"
-            if any(name == want or area == want for want in wanted):
+            if name not in NOT_MUTATED and {name, area} & set(wanted):
                 mutants += mutants_of(name, path.read_text())
     return mutants
 
 
-def run_campaign(mutants: Sequence[Mutant], jobs: int, until: float, say: Callable[[str], None]) -> Score:
-    """Show each mutant to its tests, `jobs` at a time; start none after `until` (time.monotonic)."""
+def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Callable[[str], None]) -> Score:
+    """Show each mutant to its tests, `jobs` at a time, and start none after `minutes` of it.
+
+    First each module is shown unchanged: it must survive, or what follows would be worth nothing (RuntimeError).
+    """
     score = Score()
     seen = {}
-    for area in sorted({mutant.module.split("/")[0] for mutant in mutants}):
+    for area in sorted({area_of(mutant) for mutant in mutants}):
         start = time.perf_counter()
         seen[area] = watch(area)
         say(f"{area}: {len(seen[area].seconds)} tests pass in {time.perf_counter() - start:.0f} s, watched")
     gc.collect()
     gc.freeze()  # children collect what is theirs
+    until = time.monotonic() + 60 * minutes
+    modules = sorted({mutant.module for mutant in mutants})
+    controls = [Mutant(name, UNCHANGED, (0, 0), True, (PACKAGE / f"{name}.py").read_text()) for name in modules]
     scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
     free = [scratch / str(n) for n in range(jobs)]
     for folder in free:
@@ -304,27 +319,33 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, until: float, say: Callab
         mutant, folder = running.pop(pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what it started
+        end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
+        if mutant.name == UNCHANGED and end != SURVIVED:
+            log = (folder / "log").read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{mutant.module} does not survive as it is, in a forked child:\n{log}")
         shutil.rmtree(folder / "tmp", ignore_errors=True)
         free.append(folder)
-        code = os.waitstatus_to_exitcode(status)
-        end = {0: SURVIVED, 99: NO_PYTHON}.get(code, KILLED)
-        score.ends.append((mutant, end))
-        if end == SURVIVED:
-            say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
+        note(mutant, end)
+
+    def note(mutant: Mutant, end: str) -> None:
+        if mutant.name != UNCHANGED:
+            score.ends.append((mutant, end))
+            if end == SURVIVED:
+                say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
 
     try:
-        for mutant in mutants:
-            if time.monotonic() > until:
-                score.left = len(mutants) - len(score.ends) - len(running)
+        for n, mutant in enumerate([*controls, *mutants]):
+            if n >= len(controls) and time.monotonic() > until:
+                score.left = len(controls) + len(mutants) - n
                 break
-            known = seen[mutant.module.split("/")[0]]
+            known = seen[area_of(mutant)]
             tests = tests_for(mutant, known)
             if not tests and mutant.module not in WITH_URIS:
-                score.ends.append((mutant, SURVIVED))
-                say(f"no test runs it: {mutant.module}:{mutant.lines[0]} {mutant.name}")
+                note(mutant, SURVIVED)
                 continue
+            seconds = sum(known.seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
             folder = free.pop()
-            running[in_child(mutant, tests, sum(known.seconds[test] for test in tests) + 10 * (mutant.module in WITH_URIS), folder)] = mutant, folder
+            running[in_child(mutant, tests, seconds, folder)] = mutant, folder
             if not free:
                 collect()
         while running:
@@ -348,46 +369,43 @@ def reasons() -> dict[str, str]:
 
 def reason_of(mutant: Mutant, known: dict[str, str]) -> str | None:
     name = f"{mutant.module} {mutant.name}"
-    return known.get(name) or next((why for start, why in known.items() if start[-1] == "*" and name.startswith(start[:-1])), None)
+    starts = (why for start, why in known.items() if start[-1] == "*" and name.startswith(start[:-1]))
+    return known.get(name) or next(starts, None)
 
 
-def table(score: Score) -> list[str]:
-    """Lines of a Markdown table: a row for each module, and their sum."""
+def table(score: Score, every: Sequence[Mutant]) -> list[str]:
+    """Lines of a Markdown table: a row for each module, and their sums."""
     known = reasons()
-    lines = ["| module | mutants | killed | survived | of these explained | score |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| module | mutants | tried | killed | survived | explained | score |", "|---|---:|---:|---:|---:|---:|---:|"]
     modules = sorted({mutant.module for mutant, _ in score.ends})
     areas = [f"{area}/" for area in AREAS if any(module.startswith(f"{area}/") for module in modules)]
     for begin in [*modules, *areas, ""]:
+        there = sum(mutant.module.startswith(begin) for mutant in every)
         ends = [(mutant, end) for mutant, end in score.ends if mutant.module.startswith(begin) and end != NO_PYTHON]
         killed = sum(end == KILLED for _, end in ends)
         explained = sum(end == SURVIVED and reason_of(mutant, known) is not None for mutant, end in ends)
         share = f"{killed / len(ends):.1%}" if ends else "-"
-        cells = (begin.rstrip("/") or "all", len(ends), killed, len(ends) - killed, explained, share)
+        cells = (begin.rstrip("/") or "all", there, len(ends), killed, len(ends) - killed, explained, share)
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return lines
 
 
-def report(score: Score, how: str) -> str:
-    """docs/mutants.md."""
+def report(score: Score, every: Sequence[Mutant], how: str) -> str:
+    """The document: the table, the rules, and all survivors by reason."""
     known, by_reason = reasons(), defaultdict(list)
     for mutant in score.survivors():
-        by_reason[reason_of(mutant, known) or "Not explained"].append(f"{mutant.module}.py {mutant.name}")
-    rules = (mutations_doc() or "").split("\n\n", 1)[1].strip()
+        by_reason[reason_of(mutant, known) or UNEXPLAINED].append(f"{mutant.module}.py {mutant.name}")
     lines = [
         "# Mutation testing of tracker/ and data/", "",
-        "Is each small change of the source seen by some test? This file is written by the campaign", "(`make mutants`; `python tests/campaigns/mutants.py --help` says what else it can do). " + how, "",
-        *table(score), "", "A score is killed / mutants; explained survivors count as survivors.", "", "## What a mutant is", "",
-        rules.replace("``", "`"), "", "## Survivors", "",
+        "Is each small change of the source seen by some test? This file is written by the campaign: `make mutants`, or",
+        "`python tests/campaigns/mutants.py`, which says with `--help` what else it can do.", "", how, "",
+        *table(score, every), "",
+        "A score is killed / tried; explained survivors count as survivors.", "",
+        "## What a mutant is", "", RULES.replace("``", "`"), "", "## Survivors", "",
     ]  # fmt: skip
-    for why, names in sorted(by_reason.items()):
+    for why, names in sorted(by_reason.items(), key=lambda item: (item[0] == UNEXPLAINED, item)):
         lines += [f"{why} ({len(names)}):", "", "```text", *names, "```", ""]
     return "\n".join(lines)
-
-
-def mutations_doc() -> str | None:
-    import mutations
-
-    return mutations.__doc__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -396,33 +414,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modules", default=",".join(AREAS), help="areas or modules, as data or tracker/vote,data/seal")
     parser.add_argument("--sample", default="100%", help="how many of the mutants, in percent")
     parser.add_argument("--seed", type=int, default=None, help="of the sample")
-    parser.add_argument("--minutes", type=float, default=None, help="begin no mutant after this time")
+    parser.add_argument("--minutes", type=float, default=None, help="show mutants for this long")
     parser.add_argument("--score", type=float, default=90, help="percent that must be killed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path, default=None, help="keep ends here; show only what was not killed before")
+    parser.add_argument("--report", type=Path, default=None, help="write what became of all as Markdown")
     options = parser.parse_args(arguments)
+    options.state, options.report = (path and path.absolute() for path in (options.state, options.report))
     os.chdir(ROOT)
     os.environ["QUOREDUCE_SCHEDULES"] = SCHEDULES
     start = time.monotonic()
-    until = start + 60 * options.minutes if options.minutes else float("inf")
     mutants = every = all_mutants(options.modules.split(","))
     if options.sample != "100%" or options.minutes:  # a random order: those that are left for want of time are any
         seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
         mutants = random.Random(seed).sample(every, round(len(every) * float(options.sample.rstrip("%")) / 100))
         print(f"{len(mutants)} of {len(every)} mutants, --seed {seed}", flush=True)
     before = json.loads(options.state.read_text()) if options.state and options.state.exists() else {}
-    old = [(mutant, before[key]) for mutant in mutants if before.get(key := f"{mutant.module} {mutant.name}", SURVIVED) != SURVIVED]
+    old = [(m, before[key]) for m in mutants if before.get(key := f"{m.module} {m.name}", SURVIVED) != SURVIVED]
     done = {id(mutant) for mutant, _ in old}
-    score = run_campaign([m for m in mutants if id(m) not in done], options.jobs, until, lambda line: print(line, flush=True))
+    new = [mutant for mutant in mutants if id(mutant) not in done]
+    score = run_campaign(new, options.jobs, options.minutes or float("inf"), lambda line: print(line, flush=True))
     score.ends += old
     if options.state:
         options.state.write_text(json.dumps(before | {f"{m.module} {m.name}": end for m, end in score.ends}, indent=0))
-    took = f"{(time.monotonic() - start) / 60:.0f} minutes with {options.jobs} jobs"
-    print("\n".join(table(score)), f"{took}; {score.left} mutants were left for want of time", sep="\n")
-    if len(mutants) == len(every) and options.modules == ",".join(AREAS) and not score.left:
-        again = f" {len(old)} mutants had been killed in an earlier run." if old else ""
-        REPORT.write_text(report(score, f"The last run over all took {took}.{again}"))
-        print(f"written: {REPORT.relative_to(ROOT)}")
+    took = f"{(time.monotonic() - start) / 60:.0f} minutes, {options.jobs} at a time"
+    print("\n".join(table(score, every)), f"{took}; {score.left} mutants were left for want of time", sep="\n")
+    if options.report:
+        again = f" {len(old)} of these had been killed in earlier runs (--state)." if old else ""
+        how = f"The last run tried {len(score.ends)} of {len(every)} mutants: {took}.{again}"
+        options.report.write_text(report(score, every, how))
     counts = score.count()
     return int(counts[KILLED] < options.score / 100 * (counts[KILLED] + counts[SURVIVED]))
 

@@ -8,9 +8,10 @@ into sources that tests read.)
 No mutants are made of:
 
 - what no run of the program sees: annotations, names of types, docstrings, blocks under ``if TYPE_CHECKING``, protocols;
-- what a message says: what ``raise`` and ``fail`` make out of a text, texts of several words, and what f-strings show of values;
-- assertions: one that says less is no other behaviour;
-- declarations that say how fast or how strict, not what: decorators, ``__slots__``, ``frozen=``, ``kw_only=``, ``strict=`` of zip.
+- what a message says: what ``raise`` and ``fail`` make out of a text, texts of several words, values in f-strings;
+- assertions, and so tracker/invariants.py: one that says less is no other behaviour;
+- declarations that say how fast or how strict, not what: decorators, ``__slots__``, ``__all__``, ``frozen=``, ``kw_only=``,
+  zip's ``strict=``.
 
 Of a text's three variations by mutmut (marked, lower case, upper case) the marked one is made.
 """
@@ -26,18 +27,23 @@ import libcst.matchers as m
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators, operator_arg_removal, operator_match, operator_string
 
-_MESSAGE = m.Raise(exc=m.Call(args=[m.AtLeastN(m.Arg(value=m.SimpleString() | m.FormattedString() | m.ConcatenatedString()), n=1)]))
+RULES = __doc__.split("\n\n", 1)[1].strip()
+
+_TEXT = m.SimpleString() | m.FormattedString() | m.ConcatenatedString()
+_MESSAGE = m.Raise(exc=m.Call(args=[m.AtLeastN(m.Arg(value=_TEXT), n=1)]))
 _FAIL = m.Call(func=m.Attribute(value=m.Name(), attr=m.Name("fail")))  # raises what it is given
 _PROSE = m.SimpleString(value=m.MatchRegex(r"""["'].*\w \w.*"""))
 _TYPING = m.If(test=m.Name("TYPE_CHECKING")) | m.ClassDef(bases=[m.Arg(m.Name("Protocol"))])
-_SLOTS = m.Assign(targets=[m.AssignTarget(m.Name("__slots__"))])
+_SLOTS = m.Assign(targets=[m.AssignTarget(m.Name("__slots__") | m.Name("__all__"))])
 _STRICT = m.Arg(keyword=m.Name("strict") | m.Name("frozen") | m.Name("kw_only"))
 _TYPE = m.Subscript(value=m.Name("NDArray") | m.Name("Literal") | m.Name("Callable"))
 _ALIAS = m.SimpleStatementLine(body=[m.Assign(value=_TYPE | m.BinaryOperation(left=m.BinaryOperation(), operator=m.BitOr()))])
 _DOCSTRING = m.Expr(value=m.SimpleString() | m.ConcatenatedString())
 _UNSEEN = m.OneOf(
-    m.Annotation(), m.Assert(), m.Decorator(), m.Import(), m.ImportFrom(), m.FormattedStringExpression(), _MESSAGE, _FAIL, _PROSE, _TYPING, _SLOTS, _STRICT, _DOCSTRING, _ALIAS
-)
+    m.Annotation(), m.Assert(), m.Decorator(), m.Import(), m.ImportFrom(), m.FormattedStringExpression(),
+    _MESSAGE, _FAIL, _PROSE, _TYPING, _SLOTS, _STRICT, _DOCSTRING, _ALIAS,
+)  # fmt: skip
+_STATEMENT = (cst.SimpleStatementLine, cst.BaseCompoundStatement, cst.ExceptHandler)
 _HAS_OPERATOR = m.Comparison() | m.BooleanOperation() | m.UnaryOperation(operator=m.Not())
 
 
@@ -97,7 +103,7 @@ class _Finder(cst.CSTVisitor):
     def on_visit(self, node: cst.CSTNode) -> bool:
         if m.matches(node, _UNSEEN):
             return False
-        if isinstance(node, cst.SimpleStatementLine | cst.BaseCompoundStatement | cst.ExceptHandler):
+        if isinstance(node, _STATEMENT):
             first, last = self.positions[node].start.line, self.positions[node].end.line
             if isinstance(body := getattr(node, "body", None), cst.BaseSuite):  # only the line that says if, for, def ...
                 last = self.positions[body].start.line
@@ -109,7 +115,7 @@ class _Finder(cst.CSTVisitor):
         return True
 
     def on_leave(self, node: cst.CSTNode) -> None:
-        if isinstance(node, cst.SimpleStatementLine | cst.BaseCompoundStatement | cst.ExceptHandler) and not m.matches(node, _UNSEEN):
+        if isinstance(node, _STATEMENT) and not m.matches(node, _UNSEEN):
             self.statements.pop()
         if self.scopes and self.scopes[-1] is node:
             self.scopes.pop()

@@ -20,7 +20,8 @@ def test_a_format_is_called_what_it_was_parsed_from(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "line", "fixed", "fixed:", "fixed:0", "fixed:65537", "fixed:000000001", "fixed:\u0663", "fixed:1:1", "wide:1", "Lines"]
+    "name",
+    ["", "line", "fixed", "fixed:", "fixed:0", "fixed:65537", "fixed:000000001", "fixed:\u0663", "fixed:1:1", "wide:1", "Lines"],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="unknown record format"):
@@ -50,7 +51,10 @@ def cut(data: bytes, separators: bytes, position: int) -> int:
     return next(q for q in range(position, len(data) + 1) if q in (0, len(data)) or data[q - 1] in separators)
 
 
-@given(st.lists(st.sampled_from([b"a", b"\n", b" ", b"\f"]), max_size=12), st.sampled_from(["lines", "words"]), st.integers(0, 12), st.integers(0, 12))
+BYTES = st.lists(st.sampled_from([b"a", b"\n", b" ", b"\f"]), max_size=12)
+
+
+@given(BYTES, st.sampled_from(["lines", "words"]), st.integers(0, 12), st.integers(0, 12))
 def test_a_split_reads_from_cut_to_cut(pieces: list[bytes], name: str, start: int, length: int) -> None:
     data = b"".join(pieces)
     start = min(start, len(data))

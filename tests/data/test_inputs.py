@@ -500,6 +500,8 @@ def test_credentials_in_a_uri_are_not_shown() -> None:
     assert public_name("s3://key:secret@bucket/a/b?region=x") == "s3://bucket/a/b"
     assert public_name("s3://key:se/cret@bucket/a/b") == "s3://bucket/a/b"
     assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert public_name("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+    assert public_name("s3://key:secret@bucket/a@b") == "s3://bucket/a@b"
     assert public_name("hdfs://host:8020/a@b") == "hdfs://host:8020/a@b"
     assert public_name("/plain/path?x@y") == "/plain/path?x@y"
     with pytest.raises(InputError) as caught:
