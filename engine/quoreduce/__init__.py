@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from quoreduce.jobs.scan import scan_job
     from quoreduce.jobs.streaming import stream_job
     from quoreduce.runtime.options import Attest, Options, Place, Result
-    from quoreduce.runtime.session import Session, run
+    from quoreduce.runtime.session import Session, resume, run
 
 __version__ = "0.1.0"
 __all__ = [
     "Attest", "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
-    "read_sequence", "run", "scan_job", "stream_job",
+    "read_sequence", "resume", "run", "scan_job", "stream_job",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
         from quoreduce.jobs.streaming import stream_job
 
         return stream_job
-    if name in ("Session", "run"):
+    if name in ("Session", "resume", "run"):
         from quoreduce.runtime import session
 
         return getattr(session, name)

@@ -37,7 +37,7 @@ CHECK_SETTINGS = """settings:
   numba    kernels compiled for an older CPU type"""
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
-    "hang lose late wire; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
+    "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN "
     "(may be repeated)"
 )
 
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_parser(commands)
     _stream_parser(commands)
+    _resume_parser(commands)
     _check_parser(commands)
     verify = commands.add_parser("verify", help="recompute every digest of an output against its manifest")
     verify.add_argument("output", metavar="OUTPUT")
@@ -133,6 +134,19 @@ def _stream_parser(commands: Any) -> None:
     _run_options(stream)
 
 
+def _resume_parser(commands: Any) -> None:
+    resume = commands.add_parser(
+        "resume", help="go on with a job that ran with --durable and was cut short", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Take up a durable job whose driver was killed, or that was interrupted: what was agreed on is taken over from its\n"
+        "journal, the rest is executed. Options are those of the first run, but for where it is to run now.",
+    )  # fmt: skip
+    resume.add_argument("output", metavar="OUTPUT", help="as it was named when the job was begun")
+    _place_options(resume, "as before", "as before")
+    resume.add_argument("--json", action="store_true", help="print one JSON object")
+    resume.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("paths", metavar="INPUT... OUTPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs; last: output")
     vote = run.add_argument_group("voting")
@@ -147,6 +161,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         ("tight-storage", "tight storage replication: write the output once, not three times"),
     ):
         vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+    vote.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle workers")
     vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
     vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
     proof = run.add_argument_group("attestation (see quoreduce attest --help)")
@@ -158,24 +173,29 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     proof.add_argument("--nonce", metavar="HEX", help="of a challenger, 32 bytes (default: random)")
     proof.add_argument("--policy", metavar="FILE", help="who may vote (default: the one of attest setup)")
     proof.add_argument("--state", metavar="DIR", help="folder of attest setup (default: QUOREDUCE_ATTEST, or in ~/.local/state)")
-    place = run.add_argument_group("where")
-    place.add_argument("--on", choices=["inline", "local", "ray"], help="executor (default: ray with an address, else local)")
-    place.add_argument("--inline", action="store_true", help="the same as --on inline: in this process, for debugging")
-    place.add_argument("--workers", type=int, metavar="N", help="default: one for each core")
-    place.add_argument("--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default: core; node on a cluster)")
-    place.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
-    place.add_argument("--store", metavar="DIR", help="folder for map outputs (default: shared memory)")
+    _place_options(run, "ray with an address, else local", "one for each core")
     data = run.add_argument_group("data")
     data.add_argument("--reducers", type=int, metavar="N", help="number of output parts (default: from the input's size)")
     data.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="split size in MB, may be a fraction (default 64)")
-    data.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is an earlier output")
+    data.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is an earlier output, or give up a durable job that was writing it")
     data.add_argument("--sync", action="store_true", help="force the output to disk before it is published, against loss of power")
+    data.add_argument("--durable", action="store_true", help="keep a journal beside OUTPUT: quoreduce resume OUTPUT goes on if this is cut short")
     data.add_argument("--seed", type=int, default=0, help="seed of the job's own randomness (default 0)")
     data.add_argument("--json", action="store_true", help="print one JSON object")
     data.add_argument("--quiet", action="store_true", help="no progress bar")
     fault = run.add_argument_group("faults on demand")
     fault.add_argument("--fault", action="append", default=[], metavar="SPEC", help=FAULT_HELP)
     fault.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which executions and bits are struck (default 0)")
+
+
+def _place_options(command: argparse.ArgumentParser, on: str, workers: str) -> None:
+    place = command.add_argument_group("where")
+    place.add_argument("--on", choices=["inline", "local", "ray"], help=f"executor (default: {on})")
+    place.add_argument("--inline", action="store_true", help="the same as --on inline: in this process, for debugging")
+    place.add_argument("--workers", type=int, metavar="N", help=f"default: {workers}")
+    place.add_argument("--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default: core; node on a cluster)")
+    place.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
+    place.add_argument("--store", metavar="DIR", help="folder for map outputs (default: shared memory)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,14 +206,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(_COMMANDS[arguments.command](arguments))
     except QuoreduceError as error:
-        print(f"quoreduce: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error), error)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("quoreduce: interrupted, nothing was published", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _complain("interrupted, nothing was published", error)
         return 130
+    except SystemExit as error:  # by SIGTERM
+        if getattr(error, "__notes__", ()):
+            _complain("terminated, nothing was published", error)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _complain(text: str, error: BaseException) -> None:
+    """Say what was wrong in one line, and what was noted about it."""
+    print("quoreduce:", "; ".join(" ".join(one.split()) for one in (text, *getattr(error, "__notes__", ()))), file=sys.stderr)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -248,10 +277,29 @@ def _run_job(a: argparse.Namespace, make: Callable[[], Job]) -> int:
     job = make()
     with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, Session(place, bar.say) as session:
         result = session.run(job, a.paths[:-1], a.paths[-1], options, bar.update)
-    _print_result(result, a.json)
-    if a.strict and result.faults.masked:
+    return _report(result, a.json, a.strict)
+
+
+def _report(result: Result, as_json: bool, strict: bool) -> int:
+    _print_result(result, as_json)
+    if strict and result.faults.masked:
         raise FaultsMasked(f"{result.faults.masked} faults were masked; the output is right, and published")
     return 0
+
+
+def _resume(a: argparse.Namespace) -> int:
+    from quoreduce.report.progress import progress_bar
+    from quoreduce.runtime.durable import reopen
+    from quoreduce.runtime.session import Session
+
+    now = _place(a)
+    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, reopen(a.output) as life:
+        where = life.where(on=now.on, workers=now.workers, domain=now.domain, address=now.address, store=now.store)
+        with Session(where, bar.say) as session:
+            result = session.go_on(life, bar.update)
+    if not a.json:
+        print(f"resumed: {result.recovered} tasks were agreed on before, and taken over")
+    return _report(result, a.json, life.options.strict)
 
 
 def _place(a: argparse.Namespace) -> Place:
@@ -275,8 +323,8 @@ def _options(a: argparse.Namespace) -> Options:
     return Options(
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb, overwrite=a.overwrite, sync=a.sync,
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
-        digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, deadline_s=a.deadline, attempts_max=a.attempts_max,
-        attest=Attest(**given) if a.attest else None,
+        digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, spares=not a.no_spares, deadline_s=a.deadline, attempts_max=a.attempts_max,
+        attest=Attest(**given) if a.attest else None, durable=a.durable,
     )  # fmt: skip
 
 
@@ -288,7 +336,7 @@ def _print_result(result: Result, as_json: bool) -> None:
     print(f"{result.output}: {result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes, digest {result.digest[:16]}")
     print(
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; executions: {executions} "
-        f"({result.reexecutions} more than planned)"
+        f"({result.reexecutions} more than planned{f', {result.spares} spare' if result.spares else ''})"
     )
     if proof := result.attestation:
         print(
@@ -358,7 +406,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "stream": _stream, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
+    "run": _run, "stream": _stream, "resume": _resume, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
     "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "doctor": _doctor,
 }  # fmt: skip
 

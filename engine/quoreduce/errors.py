@@ -31,6 +31,12 @@ class OutputError(QuoreduceError):
     exit_code = 2
 
 
+class JournalError(QuoreduceError):
+    """A durable job cannot be taken up again: there is none, or its journal is corrupt, or its inputs have changed."""
+
+    exit_code = 2
+
+
 class JobError(QuoreduceError):
     """The job's own code failed in the same way on f+1 failure domains: the agreed outcome is this error."""
 

@@ -50,6 +50,31 @@ def test_faults_are_masked(fault: str) -> None:
         assert sum(out.injected.values()) > 0
 
 
+@pytest.mark.parametrize("mode", ["original", "bft"])
+def test_slow_nodes_are_overtaken(mode: str) -> None:
+    """R9: with spares, one node that is ten times slower delays a job by less than half of what it does without."""
+    overtaken_s = waited_s = 0.0
+    for seed in range(3):
+        healthy, waited = go(mode=mode, seed=seed), go("slow:1:10", mode=mode, seed=seed, spares=False)
+        overtaken = go("slow:1:10", mode=mode, seed=seed)
+        assert (waited.spares, overtaken.reexecutions, overtaken.violations) == (0, 0, [])
+        assert overtaken.spares > 0
+        assert sum(overtaken.executions.values()) == sum(healthy.executions.values()) + overtaken.spares
+        overtaken_s += overtaken.makespan_s - healthy.makespan_s
+        waited_s += waited.makespan_s - healthy.makespan_s
+    assert overtaken_s < 0.5 * waited_s
+
+
+@pytest.mark.parametrize("job", sorted(USUAL.jobs))
+@pytest.mark.parametrize("mode", ["original", "basic", "bft"])
+def test_nobody_is_taken_for_slow_who_is_not(job: str, mode: str) -> None:
+    """R2, with domains to spare, and times that differ by 30 % both ways."""
+    for nodes, maps in ((4, 40), (10, 25), (20, 41)):
+        load = Load(job, USUAL.job(job), maps, 5)
+        out = simulate(Shape(nodes=nodes, spread=0.3), load, USUAL, mode=mode, seed=nodes)
+        assert (out.end, out.spares, out.reexecutions, out.violations) == ("done", 0, 0, [])
+
+
 def test_every_kind_of_fault_is_tried() -> None:
     assert {text.partition(":")[0] for text in MASKED} | {"rack"} == set(KINDS)
 

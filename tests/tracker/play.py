@@ -22,7 +22,11 @@ from quoreduce.tracker import (
     Output,
     Plan,
     Published,
+    Recovered,
     Refused,
+    Retest,
+    Retested,
+    Slow,
     Task,
     WorkerJoined,
     WorkerLost,
@@ -30,21 +34,34 @@ from quoreduce.tracker import (
 
 
 class Play:
-    """A job on workers w0, w1... in domains d0, d1... with `slots` each, invariants checked after every event."""
+    """A job on workers w0, w1... in domains d0, d1... with `slots` each, invariants checked after every event.
 
-    def __init__(self, domains: int = 4, slots: int = 9, **plan: Any) -> None:
+    Tests are answered at once; the domains `broken` fail theirs. `known`: what earlier jobs found.
+    """
+
+    def __init__(self, domains: int = 4, slots: int = 9, known: Any = None, broken: tuple[str, ...] = (), **plan: Any) -> None:
         self.plan = Plan(**({"maps": 1, "reduces": 1, "f": 1, "mode": "bft"} | plan))
-        self.cluster = Cluster(self.plan, JobTracker(self.plan), checked=True, transcript=[])
+        self.cluster = Cluster(self.plan, JobTracker(self.plan, known), checked=True, transcript=[])
+        self.cluster.tests_at_once, self.cluster.broken = True, set(broken)
         self.tracker = self.cluster.tracker
         self.ledger = self.tracker.ledger
         for d in range(domains):
             self.cluster.join(f"w{d}", f"d{d}", slots)
         self.cluster.start()
 
+    def die(self) -> None:
+        """The driver dies and another one goes on, on workers in as many domains, whose names are others."""
+        slots, self.cluster = list(self.cluster.slots.values()), self.cluster.reborn(JobTracker)
+        self.tracker, self.ledger = self.cluster.tracker, self.cluster.tracker.ledger
+        for d, n in enumerate(slots):
+            self.cluster.join(f"v{d}", f"e{d}", n)
+        self.cluster.start()
+
     @property
     def last(self) -> list[Any]:
-        """What the last event led to."""
-        return self.cluster.transcript[-1][1]  # type: ignore[index]
+        """What the last event led to, but for those that end a test."""
+        events = self.cluster.transcript or []
+        return next(commands for event, commands in reversed(events) if not isinstance(event, Retested))
 
     @property
     def result(self) -> Any:
@@ -75,6 +92,12 @@ class Play:
     def reply(self, attempt: int, how: str = "", error: str = "") -> list[Any]:
         k = next(k for k, c in enumerate(self.cluster.flying) if c.attempt == attempt)
         self.cluster.reply(k, getattr(self.cluster, how) if how else None, error)
+        return self.last
+
+    def slow(self, task: str, replica: int) -> list[Any]:
+        """The driver says that a running replica is overdue."""
+        (c,) = [c for c in self.running(task) if c.replica == replica]
+        self.cluster.lag(c)
         return self.last
 
     def finish(self) -> None:
@@ -125,8 +148,15 @@ def _event(event: Any) -> str:
             return f"#{attempt} refused {', '.join(f'#{b}' for b in bad)}"
         case BlockLost(attempt):
             return f"block of #{attempt} lost"
+        case Slow(attempt):
+            return f"#{attempt} is slow"
         case Published(attempt):
             return f"#{attempt} published"
+        case Retested(test, passed):
+            return f"test {test} {'passed' if passed else 'failed'}"
+        case Recovered(task, attempt, output, domains, stored):
+            where = "" if stored else "; its copy is lost"
+            return f"{task} was agreed on before: {_output(output)} (#{attempt}; {', '.join(domains)}){where}"
     return type(event).__name__.lower()
 
 
@@ -144,6 +174,8 @@ def _command(command: Any) -> str:
             return f"agreed: {task} is {_output(output)} (#{attempt}; {', '.join(domains)})"
         case Accused(task, attempt, domain):
             return f"accused: {domain}, for #{attempt} of {task}"
+        case Retest(test, domain, worker):
+            return f"test {test}: of {domain}, on {worker}"
         case JobFailed(reason, task, message):
             return f"job failed: {reason} ({task}): {message}"
     return "job done"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from random import Random
 from typing import Any
@@ -34,7 +34,12 @@ from quoreduce.tracker import (
     Part,
     Plan,
     Published,
+    Recovered,
     Refused,
+    Retest,
+    Retested,
+    Slow,
+    Source,
     Stalled,
     Task,
     WorkerJoined,
@@ -42,6 +47,13 @@ from quoreduce.tracker import (
 )
 
 Contents = tuple[bytes, ...]
+
+
+A_LIFE = 10**6  # attempts are numbered from here in the second life of a job, and so on
+
+
+class Wrong(AssertionError):
+    """What was agreed on is not the truth: of all violations the one that must never be."""
 
 
 @lru_cache(4096)
@@ -57,6 +69,11 @@ def true_map(m: int, reduces: int) -> Contents:
 @cache
 def true_reduce(r: int, maps: int) -> Contents:
     return (b"r%d<%s>" % (r, b",".join(b"m%d.%d" % (m, r) for m in range(maps))),)
+
+
+def copies_of(c: Launch, task: Task) -> tuple[Source, ...]:
+    """What a launch reads of a map."""
+    return c.sources[task.index] if c.sources else ()
 
 
 @dataclass(slots=True)
@@ -90,15 +107,26 @@ class Cluster:
     outputs: dict[int, Output] = field(default_factory=dict)
     agreed: dict[Task, Agreed] = field(default_factory=dict)
     accused: set[int] = field(default_factory=set)
+    testing: dict[int, Retest] = field(default_factory=dict)  # tests under way
+    broken: set[str] = field(default_factory=set)  # domains that fail tests
+    tests_at_once: bool = False  # a test is answered before anything else happens
     checking: list[Agreed] = field(default_factory=list)  # reduces that the driver is to check and publish
     published: set[int] = field(default_factory=set)
+    contradicted: int = 0  # maps that were agreed on against what a reduce had read
     lost_in_check: bool = False  # an agreed output turned out to be gone when it was checked, or was lost before
     executions: Counter[str] = field(default_factory=Counter)
+    lagging: set[int] = field(default_factory=set)  # said to be slow
+    spares: Counter[Task] = field(default_factory=Counter)
     result: JobDone | JobFailed | None = None
     colluders: dict[Task, set[str]] = field(default_factory=dict)
     voters: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)
     said: dict[Task, set[bytes]] = field(default_factory=dict)
     transcript: list[tuple[Event | None, list[Any]]] | None = None
+    recovered: dict[Task, int] = field(default_factory=dict)  # task -> its attempt of an earlier life
+    maps: list[Task] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.maps = [Task("map", m) for m in range(self.plan.maps)]
 
     # ---- the driver's part ----------------------------------------------------------------------------------------
 
@@ -119,6 +147,8 @@ class Cluster:
         if self.checked:
             self.tracker.check()
         assert self.tracker.done == (self.result is not None)
+        while self.tests_at_once and self.testing and self.result is None:
+            self.test()
 
     def _launch(self, c: Launch) -> None:
         assert c.attempt not in self.launches, "attempts are unique"
@@ -128,20 +158,26 @@ class Cluster:
         assert self.busy[c.worker] <= self.slots[c.worker], f"{c.worker} has no free slot"
         assert (len(c.sources) == self.plan.maps) == (c.task.kind == "reduce" or self.plan.maps == 0)
         for m, copies in enumerate(c.sources):
-            agreed = Task("map", m) in self.agreed
-            assert agreed or len(self.said[Task("map", m)]) == 1, f"{c.task} starts while map {m} is in dispute (R5)"
+            task = self.maps[m]
+            agreed = task in self.agreed
+            assert agreed or len(self.said[task]) == 1, f"{c.task} starts while map {m} is in dispute (R5)"
             assert agreed or (self.plan.tentative and self.plan.mode == "bft"), f"{c.task} starts before the vote"
             assert copies, f"{c.task} reads nothing of map {m}"
             for source in copies:
                 id_ = source.attempt
-                assert source.map == self.launches[id_].task.index == m
+                assert source.map == m
+                assert self.launches[id_].task == task
                 assert id_ in self.blocks, f"{c.task} reads attempt {id_}, which stored nothing"
-                assert id_ not in self.told_lost | self.discarded, f"{c.task} reads attempt {id_}, which is gone"
+                assert id_ not in self.told_lost, f"{c.task} reads attempt {id_}, which is gone"
+                assert id_ not in self.discarded, f"{c.task} reads attempt {id_}, which is discarded"
         if c.task.kind != "sample" and self.plan.sample:
             assert Task("sample", 0) in self.agreed, "nothing starts before the sample is agreed on"
         agreed = self.agreed.get(c.task)
         if self.plan.confirm and not self.plan.upfront and agreed is not None and c.task.kind == "reduce":
             assert agreed.attempt not in self.published, f"{c.task} is published: nothing that is lost now matters (R8)"
+        before = self.recovered.get(c.task)
+        intact = before in self.blocks and not self.blocks[before].spoilt and before not in self.told_lost
+        assert not intact, f"{c.task} was agreed on in an earlier life, and its copy is there"
         self.executions[c.task.kind] += 1
         self.executions[str(c.task)] += 1
         self.launches[c.attempt] = c
@@ -164,7 +200,7 @@ class Cluster:
         self.discarded.add(c.attempt)
 
     def _agree(self, c: Agreed) -> None:
-        before = self.agreed.get(c.task)
+        before, self.agreed[c.task] = self.agreed.get(c.task), c
         assert before is None or before.output == c.output, f"{c.task} has two winners"
         # The count is taken here, from the replies themselves, and not from what the tracker says (R1).
         voters = self.voters[c.task, c.output.digest]
@@ -175,10 +211,11 @@ class Cluster:
             assert not {c.attempt} & (self.told_lost | self.discarded), "what is agreed can be read"
             assert self.outputs[c.attempt] == c.output
         if c.task.kind == "reduce":
-            maps = [self.agreed.get(Task("map", m)) for m in range(self.plan.maps)]
-            assert all(maps), "a reduce wins after its inputs (R5)"
+            assert all(task in self.agreed for task in self.maps), "a reduce wins after its inputs (R5)"
             self.checking += [c] * self.plan.confirm
-        self.agreed[c.task] = c
+        elif c.task.kind == "map" and len(self.said[c.task]) > 1:
+            shown = {s.attempt for launch in self.launches.values() for s in copies_of(launch, c.task)}
+            self.contradicted += any(self.outputs[id_] != c.output for id_ in shown)
 
     def _accuse(self, c: Accused) -> None:
         launch = self.launches[c.attempt]
@@ -186,8 +223,17 @@ class Cluster:
         assert c.attempt not in self.accused, "a vote is lost once"
         self.accused.add(c.attempt)
 
+    def _retest(self, c: Retest) -> None:
+        assert c.worker in self.slots, f"{c.worker} is to be tested, and is not alive"
+        assert self.domain_of[c.worker] == c.domain
+        assert all(c.domain != test.domain for test in self.testing.values()), "a domain is tested once at a time"
+        assert any(len(said) > 1 for said in self.said.values()), "tested, and nobody contradicted anybody (R2)"
+        assert c.test not in self.testing, "tests are numbered"
+        self.testing[c.test] = c
+
     def _end(self, c: JobDone | JobFailed) -> None:
         self.result = c
+        assert isinstance(c, JobFailed) or not self.testing, "a job is done when its tests are"
         for id_ in self.accused:
             agreed, said = self.agreed.get(self.launches[id_].task), self.outputs.get(id_)
             assert agreed is None or agreed.output != said, f"attempt {id_} was accused of being right (R11)"
@@ -208,6 +254,7 @@ class Cluster:
             Discard: Cluster._discard,
             Agreed: Cluster._agree,
             Accused: Cluster._accuse,
+            Retest: Cluster._retest,
             JobDone: Cluster._end,
             JobFailed: Cluster._end,
         },
@@ -236,9 +283,7 @@ class Cluster:
 
     def reply(self, k: int, spoil: Callable[[Launch, Contents], Contents] | None = None, error: str = "") -> None:
         """The k-th of those in flight answers: the truth, or what `spoil` makes of it, or an error."""
-        self.flying[k], self.flying[-1] = self.flying[-1], self.flying[k]
-        c = self.flying.pop()
-        self.busy[c.worker] -= c.attempt not in self.executed
+        c = self._land(k)
         made = self.computed(c)
         event: Event
         if made and isinstance(made[0], int):
@@ -255,6 +300,27 @@ class Cluster:
         self.replies.append(event)
         self.send(event)
 
+    def malformed(self, k: int, parts: int) -> None:
+        """The k-th of those in flight answers with a wrong number of partitions: that is a crash, and no vote (R9)."""
+        c = self._land(k)
+        before = self.tracker.ledger.malformed
+        self.send(Finished(c.attempt, output_of((b"malformed",) * parts)))
+        assert self.tracker.ledger.malformed == before + (c.attempt not in self.cancelled), "what is malformed is noticed"
+
+    def refuse(self, k: int, bad: tuple[int, ...]) -> None:
+        """The k-th of those in flight says that it can use none of `bad`. Of what it has read it is believed (R6)."""
+        c = self._land(k)
+        if c.attempt not in self.cancelled:
+            self.told_lost.update({source.attempt for copies in c.sources for source in copies}.intersection(bad))
+        self.send(Refused(c.attempt, bad))
+
+    def _land(self, k: int) -> Launch:
+        """The k-th of those in flight flies no more."""
+        self.flying[k], self.flying[-1] = self.flying[-1], self.flying[k]
+        c = self.flying.pop()
+        self.busy[c.worker] -= c.attempt not in self.executed
+        return c
+
     def execute(self, k: int) -> None:
         """The k-th of those in flight has ended, and keeps its answer for later: its slot is free, and once only."""
         c = self.flying[k]
@@ -265,6 +331,32 @@ class Cluster:
             before -= 1
         self.send(Executed(c.attempt))
         assert self.tracker.ledger.ignored == before + 1, "a slot is freed once"
+
+    def lag(self, c: Launch) -> None:
+        """One of those in flight is overdue, and may be overtaken: once, where nobody else is in the way (R9)."""
+        self.lagging.add(c.attempt)
+        # What a reduce was asked before it was restarted does not count (R5), so of reduces only those that run are sure.
+        known = [one for one in self.launches.values() if one.task == c.task and one.attempt >= self.plan.first_attempt]
+        asked = {self.domain_of[launch.worker] for launch in (known if c.task.kind != "reduce" else [c])}
+        before, running = len(self.launches), [launch for launch in self.flying if launch.task == c.task]
+        self.send(Slow(c.attempt))
+        new = list(self.launches.values())[before:]
+        if not new:
+            return
+        (spare,) = new
+        self.spares[c.task] += 1
+        assert spare.task == c.task, "a spare is of the task that is late"
+        assert self.domain_of[spare.worker] not in asked, "a spare goes to a domain that is new to its task (R1)"
+        assert self.spares[c.task] <= self.plan.need, "spares have an end"
+        live = [launch for launch in running if launch.attempt not in self.cancelled]
+        in_time = [launch for launch in live if launch.attempt not in self.lagging]
+        if c.task.kind == "map" and c.task not in self.agreed:  # votes of others may be withdrawn, or want a copy only
+            camps = [voters for (task, _), voters in self.voters.items() if task == c.task]
+            domains = {self.domain_of[launch.worker] for launch in in_time}
+            assert all(len(voters | domains) < self.plan.need for voters in camps), "the vote can do without the late one (R2)"
+        carriers = [launch for launch in in_time if launch.store]
+        stored = [a for a in self.blocks if self.launches[a].task == c.task and a not in self.told_lost | self.discarded]
+        assert spare.store or carriers or stored, "somebody in time stores, or the spare does (R6)"
 
     def _store(self, c: Launch, parts: Contents) -> Output:
         output = self.outputs[c.attempt] = output_of(parts)
@@ -277,13 +369,21 @@ class Cluster:
 
     def repeat(self, k: int) -> None:
         """An answer comes once more."""
+        self.ignored(self.replies[k])
+
+    def ignored(self, event: Event) -> None:
+        """Something comes that means nothing: a duplicate, or about what is not there (R10)."""
         before = self.tracker.ledger.ignored
-        self.send(self.replies[k])
-        assert self.tracker.ledger.ignored == before + 1, "a duplicate is ignored (R10)"
+        commands = self.tracker.handle(event)
+        if self.transcript is not None:
+            self.transcript.append((event, commands))
+        assert self.tracker.ledger.ignored == before + 1, f"ignored (R10): {event}"
+        assert not commands, f"{event} means nothing, yet: {commands}"
 
     def crash(self, worker: str, blocks_lost: bool, replacement: str | None = None) -> None:
         """A worker dies, with or without what it has stored; perhaps another one comes in its place (R9)."""
         slots = self.slots.pop(worker)
+        self.testing = {test: c for test, c in self.testing.items() if c.worker != worker}
         del self.busy[worker]
         self.flying = [c for c in self.flying if c.worker != worker]
         if blocks_lost:
@@ -316,6 +416,38 @@ class Cluster:
         self.replies.append(event)
         self.send(event)
         assert self.tracker.ledger.ignored == before + stale, "another attempt has taken its place"
+
+    def test(self) -> None:
+        """The oldest test that is under way is over: healthy domains pass."""
+        test = next(iter(self.testing))
+        event = Retested(test, self.testing.pop(test).domain not in self.broken)
+        self.replies.append(event)
+        self.send(event)
+
+    def reborn(self, make: Callable[[Plan], Any]) -> Cluster:
+        """The driver has died, and its workers with it. Another one is told what was agreed on; its workers are to join.
+
+        What was stored can still be read, if it was not lost before.
+        """
+        plan = replace(self.plan, first_attempt=self.plan.first_attempt + A_LIFE)
+        new = Cluster(plan, make(plan), self.checked, transcript=self.transcript)
+        for task, agreed in self.agreed.items():
+            stored = [
+                id_ for id_ in self.blocks.keys() - self.told_lost - self.discarded
+                if self.launches[id_].task == task and self.outputs[id_] == agreed.output
+            ]  # fmt: skip
+            new.recover(self, agreed, min(stored) if stored else agreed.attempt, bool(stored))
+        return new
+
+    def recover(self, before: Cluster, agreed: Agreed, attempt: int, stored: bool) -> None:
+        task, output = agreed.task, agreed.output
+        self.agreed[task], self.recovered[task] = agreed, attempt
+        self.launches[attempt], self.outputs[attempt] = before.launches[attempt], output
+        if stored:
+            self.blocks[attempt] = replace(before.blocks[attempt], worker="")
+        self.said[task], self.voters[task, output.digest] = {output.digest}, before.voters[task, output.digest]
+        self.executions[str(task)] = self.plan.first
+        self.send(Recovered(task, attempt, output, agreed.domains, stored))
 
     def stall(self) -> None:
         self.send(Stalled())
@@ -350,9 +482,10 @@ class Cluster:
                 want = true_map(task.index, self.plan.reduces)
             else:
                 want = true_reduce(task.index, self.plan.maps) if task.kind == "reduce" else (b"sample",)
-            assert agreed.output == output_of(want), f"{task}: agreed on {agreed.output}, but the truth is {want}"
-            if task.kind != "map":
-                assert self.blocks[agreed.attempt].parts == want
+            if agreed.output != output_of(want):
+                raise Wrong(f"{task}: agreed on {agreed.output}, but the truth is {want}")
+            if task.kind != "map" and (agreed.attempt not in self.blocks or self.blocks[agreed.attempt].parts != want):
+                raise Wrong(f"{task}: agreed on {want}, but this is not what is stored")
 
     def planned(self) -> dict[str, int]:
         """Executions of a job without faults."""
@@ -370,17 +503,21 @@ class Faults:
     crashes: int = 0
     losses: int = 0
     errors: int = 0
+    malformed: int = 0
+    refusals: int = 0  # of what could be read
     stuck: tuple[str, ...] = ()
     broken_task: Task | None = None  # the job's own error
 
     def none(self) -> bool:
-        return not (self.wrong_rate or self.crashes or self.losses or self.errors or self.stuck or self.broken_task)
+        chances = (self.wrong_rate, self.crashes, self.losses, self.errors, self.malformed, self.refusals)
+        return not (any(chances) or self.stuck or self.broken_task)
 
 
 def random_plan(rng: Random) -> Plan:
     whole = rng.random() < 0.6
+    many = rng.random() < 0.002  # more than the tracker looks ahead
     return Plan(
-        maps=rng.randrange(1, 9) if rng.random() > 0.03 else 0,
+        maps=rng.randrange(60, 80) if many else rng.randrange(1, 9) if rng.random() > 0.03 else 0,
         reduces=rng.randrange(1, 6),
         f=rng.choice((0, 1, 1, 1, 2, 2, 3)),
         mode="bft" if whole else rng.choice(("bft", "bft", "basic", "original")),
@@ -395,6 +532,7 @@ def random_plan(rng: Random) -> Plan:
 def random_faults(rng: Random, plan: Plan, domains: int) -> Faults:
     if rng.random() < 0.08:
         return Faults()
+    domains = max(domains, plan.need)
     voted = plan.need > 1
     faults = Faults(
         wrong_rate=rng.choice((0.0, 0.05, 0.2, 0.5)) * voted,
@@ -402,6 +540,8 @@ def random_faults(rng: Random, plan: Plan, domains: int) -> Faults:
         crashes=rng.choice((0, 0, 1, 2, 3)),
         losses=rng.choice((0, 0, 1, 2)),
         errors=rng.choice((0, 0, 1, 2)) * voted,
+        malformed=rng.choice((0, 0, 0, 1, 2)),
+        refusals=rng.choice((0, 0, 0, 1, 2)),
     )
     if voted and rng.random() < 0.25:
         faults.stuck = tuple(f"d{d}" for d in range(rng.randrange(1, min(domains, plan.need))))
@@ -413,42 +553,69 @@ def random_faults(rng: Random, plan: Plan, domains: int) -> Faults:
 class Schedule:
     """One job under one random order of events."""
 
-    def __init__(self, seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False) -> None:
+    def __init__(
+        self, seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False, recorded: bool = False
+    ) -> None:
         rng = self.rng = Random(seed)
         self.plan = random_plan(rng)
-        self.domains = self.plan.need + rng.randrange(4)
+        self.domains = self.plan.need + rng.randrange(4) if rng.random() < 0.995 else rng.randrange(self.plan.need)
         self.faults = random_faults(rng, self.plan, self.domains)
         self.faultless = self.faults.none()
-        self.cluster = Cluster(self.plan, make(self.plan), checked)
+        self.cluster = Cluster(self.plan, make(self.plan), checked, transcript=[] if recorded else None)
+        self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
         self.spoilt: Counter[Task] = Counter()
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
         self.haste = rng.choice((0.0, 0.0, 0.9))  # how often carriers are the first to answer: reduces start early
         self.attested = rng.choice((0.0, 0.0, 0.3, 0.7))  # how often an answer is held back until there is evidence
+        self.lagging = rng.choice((0.0, 0.0, 0.05, 0.3))  # how often somebody is said to be slow
+        self.make = make
+        self.deaths = rng.choice((0, 0, 0, 1, 2))  # of the driver
         self.joined = 0
+        self._join_all()
+
+    def _join_all(self) -> None:
         for d in range(self.domains):
-            for _ in range(rng.choice((1, 1, 2))):
-                self.cluster.join(self._name(), f"d{d}", rng.choice((1, 1, 2)))
+            for _ in range(self.rng.choice((1, 1, 2))):
+                self.cluster.join(self._name(), f"d{d}", self.rng.choice((1, 1, 2)))
 
     def _name(self) -> str:
         self.joined += 1
         return f"w{self.joined}"
 
     def run(self) -> Cluster:
-        cluster, rng = self.cluster, self.rng
-        cluster.start()
+        rng = self.rng
+        self.cluster.start()
         for _ in range(3000):
+            cluster = self.cluster
             if cluster.result is not None:
                 break
-            if cluster.checking and (not cluster.flying or rng.random() < 0.1):
+            if self.deaths and rng.random() < 0.03:
+                self._begin_again()
+            elif cluster.testing and (not cluster.flying or rng.random() < 0.3):
+                cluster.test()
+            elif cluster.checking and (not cluster.flying or rng.random() < 0.1):
                 cluster.publish(rng.randrange(len(cluster.checking)))
             elif not cluster.flying:
                 cluster.stall()
+            elif not self.faultless and rng.random() < self.lagging:
+                c = rng.choice(cluster.flying)
+                if c.attempt not in cluster.cancelled and c.attempt not in cluster.executed:
+                    cluster.lag(c)
             elif self.faultless or rng.random() < 0.85 or not self._mishap():
                 self._answer()
         else:
             raise AssertionError("the job does not end")
         self._judge()
+        cluster.ignored(self._nonsense())
         return cluster
+
+    def _begin_again(self) -> None:
+        """The driver dies, another goes on. Its workers are others, even if their domains have the same names."""
+        self.deaths -= 1
+        self.cluster = self.cluster.reborn(self.make)
+        self.spoilt.clear()
+        self._join_all()
+        self.cluster.start()
 
     def _answer(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -474,6 +641,14 @@ class Schedule:
         elif self.faults.errors and rng.random() < 0.05:
             self.faults.errors -= 1
             cluster.reply(k, error=f"bit flip {self.faults.errors}")
+        elif self.faults.malformed and rng.random() < 0.05:
+            self.faults.malformed -= 1
+            right = self.plan.reduces if c.task.kind == "map" else 1
+            cluster.malformed(k, rng.choice([n for n in (0, 1, right + 1) if n != right]))
+        elif self.faults.refusals and c.sources and rng.random() < 0.2:
+            self.faults.refusals -= 1
+            any_of = [source.attempt for copies in c.sources for source in copies] + list(cluster.launches)[:3]
+            cluster.refuse(k, tuple(rng.sample(any_of, rng.randrange(3))))
         else:
             cluster.reply(k)
 
@@ -491,17 +666,36 @@ class Schedule:
                 return False
             faults.losses -= 1
             awaited = [agreed.attempt for agreed in cluster.checking if agreed.attempt in stored]
+            published = [a for a in stored if a in cluster.published]
             if awaited and rng.random() < 0.7:
                 cluster.lose_block(rng.choice(awaited), told=rng.random() < 0.5)
+            elif published and rng.random() < 0.5:
+                cluster.lose_block(rng.choice(published), told=True)
             elif rng.random() < 0.4 and cluster.launches[stored[-1]].task.kind == "map":
                 cluster.blocks[stored[-1]].spoilt = True
             else:
                 cluster.lose_block(rng.choice(stored), told=True)
         elif draw < 0.8 and cluster.replies:
-            cluster.repeat(rng.randrange(len(cluster.replies)))
+            n, lately = len(cluster.replies), rng.random() < 0.3
+            cluster.repeat(rng.randrange(max(0, n - 3) if lately else 0, n))
+        elif draw < 0.9:
+            cluster.ignored(self._nonsense())
         else:
             return False
         return True
+
+    def _nonsense(self) -> Event:
+        """Something about workers and attempts that are not there, or what is known already."""
+        rng, nobody = self.rng, max(self.cluster.launches, default=0) + 1
+        what = rng.randrange(9)
+        if what == 0 and self.cluster.slots:
+            return WorkerJoined(rng.choice(list(self.cluster.slots)), "elsewhere", 1)
+        if what == 1 and self.cluster.flying:
+            return Stalled()
+        return rng.choice(
+            (WorkerJoined("without slots", "d0", 0), WorkerLost("nobody", True), Executed(nobody), BlockLost(nobody),
+             Finished(nobody, output_of((b"forged",))), Failed(nobody, "", b""), Refused(nobody, (0,)), Published(nobody))
+        )  # fmt: skip
 
     def _judge(self) -> None:
         """The result is right, or there is a good reason for there being none."""
@@ -511,7 +705,9 @@ class Schedule:
         honest = live - set(self.faults.stuck)
         if isinstance(result, JobFailed):
             assert result.message
-            if result.reason == "job_error":
+            if self.domains < self.plan.need:
+                assert result.reason == "too_few_domains"
+            elif result.reason == "job_error":
                 assert result.task == self.faults.broken_task
             elif self.faults.broken_task is None:
                 assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains")
@@ -519,9 +715,11 @@ class Schedule:
         else:
             assert isinstance(result, JobDone)
             assert self.faults.broken_task is None, "a job whose own code raises cannot be done"
-        if self.faultless:
+        if self.faultless and self.domains >= self.plan.need:
             assert isinstance(result, JobDone)
-            assert {kind: cluster.executions[kind] for kind in ("sample", "map", "reduce")} == cluster.planned()
+            done = Counter(task.kind for task in cluster.recovered)
+            executed = {kind: cluster.executions[kind] + done[kind] * cluster.plan.first for kind in ("sample", "map", "reduce")}
+            assert executed == cluster.planned()
 
 
 def run(seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False) -> Cluster:

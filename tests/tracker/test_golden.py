@@ -92,6 +92,16 @@ def two_domains_and_one_is_broken() -> Play:
 
 
 @scenario
+def bad_core_fails_its_test() -> Play:
+    """The first contradiction has both sides tested; who fails is named, and gets no more work (R11)."""
+    job = Play(domains=3, slots=1, maps=3, reduces=1, broken=("d1",))
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    job.finish()
+    return job
+
+
+@scenario
 def node_with_the_carrier_dies() -> Play:
     """A node dies with a voted map's only copy: one execution for a new copy (R6, R9)."""
     job = Play(domains=3, slots=2, maps=1, reduces=1)
@@ -99,6 +109,19 @@ def node_with_the_carrier_dies() -> Play:
     job.answer("map 0", 1)
     job.cluster.crash("w0", blocks_lost=True, replacement="w9")
     job.finish()
+    return job
+
+
+@scenario
+def slow_carrier_is_overtaken() -> Play:
+    """A map's carrier and a reduce's replica are slow: one spare each, and the reduces start on the spare's copy (R9)."""
+    job = Play(domains=3, slots=2, maps=1, reduces=1)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    job.answer("map 0", 2)
+    job.answer("reduce 0", 0)
+    job.slow("reduce 0", 1)
+    job.answer("reduce 0", 2)
     return job
 
 
@@ -139,6 +162,32 @@ def four_faults_where_f_is_one() -> Play:
     for replica in range(4):
         job.answer("map 0", replica, "alone")
     job.finish()
+    return job
+
+
+@scenario
+def the_driver_dies() -> Play:
+    """The driver dies, another goes on: only what was not agreed on is executed, and what was agreed on but is lost (R6)."""
+    job = Play(domains=3, slots=2, maps=3, reduces=1, confirm=True)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.answer("map 1", 0)
+    job.answer("map 2", 0)
+    job.answer("map 2", 1)
+    job.cluster.blocks[job.of("map 2")[0].attempt].spoilt = True
+    job.die()
+    job.finish()
+    job.cluster.publish(0)
+    return job
+
+
+@scenario
+def the_driver_dies_before_it_has_published() -> Play:
+    """Everything was agreed on: the part is checked and published again, and nothing is executed (R8)."""
+    job = Play(domains=2, slots=1, confirm=True)
+    job.finish()
+    job.die()
+    job.cluster.publish(0)
     return job
 
 

@@ -16,7 +16,7 @@ import pytest
 from simulator import run
 
 ORDER = ("vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
-SCHEDULES_MAX = 3000
+SCHEDULES_MAX = 2000
 
 MUTANTS = {
     "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
@@ -62,8 +62,8 @@ MUTANTS = {
     ),
     "deferred starts too many": (
         "tracker",
-        "return state.ballot.missing(state.running_domains(), self.plan.need)",
-        "return state.ballot.missing(set(), self.plan.need) - len(state.running) // 2",
+        "return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)",
+        "return state.ballot.missing(set(), self.plan.need) - len(running) // 2",
     ),
     "a crash is not replaced": (
         "tracker",
@@ -71,7 +71,7 @@ MUTANTS = {
         "\n    def _replace",
     ),
     "reduces read disputed outputs": ("tracker", "len(state.ballot.camps) == 1:", "state.ballot.camps:"),
-    "replicas share a domain": ("placement", "if name not in asked), None)", "), None)"),
+    "replicas share a domain": ("placement", "if name not in asked:", "if True:"),
     "the bound is forgotten": ("tracker", "if state.tries < self.plan.bound:", "if True:"),
     "an error is the job's own at once": (
         "tracker",
@@ -109,6 +109,40 @@ MUTANTS = {
         'state.task.kind == "reduce" and not state.confirmed:',
         'state.task.kind == "reduce":',
     ),
+    "a spare in a domain that has run the task": (
+        "tracker",
+        "domain = self._pool.fresh(state.asked)",
+        "domain = self._pool.fresh(())",
+    ),
+    "spares without end": ("tracker", "if state.spares >= self.plan.need or", "if"),
+    "a spare for one that the vote can do without": (
+        "tracker",
+        "or not self._lacking(state, state.in_time()):",
+        "or False:",
+    ),
+    "a spare reads what is not there": (
+        "tracker",
+        'not (state.task.kind == "reduce" and self._maps_unready):',
+        "True:",
+    ),
+    "a spare for a carrier does not store": (
+        "tracker",
+        "any(attempt.store for attempt in state.in_time())",
+        "any(attempt.store for attempt in state.running.values())",
+    ),
+    "what was agreed on in an earlier life is planned again": (
+        "tracker",
+        "state.owed, state.executions = 0, self.plan.first",
+        "state.executions = self.plan.first",
+    ),
+    "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
+    "copies of an earlier life are there even if they are lost": ("tracker", "        if event.stored:\n", "        if True:\n"),
+    "a vote of an earlier life counts for one domain": (
+        "tracker",
+        "for domain in event.domains:",
+        "for domain in event.domains[:1]:",
+    ),
+    "numbers of attempts begin anew in each life": ("tracker", "self._next = plan.first_attempt", "self._next = 0"),
     "a carrier that died is not missed": (
         "tracker",
         "return needed and not state.winner.copies and",

@@ -24,6 +24,9 @@ from quoreduce.tracker import (
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
+    Slow,
     Stalled,
     Task,
     WorkerJoined,
@@ -456,31 +459,168 @@ def wrong_domain(job: Play, worker: str) -> None:
         job.reply(c.attempt, "stuck" if c.worker == worker else "")
 
 
-def test_r11_a_domain_that_keeps_losing_votes_is_quarantined() -> None:
-    job = Play(maps=30, domains=4, slots=1)
+def executed_on(job: Play, worker: str) -> int:
+    return sum(c.worker == worker for c in job.cluster.launches.values())
+
+
+def test_r11_a_domain_that_fails_a_test_is_named_and_quarantined_at_once() -> None:
+    job = Play(maps=30, domains=4, slots=1, broken=("d1",))
     wrong_domain(job, "w1")
     assert isinstance(job.result, JobDone)
-    assert job.ledger.suspicion["d1"] >= 3
+    assert job.ledger.suspects == {"d1": "test"}
     assert job.ledger.quarantined == ("d1",)
-    assert sum(c.worker == "w1" for c in job.cluster.launches.values()) <= 6
+    assert executed_on(job, "w1") <= 2  # the second was on its way
     job.cluster.expect_truth()
 
 
-def test_r11_quarantine_leaves_f_plus_1_domains() -> None:
-    job = Play(maps=5, domains=2, slots=1, max_attempts=2)
-    job.tracker._pool.accuse("d0", Task("map", 0))
-    for m in range(3):
-        job.tracker._pool.accuse("d1", Task("map", m))
-    assert job.tracker.counters()["quarantined"] == 0
+def test_r11_a_domain_that_loses_far_more_than_the_others_is_named_though_it_passes_tests() -> None:
+    job = Play(maps=30, domains=4, slots=1)
+    wrong_domain(job, "w1")
+    assert isinstance(job.result, JobDone)
+    assert job.ledger.suspects == {"d1": "votes"}
+    assert job.ledger.suspicion["d1"] >= 3
+    assert job.ledger.quarantined == ("d1",)
+    assert executed_on(job, "w1") <= 12
+    assert job.tracker.standings["d1"].passed >= 2
+    assert job.tracker.standings["d0"].why == ""
+
+
+def test_r11_faults_that_strike_everybody_alike_name_nobody() -> None:
+    """Every map is wrong once, in one domain after the other: all lose, nobody is worse than the rest."""
+    job = Play(maps=60, domains=4, slots=1)
+    while job.result is None:
+        c = min(job.cluster.flying, key=lambda c: c.attempt)
+        job.reply(c.attempt, "alone" if c.task.kind == "map" and c.replica == c.task.index % 2 else "")
+    assert isinstance(job.result, JobDone)
+    assert min(job.ledger.suspicion.values()) >= 10
+    assert len(job.ledger.suspicion) == 4
+    assert job.ledger.suspects == {}
+    assert job.ledger.quarantined == ()
+    assert job.ledger.re_executions == 60
+
+
+def test_r11_tests_are_few() -> None:
+    """On the first, second, fourth, eighth... contradiction of a domain."""
+    job = Play(maps=64, domains=4, slots=1)
+    while job.result is None:
+        c = min(job.cluster.flying, key=lambda c: c.attempt)
+        job.reply(c.attempt, "alone" if c.task.kind == "map" and c.replica == c.task.index % 2 else "")
+    disputed = [standing.disputed for standing in job.tracker.standings.values()]
+    assert job.ledger.tests == sum(n.bit_length() for n in disputed)
+    assert min(disputed) > 16
+
+
+def test_r11_without_a_contradiction_nobody_is_tested() -> None:
+    job = Play(maps=10)
+    assert job.done()
+    assert job.ledger.tests == 0
+
+
+def test_r11_both_sides_of_a_contradiction_are_tested_before_the_vote() -> None:
+    job = Play(domains=3)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    assert [c for c in job.last if isinstance(c, Retest)] == [Retest(0, "d1", "w1"), Retest(1, "d0", "w0")]
+    assert not job.agreed("map 0")
+    assert job.ledger.suspicion == {}
+
+
+def test_r11_with_two_domains_the_broken_one_is_named_though_no_vote_is_won() -> None:
+    """f+1 domains: nobody can be quarantined, nor outvoted. The test tells who it is all the same."""
+    job = Play(domains=2, broken=("d1",))
+    wrong_domain(job, "w1")
+    assert job.result.reason == "no_quorum"
+    assert job.ledger.suspects == {"d1": "test"}
+    assert job.ledger.quarantined == ()
+
+
+def test_r11_quarantine_leaves_f_plus_1_domains_the_least_suspect() -> None:
+    job = Play(maps=20, domains=4, slots=1, broken=("d1", "d2", "d3"))
+    for _ in range(12):
+        if job.result is None:
+            c = min(job.cluster.flying, key=lambda c: c.attempt)
+            job.reply(c.attempt, "" if c.worker == "w0" else "alone")
+    assert job.ledger.quarantined == ()  # until the job is done
+    assert job.tracker.counters()["quarantined"] == 2
+    assert job.tracker.standings["d0"].why == ""
 
 
 def test_r11_a_quarantined_domain_is_called_back_when_others_die() -> None:
-    job = Play(maps=4, domains=3, slots=1)
-    for m in range(3):
-        job.tracker._pool.accuse("d2", Task("map", m))
+    job = Play(maps=4, domains=3, slots=1, known={"d2": "quarantined"})
     assert job.tracker.counters()["quarantined"] == 1
     job.cluster.crash("w1", blocks_lost=True)
     assert job.tracker.counters()["quarantined"] == 0
+    assert job.done()
+
+
+def test_r11_a_domain_that_an_earlier_job_quarantined_gets_no_work() -> None:
+    job = Play(maps=10, domains=3, slots=1, known={"d1": "quarantined"})
+    assert job.done()
+    assert executed_on(job, "w1") == 0
+    assert job.ledger.suspects == {"d1": "record"}
+
+
+def test_r11_a_worse_suspect_takes_the_place_of_one_that_was_quarantined_before() -> None:
+    """Three domains, f+1 = 2 must stay: d1 is back as soon as d2 fails its test."""
+    job = Play(maps=10, domains=3, slots=1, known={"d1": "quarantined"}, broken=("d2",))
+    wrong_domain(job, "w2")
+    assert isinstance(job.result, JobDone)
+    assert job.ledger.quarantined == ("d2",)
+    assert executed_on(job, "w1") > 0
+
+
+@pytest.mark.parametrize(("known", "suspects"), [({}, {}), ({"d1": "probation"}, {"d1": "probation"})])
+def test_r11_on_probation_one_lost_vote_is_enough(known: dict[str, str], suspects: dict[str, str]) -> None:
+    job = Play(maps=4, domains=4, known=known)
+    job.answer("map 0", 1, "alone")
+    assert job.done()
+    assert job.ledger.suspicion == {"d1": 1}
+    assert job.ledger.suspects == suspects
+
+
+def test_r11_several_lost_votes_on_one_task_count_once() -> None:
+    job = Play(domains=2)
+    for replica, how in ((0, ""), (1, "alone"), (2, "alone")):
+        job.answer("map 0", replica, how)
+    assert job.done()
+    assert job.ledger.lost_votes == 2
+    assert job.ledger.suspicion == {"d1": 1}
+    assert (job.tracker.standings["d1"].judged, job.tracker.standings["d0"].judged) == (2, 2)
+
+
+def test_r11_late_votes_are_judged_too() -> None:
+    job = Play(domains=3, mode="basic", maps=1)
+    for replica, how in ((0, ""), (1, ""), (2, "alone")):
+        job.answer("map 0", replica, how)
+    assert job.ledger.lost_votes == 1
+    assert {name: one.judged for name, one in job.tracker.standings.items()} == {"d0": 1, "d1": 1, "d2": 1}
+    assert job.tracker.standings["d2"].lost == 1
+
+
+def test_r11_a_job_waits_for_its_tests_and_not_for_those_of_dead_workers() -> None:
+    for dies in (False, True):
+        job = Play(domains=3)
+        job.cluster.tests_at_once = False
+        job.answer("map 0", 1, "alone")
+        job.finish()
+        assert job.result is None
+        assert job.cluster.testing == {0: Retest(0, "d0", "w0"), 1: Retest(1, "d1", "w1")}
+        job.cluster.send(Stalled())
+        assert job.result is None
+        job.cluster.test()
+        if dies:
+            job.cluster.crash("w1", blocks_lost=False)
+        else:
+            job.cluster.test()
+        assert isinstance(job.result, JobDone)
+        assert job.tracker.standings["d1"].passed == (not dies)
+
+
+def test_r11_an_outcome_that_was_not_asked_for_is_ignored() -> None:
+    job = Play(domains=3)
+    job.cluster.send(Retested(0, False))
+    assert job.ledger.ignored == 1
+    assert job.ledger.suspects == {}
     assert job.done()
 
 
@@ -609,4 +749,115 @@ def test_what_a_dead_worker_executed_without_evidence_is_executed_again() -> Non
     worker = job.of("map 0")[0].worker
     job.cluster.crash(worker, blocks_lost=True)
     assert len(job.of("map 0")) == 3
+    assert job.done()
+
+
+# ---- R9: stragglers -------------------------------------------------------------------------------------------------
+
+
+def test_r9_a_slow_replica_is_overtaken_by_one_spare_and_cancelled() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    (spare,) = job.last
+    assert (spare.task, spare.replica, spare.worker, spare.store) == (Task("map", 0), 2, "w2", True)
+    job.slow("map 0", 0)
+    assert job.last == []  # it has its spare
+    job.answer("map 0", 2)
+    assert job.agreed("map 0")
+    assert Cancel(0) in job.last
+    assert job.done()
+    assert (job.ledger.spares, job.ledger.executions, job.ledger.re_executions) == (1, 5, 0)
+
+
+def test_r9_who_answers_first_wins_be_it_the_slow_one() -> None:
+    job = Play(domains=4)
+    job.slow("map 0", 0)
+    job.answer("map 0", 1)
+    job.answer("map 0", 0)
+    assert job.agreed("map 0")
+    assert Cancel(2) in job.last
+    assert job.done()
+
+
+def test_r9_a_slow_replica_that_was_cancelled_occupies_its_slot() -> None:
+    job = Play(domains=3, slots=1, maps=2)  # d2 has map 1, whose second replica waits for d0 or d1
+    job.answer("map 0", 1)
+    assert job.domains("map 1") == ["d2", "d1"]
+    job.answer("map 1", 0)
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1", "d2"]
+    job.answer("map 0", 2)
+    assert job.agreed("map 0")
+    job.answer("map 1", 1)
+    while job.cluster.flying != [job.of("map 0")[0]]:
+        job.reply(next(c.attempt for c in job.cluster.flying if c.attempt != 0))
+        assert all(c.worker != "w0" for c in job.running("reduce 0"))
+    assert isinstance(job.result, JobDone)  # without the slow one
+
+
+def test_r9_a_spare_does_not_take_the_place_of_anything_that_is_wanted() -> None:
+    job = Play(domains=3, slots=1, maps=3)
+    job.slow("map 0", 0)
+    assert job.last == []  # d2 is at work
+    job = Play(domains=2)
+    job.slow("map 0", 0)
+    assert job.last == []  # no domain is new to the task, and asking one again would prove nothing
+    job = Play(domains=4, f=1, mode="basic")
+    job.slow("map 0", 0)
+    assert job.last == []  # two others are on their way, and two are enough
+
+
+def test_r9_spares_are_bounded_and_are_no_tries() -> None:
+    """However slow everybody is: as many spares as replicas, and the job does not fail of them (R3)."""
+    job = Play(domains=9, max_attempts=2)
+    for _ in range(3):
+        for c in list(job.running("map 0")):
+            job.cluster.lag(c)
+    assert len(job.of("map 0")) == 4
+    assert job.done()
+
+
+def test_r9_a_spare_that_crashes_is_replaced_as_long_as_the_slow_one_is_slow() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 1)
+    job.slow("map 0", 0)
+    job.cluster.crash("w2", blocks_lost=True)
+    assert len(job.running("map 0")) == 1  # the slow one may still answer
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1", "d2", "d3"]
+    assert job.done()
+
+
+def test_r9_the_original_mode_has_speculative_execution() -> None:
+    job = Play(domains=2, mode="original", f=0)
+    job.slow("map 0", 0)
+    assert job.domains("map 0") == ["d0", "d1"]
+    job.answer("map 0", 1)
+    assert job.agreed("map 0")
+    assert job.done()
+    assert (job.ledger.spares, job.ledger.re_executions) == (1, 0)
+
+
+def test_r9_nobody_is_slow_who_has_answered_or_is_unknown() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    for attempt in (0, 99):
+        job.cluster.send(Slow(attempt))
+        assert job.last == []
+    job.execute("map 0", 1)
+    job.cluster.send(Slow(1))  # its evidence is awaited
+    assert job.last == []
+    assert job.ledger.ignored == 3
+    assert job.done()
+    assert job.ledger.spares == 0
+
+
+def test_r9_a_spare_reduce_does_not_start_on_a_map_that_nobody_can_read() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.cluster.lose_block(0, told=True)
+    job.slow("reduce 0", 0)
+    assert job.last == []
     assert job.done()

@@ -65,6 +65,13 @@ class Job(RuleBasedStateMachine):
         workers = list(self.cluster.slots)
         self.cluster.crash(workers[n % len(workers)], blocks_lost, f"r{self.crashes}")
 
+    @precondition(lambda self: not self.over() and self.cluster.flying)
+    @rule(n=PICKS)
+    def lag(self, n: int) -> None:
+        c = self.cluster.flying[self.pick(n)]
+        if c.attempt not in self.cluster.cancelled:
+            self.cluster.lag(c)
+
     @precondition(lambda self: not self.over() and self.cluster.blocks and self.crashes < 3)
     @rule(n=PICKS, told=st.booleans())
     def lose_block(self, n: int, told: bool) -> None:
@@ -81,6 +88,11 @@ class Job(RuleBasedStateMachine):
     @rule(n=PICKS)
     def publish(self, n: int) -> None:
         self.cluster.publish(n % len(self.cluster.checking))
+
+    @precondition(lambda self: not self.over() and self.cluster.testing)
+    @rule()
+    def test(self) -> None:
+        self.cluster.test()
 
     @precondition(lambda self: self.cluster.replies)
     @rule(n=PICKS)
@@ -102,6 +114,9 @@ class Job(RuleBasedStateMachine):
                 break
             if self.cluster.checking:
                 self.cluster.publish(0)
+                continue
+            if self.cluster.testing:
+                self.cluster.test()
                 continue
             assert self.cluster.flying, "the job hangs"
             self.cluster.reply(0)

@@ -6,11 +6,16 @@ A run that writes OUT in the directory PARENT owns, until it ends::
     PARENT/.OUT.JOB.staging/attempts/    part-r-00003.2 is attempt 2 of part 3; any number of replicas write here
     PARENT/.OUT.JOB.staging/output/      published parts, then _SUCCESS; renamed to OUT in the end
     PARENT/.OUT.JOB.staging/old/         with ``overwrite``: the output that OUT replaces, between two renames
+    PARENT/.OUT.JOB.staging/journal      of a durable job, and
+    PARENT/.OUT.JOB.staging/blocks/      what its maps stored, by life of the job
 
 OUT appears complete or not at all, because it appears by one rename of a directory that is already synced. A crash
 between the two renames of an overwrite leaves the old output in ``old/``; the next run puts it back before it starts.
 Whoever holds the lock may sweep every staging directory of OUT: their owners are dead. Attempts are not inside
 ``output/``, so that a replica that writes on after the vote disturbs nothing.
+
+What a durable job left is not swept: :meth:`OutputDir.reopen` goes on with it. Its journal is made when all else is
+there, and is the first to go; so if there is a journal and no ``output/``, that was renamed to OUT: the job is done.
 """
 
 from __future__ import annotations
@@ -23,15 +28,17 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from quoreduce.data.inputs import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
-from quoreduce.errors import InputError, OutputError
+from quoreduce.errors import InputError, JournalError, OutputError
 
 SUCCESS = "_SUCCESS"
+JOURNAL = "journal"
+BLOCKS = "blocks"
 RECEIPT = "_RECEIPT.json"
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # no dots: .OUT.JOB.staging must parse in one way only
 _CHUNK = 8 << 20
@@ -115,13 +122,62 @@ class OutputDir:
             with output_errors(path):
                 self._create_parents()
                 self._lock = _take_lock(self._lock_path, self.path)
-                _sweep(self.path)
+                _sweep(self.path, overwrite)
                 self._refuse_existing()
                 for name in ("attempts", "output"):
                     (self.staging / name).mkdir(parents=True)
         except BaseException:
             self.abort()
             raise
+
+    @classmethod
+    def reopen(cls, path: str) -> OutputDir:
+        """Take the lock of an output whose durable job was cut short; :meth:`go_on` comes next.
+
+        Raises:
+            OutputError: another run is writing there. JournalError: there is nothing to go on with.
+        """
+        self = cls.__new__(cls)
+        self.path = _resolve(path)
+        self.overwrite = self._sync = False
+        self._published, self._created, self._lock = {}, [], None
+        if not self.path.parent.is_dir():
+            raise JournalError(f"nothing to resume: {self.path.parent} is no directory")
+        with output_errors(path):
+            self._lock = _take_lock(self._lock_path, self.path)
+            try:
+                _sweep(self.path, spare=True)
+                self.staging = _kept(self.path)
+            except BaseException:
+                self.release()
+                raise
+        return self
+
+    def go_on(self, overwrite: bool, sync: bool, agreed: Mapping[int, int]) -> None:
+        """Make ready to go on: parts that were published are attempts again, to be checked anew.
+
+        ``agreed``: part -> the attempt that was agreed on. Other arguments as for the first run, and its errors.
+        """
+        self.overwrite, self._sync = overwrite, sync
+        with output_errors(self.path):
+            _restore(self.staging, self.path)
+            self._refuse_existing()
+            (self.staging / "attempts").mkdir(exist_ok=True)
+            for part, attempt in agreed.items():
+                with suppress(FileNotFoundError):
+                    (self.staging / "output" / part_name(part)).rename(self.attempt_path(part, attempt))
+
+    @property
+    def journal_path(self) -> Path:
+        """Where a durable job keeps its journal."""
+        return self.staging / JOURNAL
+
+    def blocks_path(self, life: int) -> str:
+        """Return the folder for what maps store in a life of a durable job; it is made."""
+        path = self.staging / BLOCKS / str(life)
+        with output_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return str(path)
 
     @property
     def _lock_path(self) -> Path:
@@ -175,13 +231,18 @@ class OutputDir:
         if self._lock is not None:
             _restore(self.staging, self.path)
             _remove_tree(self.staging)
+            self.release()
+        while self._created:
+            with suppress(OSError):
+                self._created.pop().rmdir()
+
+    def release(self) -> None:
+        """Let go of the lock and leave everything as it is: a durable job can be resumed. Then :meth:`abort` does nothing."""
+        if self._lock is not None:
             with suppress(OSError):
                 self._lock_path.unlink()
             os.close(self._lock)
             self._lock = None
-        while self._created:
-            with suppress(OSError):
-                self._created.pop().rmdir()
 
     def _create_parents(self) -> None:
         missing = [parent for parent in self.path.parents if not parent.exists()]
@@ -404,14 +465,41 @@ def _take_lock(path: Path, output: Path) -> int:
     raise OutputError(f"another run is writing {output}; wait for it, or choose another output")
 
 
-def _sweep(output: Path) -> None:
-    """Remove what killed runs left beside ``output``; the caller holds the lock."""
+def _sweep(output: Path, overwrite: bool = False, spare: bool = False) -> None:
+    """Remove what killed runs left beside ``output``; the caller holds the lock.
+
+    What a durable job left is removed with ``overwrite`` only; it is left alone with ``spare``, otherwise an OutputError.
+    """
+    for staging in _stagings(output):
+        if _resumable(staging) and not overwrite:
+            if spare:
+                continue
+            raise OutputError(
+                f"a durable job was writing {output} and was cut short; go on with it: quoreduce resume {output}; "
+                "or give it up with --overwrite"
+            )
+        _restore(staging, output)
+        _remove_tree(staging)
+
+
+def _stagings(output: Path) -> list[Path]:
+    """The staging directories of all runs that write or wrote ``output``."""
     pattern = re.compile(rf"\.{re.escape(output.name)}\.[A-Za-z0-9_-]{{1,64}}\.staging\Z")
-    for name in os.listdir(output.parent):
-        if pattern.match(name):
-            staging = output.parent / name
-            _restore(staging, output)
-            _remove_tree(staging)
+    return [output.parent / name for name in os.listdir(output.parent) if pattern.match(name)]
+
+
+def _resumable(staging: Path) -> bool:
+    """Whether a durable job was cut short here before its output was in place."""
+    return (staging / JOURNAL).exists() and (staging / "output").exists()
+
+
+def _kept(output: Path) -> Path:
+    """Return the staging directory of the durable job that was writing ``output``; the caller has swept the others."""
+    for staging in _stagings(output):
+        return staging
+    if (output / SUCCESS).is_file():
+        raise JournalError(f"nothing to resume: {output} is complete")
+    raise JournalError(f"nothing to resume: no durable job was writing {output} (they run with --durable)")
 
 
 def _restore(staging: Path, output: Path) -> None:
@@ -422,6 +510,8 @@ def _restore(staging: Path, output: Path) -> None:
 
 
 def _remove_tree(path: Path) -> None:
+    with suppress(OSError):
+        (path / JOURNAL).unlink()
     for _ in range(3):  # a replica that still writes can put a file into a directory that is being emptied
         if not path.exists():
             return

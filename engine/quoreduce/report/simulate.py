@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="default bft")
     run.add_argument("--seed", type=int, default=0, help="default 0")
     run.add_argument("--faults", nargs="+", default=[], metavar="KIND:AMOUNT[:DETAIL]", help="see below")
+    run.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle slots")
     run.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
     run.add_argument("--json", action="store_true", help="print one JSON object")
     pages = commands.add_parser("slides", help="repeat the slides' figures and FTMR's sweep, beside what was published")
@@ -77,7 +78,7 @@ def _run(a: argparse.Namespace) -> int:
     load = Load(a.job, calibration.job(a.job), a.maps, a.reduces, a.split_mb * 1e6)
     gc.disable()  # nothing is garbage before the end, and looking for it takes a third of the time
     try:
-        out = simulate(shape, load, calibration, a.faults_tolerated, a.mode, faults, a.seed)
+        out = simulate(shape, load, calibration, a.faults_tolerated, a.mode, faults, a.seed, not a.no_spares)
     finally:
         gc.enable()
     print(json.dumps(out.as_dict()) if a.json else describe(out))
@@ -95,8 +96,9 @@ def describe(out: Outcome) -> str:
         f"simulated: {out.job}, {out.mode}, f={out.f}, {out.nodes} nodes, {out.maps} maps, {out.reduces} reduces, "
         f"seed {out.seed}",
         f"{out.end}: {out.makespan_s:.2f} virtual s, {out.cpu_s:.2f} CPU s; executions: {executions} "
-        f"({out.reexecutions} more than planned)",
-        f"faults injected: {injected}; lost votes: {out.lost_votes}; quarantined: {', '.join(out.quarantined) or 'nobody'}",
+        f"({out.reexecutions} more than planned{f', {out.spares} spare' if out.spares else ''})",
+        f"faults injected: {injected}; lost votes: {out.lost_votes}; tests: {out.tests}; "
+        f"suspects: {', '.join(out.suspects) or 'nobody'}; quarantined: {', '.join(out.quarantined) or 'nobody'}",
     ]
     if out.message:
         lines.append(out.message)

@@ -23,16 +23,19 @@ from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.runtime.stragglers import Watch, input_nbytes
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.tracker import JobTracker, Plan
 
 if TYPE_CHECKING:
+    from quoreduce.runtime.durable import Life
     from quoreduce.runtime.gate import Answer, Gate
 
 DEADLINE_FIRST_S = 600.0
 DEADLINE_LEAST_S = 10.0
 DEADLINE_FACTOR = 20.0
 DEADLINE_START_S = 60.0
+PATIENCE_START_S = 20.0
 ADMIT_S = 5.0
 HOST_ERRORS_MAX = 3
 RESTARTS_WITHOUT_WORK_MAX = 3
@@ -49,12 +52,13 @@ _REASONS: dict[str, type[errors.QuoreduceError]] = {
 
 @dataclass(slots=True)
 class Running:
-    """An execution that is under way. ``deadline`` in seconds of the monotonic clock."""
+    """An execution that is under way; it reads ``nbytes``. ``deadline`` in seconds of the monotonic clock."""
 
     launch: m.Launch
     deadline: float
     started: float
     fault: wire.Fault | None
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -100,9 +104,11 @@ class Driver:
     result: Result
     report: Callable[[Progress], None] = lambda progress: None
     gate: Gate | None = None
+    life: Life | None = None
     tracker: JobTracker = field(init=False)
     faults: FaultPlan = field(init=False)
     progress: Progress = field(init=False)
+    _watch: Watch | None = field(init=False)
     _running: dict[int, Running] = field(default_factory=dict)
     _cancelled: dict[int, Running] = field(default_factory=dict)
     _kept: dict[int, Kept] = field(default_factory=dict)
@@ -127,10 +133,13 @@ class Driver:
                 maps=len(self.splits), reduces=self.reducers, f=o.f, mode=o.mode, sample=self.job.sample is not None,
                 deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs,
                 tight_storage=o.tight_storage, max_attempts=o.attempts_max, confirm=True,
+                first_attempt=self.life.first_attempt if self.life else 0,
             )
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
         self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
+        # Inline, one execution waits for the other, which does not make it slow.
+        self._watch = Watch() if o.spares and self.result.on != "inline" else None
         self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
 
     # ---- the loop
@@ -145,7 +154,8 @@ class Driver:
             for info in self.workers.values():
                 if info.name not in self._barred and not (self.gate and info.name in self._setup_pending):
                     self.tracker.handle(m.WorkerJoined(info.name, info.domain))
-            self._execute(self.tracker.start())
+            self._recover()
+            self._obey(None, self.tracker.start())
             while not self._done:
                 self._step()
         except (errors.TooFewDomains, errors.NoQuorum) as error:
@@ -160,7 +170,10 @@ class Driver:
         for event in self._replays:
             self._late(event)
         self._replays.clear()
+        self._overtake()
         self._drain()
+        if self.life is not None:
+            self.life.commit()
         waiting = self._flush_evidence()
         self._expire()
         if not self._running and not self._checks and not self._cancelled and not waiting and not self._done:
@@ -174,7 +187,38 @@ class Driver:
     def _drain(self) -> None:
         """Hand events to the tracker, and do what it says."""
         while self._events and not self._done:
-            self._execute(self.tracker.handle(self._events.pop(0)))
+            event = self._events.pop(0)
+            self._obey(event, self.tracker.handle(event))
+
+    def _obey(self, event: m.Event | None, commands: Sequence[m.Command]) -> None:
+        """Do what the tracker says about an event; of a durable job that is written down first."""
+        if self.life is not None:
+            self.life.record(event, commands, lambda attempt: kept.reply if (kept := self._kept.get(attempt)) else None)
+        self._execute(commands)
+
+    def _recover(self) -> None:
+        """Take over what earlier lives of a durable job agreed on; no worker of this life holds any of it."""
+        if self.life is None:
+            return
+        for reply, domain in self.life.replies():
+            self._kept[reply.attempt] = Kept(reply, WorkerInfo("", domain, ""))
+        for event in self.life.recovered():
+            self.tracker.handle(event)
+            self.result.recovered += 1
+
+    def _overtake(self) -> None:
+        """Say who is overdue, while there are idle workers (R9)."""
+        busy = len(self._running) + len(self._cancelled)
+        if self._watch is not None and busy < len(self.workers):
+            late = self._watch.overdue(self._running.values(), time.monotonic())
+            self._events += [m.Slow(attempt) for attempt in late]
+
+    def _was_late(self, attempt: int) -> bool:
+        return self._watch is not None and attempt in self._watch.late
+
+    def left_behind(self) -> set[str]:
+        """Workers that are still busy, after the job, with what was overdue."""
+        return {r.launch.worker for group in (self._running, self._cancelled) for a, r in group.items() if self._was_late(a)}
 
     def _timeout(self) -> float:
         if self._replays:
@@ -222,7 +266,8 @@ class Driver:
         if reply.status != "ready":
             self._unloadable.add(self.workers[worker].domain)
             if len(self._unloadable) >= self.options.replicas_needed:
-                raise errors.JobError(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
+                kind = errors.HostError if reply.status == "host" else errors.JobError
+                raise kind(f"job {self.job.name} cannot be loaded by workers: {reply.error}")
             self.executor.kill(worker)
             return
         if self.gate is not None:
@@ -300,7 +345,7 @@ class Driver:
         for group in (self._running, self._cancelled):
             for attempt in [a for a, r in group.items() if r.launch.worker == arrival.worker]:
                 del group[attempt]
-        self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost))
+        self._events.append(m.WorkerLost(arrival.worker, arrival.blocks_lost and self.life is None))
         self._restart_checks(arrival.worker)
         if self._setup_pending.pop(arrival.worker, None) is not None:
             self._idle_deaths += 1
@@ -321,7 +366,7 @@ class Driver:
 
     def _unreachable(self, info: WorkerInfo, arrival: Arrival) -> list[int]:
         """Attempts whose blocks went with a node on which no worker of ours is left to read them out."""
-        if arrival.blocks_lost or any(w.node == info.node for w in self.workers.values()):
+        if self.life is not None or arrival.blocks_lost or any(w.node == info.node for w in self.workers.values()):
             return []
         return [a for a, kept in self._kept.items() if kept.worker.node == info.node and kept.reply.path]
 
@@ -431,6 +476,7 @@ class Driver:
                 case m.Cancel(attempt):
                     if attempt in self._running:
                         self._cancelled[attempt] = self._running.pop(attempt)
+                        self._detected += self._was_late(attempt) and self._cancelled[attempt].fault is not None
                 case m.Discard(attempt):
                     self._discard(attempt)
                 case m.Agreed():
@@ -446,8 +492,10 @@ class Driver:
     def _launch(self, launch: m.Launch) -> None:
         fault = self._fault(launch) if self.options.faults else None
         now = time.monotonic()
-        limit_s = max(self._deadline(launch), DEADLINE_START_S if launch.worker in self._setup_pending else 0.0)
-        self._running[launch.attempt] = Running(launch, now + limit_s, now, fault)
+        pending = launch.worker in self._setup_pending
+        limit_s = max(self._deadline(launch), DEADLINE_START_S if pending else 0.0)
+        nbytes = input_nbytes(launch, self.splits, self._kept)
+        self._running[launch.attempt] = Running(launch, now + limit_s, now + PATIENCE_START_S * pending, fault, nbytes)
         self.executor.submit(launch.worker, wire.encode(self._request(launch, fault)))
 
     def _fault(self, launch: m.Launch) -> wire.Fault | None:
@@ -459,8 +507,10 @@ class Driver:
 
     def _time(self, finished: Running) -> None:
         """Learn how long such tasks take; a deadline that was set before anything was known comes closer."""
-        kind = finished.launch.task.kind
-        self._slowest[kind] = max(self._slowest.get(kind, 0.0), time.monotonic() - finished.started)
+        kind, now = finished.launch.task.kind, time.monotonic()
+        if self._watch is not None:
+            self._watch.finished(finished, now)
+        self._slowest[kind] = max(self._slowest.get(kind, 0.0), now - finished.started)
         for running in self._running.values():
             if running.launch.task.kind == kind:
                 running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
@@ -497,9 +547,8 @@ class Driver:
     def _stored(self, source: m.Source, part: int) -> wire.Stored:
         kept = self._kept[source.attempt]
         p = kept.reply.parts[part]
-        return wire.Stored(
-            source.attempt, self._holder(kept.worker), kept.worker.node, kept.reply.path, p.offset, p.nbytes, p.digest
-        )
+        node = kept.worker.node if self.life is None else ""  # every node sees it
+        return wire.Stored(source.attempt, self._holder(kept.worker), node, kept.reply.path, p.offset, p.nbytes, p.digest)
 
     def _holder(self, writer: WorkerInfo) -> str:
         """Who gives out what ``writer`` has stored: itself, or if it is dead any worker on its node."""
@@ -529,9 +578,9 @@ class Driver:
     def _check(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted on."""
         writer = self._kept[agreed.attempt].worker
-        busy = {r.launch.worker for r in self._running.values()}
+        busy, late = ({r.launch.worker for r in group.values()} for group in (self._running, self._cancelled))
         usable = [w for w in self.workers.values() if w.name not in self._barred]
-        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in busy, w.name))
+        others = sorted(usable, key=lambda w: (w.domain == writer.domain, w.name in late, w.name in busy, w.name))
         if not others:
             self._fail_check(agreed)
             return
@@ -560,12 +609,15 @@ class Driver:
                 self._check(checking.agreed)
 
     def _publish(self, agreed: m.Agreed) -> None:
+        if self.life is not None:
+            self.life.commit()
         self.output.publish(agreed.task.index, agreed.attempt)
         self._events.append(m.Published(agreed.attempt))
 
     def _release(self, part: int) -> None:
         """Give back the memory of partition ``part`` of all maps, if there is much of it: its reduce is agreed on."""
-        if self.tracker.ledger.stored_nbytes < PUNCH_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        much = PUNCH_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.life is not None or self.tracker.ledger.stored_nbytes < much:
             return
         ranges: dict[str, list[tuple[str, int, int]]] = {}
         for kept in self._kept.values():
@@ -585,7 +637,7 @@ class Driver:
         ledger = self.tracker.ledger
         r = self.result
         r.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
-        r.reexecutions = ledger.re_executions
+        r.reexecutions, r.spares = ledger.re_executions, ledger.spares
         r.faults.injected = self.faults.injected
         r.faults.detected = r.faults.masked = self._count_detected()
         r.bytes_stored += ledger.stored_nbytes

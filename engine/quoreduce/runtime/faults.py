@@ -10,6 +10,7 @@ hang      the worker never answers
 lose      the stored output is lost after success
 late      the reply arrives twice, the second time late
 wire      one bit flips while a reduce fetches a block
+slow      the execution takes 20 times as long, and at least 8 seconds longer: it is right, and late
 stuck     every execution in one domain gives the same wrong output: a core that is broken for good
 ========= =============================================================================================================
 """
@@ -27,9 +28,11 @@ from quoreduce.data.block import Block
 from quoreduce.errors import UsageError
 from quoreduce.runtime.wire import Fault
 
-KINDS = ("flip", "wrong", "lie", "swap", "crash", "hang", "lose", "late", "wire")
+KINDS = ("flip", "wrong", "lie", "swap", "crash", "hang", "lose", "late", "wire", "slow")
 TARGETS = ("map", "reduce", "all")
 STORED_ONLY = ("swap", "lose")
+SLOW_TIMES = 20
+SLOW_LEAST_S = 8.0
 _SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>\d+%|\d+|all)(?:@(?P<replica>first|last|any|\d+))?")
 
 
@@ -123,6 +126,11 @@ def _amount(spec: FaultSpec, text: str, tasks: int) -> int:
 
 def _seed(*parts: object) -> int:
     return random.Random(" ".join(map(str, parts))).getrandbits(63)
+
+
+def delay_s(took_s: float) -> float:
+    """How many seconds later an execution answers that is struck by ``slow`` and took so many."""
+    return max(SLOW_LEAST_S, (SLOW_TIMES - 1) * took_s)
 
 
 def spoil_blocks(fault: Fault, blocks: Sequence[Block]) -> None:

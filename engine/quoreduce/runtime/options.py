@@ -68,9 +68,11 @@ class Options:
         strict: masked faults are an error (the output is published all the same).
         faults, fault_seed: faults to inject. seed: for the job's own randomness.
         deferred, tentative, digest_outputs, tight_storage: the four modifications of ``bft``.
+        spares: overtake slow executions by spare ones on idle workers.
         deadline_s: kill a worker that takes longer over one task; None: adapts to the tasks seen so far.
         attempts_max: bound on executions of one task; None: 4(f+1)+8.
         attest: how the job is attested; None: it is not.
+        durable: keep a journal beside the output, so that the job can be resumed when its driver is killed (docs/durable.md).
     """
 
     f: int = 1
@@ -88,9 +90,11 @@ class Options:
     tentative: bool = True
     digest_outputs: bool = True
     tight_storage: bool = True
+    spares: bool = True
     deadline_s: float | None = None
     attempts_max: int | None = None
     attest: Attest | None = None
+    durable: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -111,6 +115,8 @@ class Options:
             raise UsageError(f"at least {self.replicas_first} attempts of a task are planned, so {self.attempts_max} is too few")
         if self.attest is not None and self.algorithm != "blake3":
             raise UsageError(f"digest {self.algorithm} is for accidental faults only: an attested job needs blake3")
+        if self.attest is not None and self.durable:
+            raise UsageError("an attested job cannot be durable: there is no evidence of what an earlier driver saw")
         for text in self.faults:
             parse_fault(text)
 
@@ -175,8 +181,11 @@ class FaultCount:
 class Result:
     """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
 
+    ``executions`` are all; of them ``reexecutions`` are what faults have cost, and ``spares`` were to overtake slow ones.
+
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.
     Those that the engine takes from votes are as sure as the output; those that a job counts are what one replica said.
+    ``recovered``: tasks that a resumed job took over from its earlier lives; all other figures are of its last life.
     ``attestation`` of an attested job: backend, nonce (hex), environments (hex), µTPMs, leaves, batches, bytes of the receipt.
     """
 
@@ -200,10 +209,12 @@ class Result:
     executions: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     reexecutions: int = 0
+    spares: int = 0
     faults: FaultCount = field(default_factory=FaultCount)
     domains: list[str] = field(default_factory=list)
     suspects: dict[str, int] = field(default_factory=dict)
     attestation: dict[str, Any] | None = None
+    recovered: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""

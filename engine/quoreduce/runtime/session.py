@@ -10,14 +10,16 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+from msgspec import structs
 
 import quoreduce
-from quoreduce.data.commit import open_output, part_name
+from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
@@ -29,8 +31,10 @@ from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.driver import Driver, Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
+from quoreduce.runtime.stragglers import renew
 
 if TYPE_CHECKING:
+    from quoreduce.runtime.durable import Life
     from quoreduce.runtime.gate import Gate
 
 REDUCERS_USUAL = 16
@@ -53,6 +57,7 @@ class Session:
         self._executor: Executor | None = None
         self._workers: dict[str, WorkerInfo] = {}
         self._generation = 0
+        self._late: set[str] = set()
 
     def __enter__(self) -> Session:
         ensure_kernels(self._say)
@@ -98,11 +103,10 @@ class Session:
             NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
         """
         options = options or Options()
-        if self._executor is None:
-            raise UsageError("use a Session as a context manager: with Session(...) as session")
-        self._check_domains(options)
+        self._make_ready(options)
         start, cpu = time.perf_counter(), time.process_time()
-        splits = plan_splits(inputs, parse_format(job.input), _split_bytes(job, options))
+        split_bytes = _split_bytes(job, options)
+        splits = plan_splits(inputs, parse_format(job.input), split_bytes)
         reducers = options.reducers or usual_reducers(splits, job)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
@@ -110,28 +114,74 @@ class Session:
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
             stack.callback(place.abort)
-            result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
-            driver = Driver(
-                job, options, splits, reducers, place, self._executor, self._workers,
-                self._setup(job, options, splits, reducers, key), result, report,
-                self._gate(job, options, len(splits), reducers),
-            )  # fmt: skip
-            driver.run()
-            manifest = _manifest(job, options, splits, key, driver)
+            setup = self._setup(job, pickle_job(job), options, splits, reducers, key)
+            life = None
+            if options.durable:
+                from quoreduce.runtime.durable import begin
+
+                where = replace(self.place, on=self.on)
+                life = begin(place, job, setup, where, inputs, splits, split_bytes, options)
+            result = self._complete(job, options, splits, setup, place, output, report, life)
+        return self._timed(result, start, cpu)
+
+    def resume(self, output: str, report: Report = lambda progress: None) -> Result:
+        """Go on with the durable job that was writing ``output`` and was cut short, on the workers of this session.
+
+        Raises:
+            JournalError: there is none, its journal is corrupt, or its inputs have changed; and as :meth:`run`.
+        """
+        from quoreduce.runtime.durable import reopen
+
+        with reopen(output) as life:
+            return self.go_on(life, report)
+
+    def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
+        """The same for a job that was taken up already."""
+        start, cpu = time.perf_counter(), time.process_time()
+        self._make_ready(life.options)
+        job, header = life.job(), life.header
+        setup = self._setup(job, header.job, life.options, life.splits, header.reducers, header.key)
+        result = self._complete(job, life.options, life.splits, setup, life.place, str(life.place.path), report, life)
+        return self._timed(result, start, cpu)
+
+    def _complete(
+        self, job: Job, options: Options, splits: Sequence[Split], setup: wire.Setup, place: Output, output: str, report: Report,
+        life: Life | None,
+    ) -> Result:  # fmt: skip
+        """Run a job that is planned to its end, and publish its output."""
+        assert self._executor is not None, "domains were checked"
+        if life is not None:
+            setup = structs.replace(setup, store=life.store())
+        result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
+        gate = self._gate(job, options, len(splits), setup.reducers)
+        driver = Driver(
+            job, options, splits, setup.reducers, place, self._executor, self._workers, setup, result, report, gate, life
+        )  # fmt: skip
+        with contextlib.nullcontext() if life is None else life.kept():
+            try:
+                driver.run()
+            finally:
+                self._late = driver.left_behind()
+            manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
             place.finish(raw, driver.receipt(raw))
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
-        result.splits, result.parts = len(splits), reducers
+        result.splits, result.parts = len(splits), setup.reducers
+        return result
+
+    def _timed(self, result: Result, start: float, cpu: float) -> Result:
         result.wall_s = time.perf_counter() - start
         result.cpu_s = time.process_time() - cpu + (0.0 if self.on == "inline" else result.cpu_s)
         return result
 
-    def _setup(self, job: Job, options: Options, splits: Sequence[Split], reducers: int, key: bytes) -> wire.Setup:
+    def _setup(
+        self, job: Job, raw: bytes, options: Options, splits: Sequence[Split], reducers: int, key: bytes
+    ) -> wire.Setup:
         self._generation += 1
         sources = tuple(splits) if job.sample is not None else ()
-        return wire.Setup(self._generation, pickle_job(job), options.algorithm, key, reducers, options.seed, sources, len(splits))
+        return wire.Setup(self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits))
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
         """What holds answers back until there is evidence for them, if the job is to be attested."""
@@ -145,7 +195,11 @@ class Session:
         record = job_record(job, options, maps, reducers)
         return Gate(look_up(options.attest), record, lambda worker, request: executor.submit(worker, wire.encode(request)))
 
-    def _check_domains(self, options: Options) -> None:
+    def _make_ready(self, options: Options) -> None:
+        """Replace workers that are still busy with an earlier job, and see whether there are enough for this one."""
+        if self._executor is None:
+            raise UsageError("use a Session as a context manager: with Session(...) as session")
+        renew(self._executor, self._workers, self._late)
         need = options.replicas_needed
         have = self.domains
         if len(have) < need:
@@ -176,6 +230,24 @@ def run(
         raise UsageError(str(error).replace("Options.__init__()", "run()")) from error
     with Session(place) as session:
         return session.run(job, [inputs] if isinstance(inputs, str) else inputs, output, chosen)
+
+
+def resume(
+    output: str, *, on: str | None = None, workers: int | None = None, domain: str | None = None, address: str | None = None,
+    store: str | None = None,
+) -> Result:  # fmt: skip
+    """Go on with the durable job that was writing ``output`` and was cut short; only what was not agreed on is executed.
+
+    Args:
+        output: the directory that was named when the job was begun.
+        on, workers, domain, address, store: see :class:`Place`; None: as before.
+    """
+    from quoreduce.runtime.durable import reopen
+
+    with reopen(output) as life:
+        place = life.where(on=on, workers=workers, domain=domain, address=address, store=store)
+        with Session(place) as session:
+            return session.go_on(life)
 
 
 def verify(output: str) -> VerifyReport:

@@ -40,10 +40,11 @@ class Segment:
 
 
 class BlockStore:
-    """The blocks that one worker keeps. Not thread-safe but for :meth:`read_range`."""
+    """The blocks that one worker keeps. Not thread-safe but for :meth:`read_range`. ``advice``: what to do when it is full."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, advice: str = "use --store DIR") -> None:
         self.folder = folder
+        self._advice = advice
         folder.mkdir(parents=True, exist_ok=True)
         self._free: list[Segment] = []
         self._held: dict[int, Segment] = {}
@@ -121,7 +122,7 @@ class BlockStore:
         except OSError as error:
             _unlink(path)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise HostError(f"no space for {size} bytes of map output in {self.folder}: use --store DIR") from error
+                raise HostError(f"no space for {size} bytes of map output in {self.folder}: {self._advice}") from error
             raise
         finally:
             os.close(fd)

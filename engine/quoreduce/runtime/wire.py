@@ -43,7 +43,10 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
-    """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session."""
+    """Begin a job: everything that stays the same for all of its tasks. ``generation`` numbers jobs within a session.
+
+    ``store``: the folder for what maps store, if it is to outlive the session (durable jobs).
+    """
 
     generation: int
     job: bytes
@@ -54,6 +57,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     sources: tuple[Split, ...] = ()
     maps: int = 1
     attested: Attested | None = None
+    store: str = ""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -64,7 +68,10 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """Where one copy of one partition lies, and the digest that was claimed for it. Sizes and offsets in bytes."""
+    """Where one copy of one partition lies, and the digest that was claimed for it. Sizes and offsets in bytes.
+
+    ``node`` is empty if every node can read ``path``.
+    """
 
     attempt: int
     worker: str

@@ -59,7 +59,7 @@ class Worker:
     def __init__(self, name: str, node: str, folder: Path, fetch: Fetch | None = None) -> None:
         self.name = name
         self.node = node
-        self.store = BlockStore(folder)
+        self.store = self._blocks = BlockStore(folder)
         self._reader = BlockReader()
         self._fetch = fetch
         self._setup: wire.Setup | None = None
@@ -72,7 +72,7 @@ class Worker:
             self._discard(request)
             return None
         attempt = getattr(request, "attempt", -1)
-        start = _cpu_s()
+        start, began = _cpu_s(), time.monotonic()
         try:
             reply = self._run(request)
         except _Refused as refused:
@@ -83,6 +83,9 @@ class Worker:
             reply = self._os_error(attempt, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
+        fault: wire.Fault | None = getattr(request, "fault", None)
+        if fault is not None and fault.kind == "slow":
+            time.sleep(faults.delay_s(time.monotonic() - began))
         if self._attester is not None and isinstance(request, wire.MapTask | wire.ReduceTask | wire.SampleTask):
             assert self._setup is not None
             self._attester.measure(request, self._setup, reply)
@@ -110,6 +113,7 @@ class Worker:
         self.store.recycle()
         self._reader.forget()
         self._setup = setup
+        self._blocks = _durable_store(setup.store, self.name) if setup.store else self.store
         self._digester = Digester(setup.algorithm, setup.key)  # type: ignore[arg-type]
         declared: Job = cloudpickle.loads(setup.job)
         self._job = block_style(declared)
@@ -141,7 +145,7 @@ class Worker:
 
     def _map(self, task: wire.MapTask) -> wire.Reply:
         assert self._setup is not None
-        allocate = (lambda n: self.store.allocate(task.attempt, n)) if task.store else self.store.scratch
+        allocate = (lambda n: self._blocks.allocate(task.attempt, n)) if task.store else self.store.scratch
         ctx = MapContext(
             task.index, self._setup.reducers, task.side, self._seed("map", task.index),
             task.store or task.fault is not None, self._digester, allocate, self._setup.maps,
@@ -155,9 +159,9 @@ class Worker:
                 faults.spoil_blocks(task.fault, ctx.placed or ())
             parts = tuple(self._part(output, i, ctx) for i, output in enumerate(outputs))
         except BaseException:
-            self.store.discard(task.attempt)
+            self._blocks.discard(task.attempt)
             raise
-        path = self.store.path(task.attempt) if task.store else ""
+        path = self._blocks.path(task.attempt) if task.store else ""
         if task.fault:
             parts = self._after(task.fault, parts, path, ctx.placed or ())
         return wire.Reply(
@@ -264,9 +268,9 @@ class Worker:
 
     def _discard(self, request: wire.Discard) -> None:
         for attempt in request.attempts:
-            self.store.discard(attempt)
+            self._blocks.discard(attempt)
         for path, offset, nbytes in request.ranges:
-            self.store.punch(path, offset, nbytes)
+            self._blocks.punch(path, offset, nbytes)
 
     def _os_error(self, attempt: int, error: OSError) -> wire.Reply:
         if error.errno in NO_SPACE:
@@ -275,7 +279,7 @@ class Worker:
 
     def read(self, stored: wire.Stored) -> Buffer:
         """Return the bytes of a stored partition: a view of the file on this node, or a copy fetched from its holder."""
-        if stored.node == self.node:
+        if stored.node in ("", self.node):
             return self._reader.view(stored.path, stored.offset, stored.nbytes)
         if self._fetch is None:
             raise FileNotFoundError(stored.path)
@@ -348,6 +352,13 @@ def _create(path: str, stack: ExitStack) -> int:
 
 def _lying(part: wire.PartReply) -> wire.PartReply:
     return wire.PartReply(bytes([part.digest[0] ^ 1]) + part.digest[1:], part.records, part.nbytes, part.offset)
+
+
+def _durable_store(folder: str, name: str) -> BlockStore:
+    """A store whose files are not this session's: nothing is recycled, and whoever ends the job deletes them."""
+    if not os.path.isdir(folder):
+        raise HostError(f"{folder} is not to be seen on a node: a durable job's output has to be where all nodes see it")
+    return BlockStore(Path(folder) / name, "free some, and resume the job")
 
 
 def ctx_records(ctx: MapContext) -> int:

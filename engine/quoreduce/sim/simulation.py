@@ -32,10 +32,14 @@ from quoreduce.tracker import (
     Launch,
     Ledger,
     Output,
+    Pace,
     Part,
     Plan,
     Published,
     Refused,
+    Retest,
+    Retested,
+    Slow,
     Source,
     Stalled,
     WorkerJoined,
@@ -44,8 +48,13 @@ from quoreduce.tracker import (
 
 DEADLINE_FACTOR, DEADLINE_LEAST_S = 20.0, 10.0
 SLOW_ENOUGH = 5.0  # nodes slower than this may miss a deadline
+LOOK_S = 1.0
 RECORDS = 1
-_SUMS = ("makespan_s", "cpu_s", "reexecutions", "lost_votes", "wrong_outputs", "bytes_stored", "bytes_shipped", "events")
+TEST_S = 0.05  # a known-answer test
+_SUMS = (
+    "makespan_s", "cpu_s", "reexecutions", "spares", "lost_votes", "tests", "wrong_outputs", "bytes_stored", "bytes_shipped",
+    "events",
+)  # fmt: skip
 Wrong = dict[int, bytes]  # partition -> what is wrong with it
 
 
@@ -105,8 +114,11 @@ class Outcome:
     cpu_s: float = 0.0
     executions: dict[str, int] = field(default_factory=dict)
     reexecutions: int = 0
+    spares: int = 0
     injected: dict[str, int] = field(default_factory=dict)
     lost_votes: int = 0
+    tests: int = 0
+    suspects: dict[str, str] = field(default_factory=dict)
     quarantined: list[str] = field(default_factory=list)
     wrong_outputs: int = 0
     beyond_model: str = ""
@@ -123,10 +135,11 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """An execution. ``wrong``: what of its output is."""
+    """An execution. ``wrong``: what of its output is. ``started_s``: when it was launched."""
 
     launch: Launch
     node: Node
+    started_s: float
     wrong: Wrong = field(default_factory=dict)
     stored: bool = False
 
@@ -138,12 +151,12 @@ class Simulation:
         shape, load, calibration: the cluster, the job, how long things take.
         plan: what the tracker is told; its maps and reduces are the load's. It is to confirm.
         faults: what goes wrong. seed: of all that is random.
-        make: the tracker. lines: also keep the transcript as text, in `lines`.
+        make: the tracker. spares: overtake the slow, as the driver does. lines: also keep the transcript as text, in `lines`.
     """
 
     def __init__(
         self, shape: Shape, load: Load, plan: Plan, calibration: Calibration, faults: Sequence[Fault] = (), seed: int = 0,
-        make: Callable[[Plan], Tracker] = JobTracker, lines: bool = False,
+        make: Callable[[Plan], Tracker] = JobTracker, spares: bool = True, lines: bool = False,
     ) -> None:  # fmt: skip
         if (plan.maps, plan.reduces) != (load.maps, load.reduces) or not plan.confirm or plan.sample:
             raise UsageError("the plan is not the job's, or has a sample, or does not confirm")
@@ -152,6 +165,8 @@ class Simulation:
         self.referee = Referee(plan)
         self.lines: list[str] | None = [] if lines else None
         self._faultless = not faults
+        self._pace = Pace() if spares else None
+        self._watched = False
         self._outcome = Outcome(
             True, load.name, shape.nodes, load.maps, load.reduces, plan.need - 1, plan.mode, seed, [str(f) for f in faults]
         )
@@ -241,6 +256,9 @@ class Simulation:
                 self._record(f"  cancel {command.attempt}")
             elif isinstance(command, Accused):
                 self._record(f"  accused {command.domain} for {command.attempt}")
+            elif isinstance(command, Retest):
+                self._record(f"  test {command.test} of {command.domain} on {command.worker}")
+                self._at(self._now + TEST_S + 2 * self.shape.latency_s, self._retest, command)
             else:
                 self._end(command)
 
@@ -256,10 +274,32 @@ class Simulation:
         self._record(f"  launch {text} attempt {c.attempt} on {c.worker}{' storing' * c.store}{copies}")
         self._tries[text] = self._tries.get(text, 0) + 1
         self.referee.launched(c, self._tries[text])
-        run = self._flying[c.attempt] = _Run(c, self._home[c.worker])
+        run = self._flying[c.attempt] = _Run(c, self._home[c.worker], self._now)
         self._on.setdefault(c.worker, {})[c.attempt] = None
+        if self._pace is not None and not self._watched:
+            self._watched = True
+            self._at(self._now + LOOK_S, self._look, None)
         self._driver_free = max(self._driver_free, self._now) + self.calibration.driver_s
         self._message(self._driver_free, self._begin, run)
+
+    def _look(self, _: None) -> None:
+        """Now and then, while there are idle workers: who is overdue? (R9)"""
+        assert self._pace is not None
+        if len(self._flying) < len(self._on):
+            late = [
+                run for run in self._flying.values()
+                if self._pace.overdue(run.launch.task.kind, run.launch.worker, 1, self._now - run.started_s)
+            ]  # fmt: skip
+            for run in late:
+                self._send(Slow(run.launch.attempt))
+        self._watched = bool(self._heap)
+        if self._watched:
+            self._at(self._now + LOOK_S, self._look, None)
+
+    def _retest(self, c: Retest) -> None:
+        """The test's answers are there, if the worker is. They take no slot and are never lost."""
+        if c.worker in self._on:
+            self._send(Retested(c.test, self.faults.passes(c.test, self._home[c.worker].number)))
 
     def _copies(self, c: Launch) -> str:
         """What a reduce is to read, for the transcript: a hash of it, made once for as long as it stays the same."""
@@ -458,6 +498,8 @@ class Simulation:
         if self._flying.pop(c.attempt, None) is not None:
             self._on[c.worker].pop(c.attempt, None)
             self.referee.answered(c, output.digest)
+            if self._pace is not None:
+                self._pace.finished(c.task.kind, c.worker, 1, self._now - run.started_s)
         self._send(Finished(c.attempt, output))
 
     def _output(self, run: _Run) -> Output:
@@ -476,8 +518,8 @@ class Simulation:
         out.makespan_s = round(self._now, 6)
         out.cpu_s = round(out.cpu_s, 6)
         out.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample"}
-        out.reexecutions, out.lost_votes = ledger.re_executions, ledger.lost_votes
-        out.quarantined = list(ledger.quarantined)
+        out.reexecutions, out.spares, out.lost_votes = ledger.re_executions, ledger.spares, ledger.lost_votes
+        out.quarantined, out.suspects, out.tests = list(ledger.quarantined), ledger.suspects, ledger.tests
         out.bytes_stored, out.bytes_shipped = ledger.stored_nbytes, ledger.shipped_nbytes
         out.injected = {kind: n for kind, n in sorted(self.faults.injected.items()) if n}
         out.beyond_model, out.violations = self.faults.beyond, self.referee.violations
@@ -498,23 +540,27 @@ def _event_line(event: Event) -> str:
         return f"refused {event.attempt}: {','.join(map(str, event.bad))}"
     if isinstance(event, BlockLost):
         return f"block lost {event.attempt}"
+    if isinstance(event, Slow):
+        return f"slow {event.attempt}"
+    if isinstance(event, Retested):
+        return f"test {event.test} {'passed' if event.passed else 'failed'}"
     return f"published {event.attempt}" if isinstance(event, Published) else "stalled"
 
 
 def simulate(
     shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", faults: Sequence[Fault] = (),
-    seed: int = 0, **plan: Any,
+    seed: int = 0, spares: bool = True, **plan: Any,
 ) -> Outcome:  # fmt: skip
     """Simulate a job of as many stages as its cost says, each on what the one before wrote, and add them up.
 
     Args:
-        shape, load, calibration, faults, seed: see :class:`Simulation`; stages have seeds of their own.
+        shape, load, calibration, faults, seed, spares: see :class:`Simulation`; stages have seeds of their own.
         f, mode, plan: what the tracker is told, see :class:`quoreduce.tracker.Plan`.
     """
     outcomes: list[Outcome] = []
     for stage in range(load.cost.stages):
         todo = Plan(load.maps, load.reduces, f, mode, confirm=True, **plan)  # type: ignore[arg-type]
-        outcomes.append(Simulation(shape, load, todo, calibration, faults, seed + stage).run())
+        outcomes.append(Simulation(shape, load, todo, calibration, faults, seed + stage, spares=spares).run())
         if outcomes[-1].end != "done":
             break
         whole = load.maps * load.split_bytes * load.cost.map_out * load.cost.reduce_out

@@ -1,7 +1,8 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
-`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
-`vote` for who wins, `placement` for who runs what, `ledger` for what it cost. No clock, no randomness, no I/O.
+`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language, `vote`
+for who wins, `placement` for who runs what, `pace` for who is slow, `suspicion` for who is not trusted, `ledger` for what it
+cost. No clock, no randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -24,14 +25,20 @@ from quoreduce.tracker.messages import (
     Part,
     Published,
     Reason,
+    Recovered,
     Refused,
+    Retest,
+    Retested,
+    Slow,
     Source,
     Stalled,
     Task,
     WorkerJoined,
     WorkerLost,
 )
+from quoreduce.tracker.pace import Pace
 from quoreduce.tracker.state import Mode, Plan
+from quoreduce.tracker.suspicion import Standing
 from quoreduce.tracker.tracker import JobTracker
 
 __all__ = [
@@ -53,13 +60,19 @@ __all__ = [
     "Ledger",
     "Mode",
     "Output",
+    "Pace",
     "Part",
     "Plan",
     "Published",
     "Reason",
+    "Recovered",
     "Refused",
+    "Retest",
+    "Retested",
+    "Slow",
     "Source",
     "Stalled",
+    "Standing",
     "Task",
     "WorkerJoined",
     "WorkerLost",

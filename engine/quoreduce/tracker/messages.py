@@ -125,11 +125,44 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Slow:
+    """From the driver: an attempt is overdue, and there are idle workers (R9). It may be said again and again."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retested:
+    """From the driver: the known-answer test of a `Retest` is over, and the worker's answers were right, or not (R11)."""
+
+    test: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """From the driver, before the start: this was agreed on in an earlier life of the job, by these domains of then.
+
+    `attempt` is the number it had, below the plan's `first_attempt`. If it is `stored`, its output can still be read: from
+    where no worker of this life keeps it, so that it goes with none of them. Reduces are recovered after all maps.
+    """
+
+    task: Task
+    attempt: int
+    output: Output
+    domains: tuple[str, ...]
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stalled:
     """From the driver: nothing runs, nothing was launched, and there will be no more workers."""
 
 
-Event: TypeAlias = WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Stalled
+Event: TypeAlias = (
+    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Retested | Recovered
+    | Stalled
+)
 
 
 # ---- commands -----------------------------------------------------------------------------------------------------
@@ -192,8 +225,20 @@ class Accused:
 
 
 @dataclass(frozen=True, slots=True)
+class Retest:
+    """Give a worker a known-answer test, between two tasks: its domain contradicts others (R11). `Retested` is to follow.
+
+    Tests of a job are numbered: 0, 1, 2...
+    """
+
+    test: int
+    domain: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
-    """Every reduce is agreed on and stored. Nothing follows."""
+    """Every reduce is agreed on and stored, and no test is under way. Nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +250,4 @@ class JobFailed:
     message: str
 
 
-Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | JobDone | JobFailed
+Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | Retest | JobDone | JobFailed

@@ -10,10 +10,8 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from quoreduce.tracker.messages import Task
+from quoreduce.tracker.suspicion import Known, Suspicion
 from quoreduce.tracker.vote import Ballot, Camp
-
-QUARANTINE_AFTER_TASKS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -41,17 +39,17 @@ class Pool:
     Attributes:
         domains: domains with at least one live worker.
         open: those of them that replicas may be launched in, i.e. that are not quarantined.
-        suspicion: domain -> tasks on which it lost a vote; kept when the domain dies.
+        suspicion: what was seen of each domain; kept when the domain dies.
         busy: number of slots in use.
     """
 
-    def __init__(self, need: int) -> None:
-        """Make an empty pool. `need` (f+1) is how many open domains quarantine must leave."""
+    def __init__(self, need: int, known: Mapping[str, Known] | None = None) -> None:
+        """Make an empty pool. `need` (f+1) is how many open domains quarantine must leave; `known`: from earlier jobs."""
         self.need = need
         self.workers: dict[str, Worker] = {}
         self.domains: dict[str, Domain] = {}
         self.open: dict[str, Domain] = {}
-        self.suspicion: dict[str, dict[Task, None]] = {}
+        self.suspicion = Suspicion(known or {})
         self.busy = 0
         # Open domains with a free slot. Taken from the front, put back at the end: that spreads the load. An
         # OrderedDict, because finding the first key of a dict whose front was deleted is not O(1).
@@ -120,9 +118,16 @@ class Pool:
         A domain that the task has not used comes first, and is waited for while it is busy (R1).
         """
         if not self.open.keys() <= asked.keys():
-            return next((domain for name, domain in self.free.items() if name not in asked), None)
-        domain = self.domains.get(self._again(asked, running, ballot, winner))
-        return domain if domain is not None and domain.idle else None
+            return self.fresh(asked)
+        again = self.domains.get(self._again(asked, running, ballot, winner))
+        return again if again is not None and again.idle else None
+
+    def fresh(self, asked: Container[str]) -> Domain | None:
+        """An open domain with a free slot that is not among those asked."""
+        for name, domain in self.free.items():
+            if name not in asked:
+                return domain
+        return None
 
     def _again(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> str:
         """Which domain to ask again (R1): the one asked least, and among those the one that `rank` puts first.
@@ -134,24 +139,32 @@ class Pool:
         A quarantined domain counts as asked once more than it was: it comes last, but it comes. Otherwise three bad
         days of a good domain could leave a task to f+1 domains of which one is broken for good.
         """
-        leader = winner or ballot.leader()
         times = {
             name: asked.get(name, 0) + (name not in self.open) for name in self.domains if name not in running
         } or dict.fromkeys(self.domains, 0)
         least = min(times.values(), default=0)
+        names = [name for name, n in times.items() if n == least]
+        if len(names) == 1:
+            return names[0]
+        leader = winner or ballot.leader()
 
         def rank(name: str) -> tuple[bool, bool, int, int]:
             leads = leader is not None and name in leader.domains
-            suspicion = len(self.suspicion.get(name, ()))
+            suspicion = self.suspicion.of(name).lost
             sought = (not leads, suspicion) if winner is not None else (leads, -suspicion)
             return sought[0], name not in self.open, sought[1], -ballot.latest(name)
 
-        return min((name for name, n in times.items() if n == least), key=rank, default="")
+        return min(names, key=rank, default="")
 
-    def accuse(self, domain: str, task: Task) -> None:
-        """Note that a domain lost the vote on a task; several votes on one task count once (R11)."""
-        self.suspicion.setdefault(domain, {})[task] = None
-        self._review()
+    def judge(self, domain: str, judged: bool, lost: bool) -> None:
+        """Note that a domain was judged on a task, or lost its vote, for the first time each (R11)."""
+        if self.suspicion.judge(domain, judged, lost):
+            self._review()
+
+    def tested(self, domain: str, passed: bool) -> None:
+        """Note the outcome of a known-answer test (R11)."""
+        if self.suspicion.tested(domain, passed):
+            self._review()
 
     @property
     def quarantined(self) -> list[str]:
@@ -159,14 +172,14 @@ class Pool:
         return [name for name in self.domains if name not in self.open]
 
     def _review(self) -> None:
-        """Quarantine suspects while f+1 other domains stay open; call back the least suspect if too few are left."""
-        for name in sorted(self.suspicion, key=lambda name: -len(self.suspicion[name])):
-            if len(self.suspicion[name]) < QUARANTINE_AFTER_TASKS or len(self.open) <= self.need:
-                break
-            if self.open.pop(name, None) is not None:
+        """Quarantine the worst suspects, as many as leave f+1 domains open; call back those that are missed."""
+        live = [name for name in self.suspicion.named if name in self.domains]
+        worst = sorted(live, key=self.suspicion.weight, reverse=True)[: max(0, len(self.domains) - self.need)]
+        for name in live:
+            if name in worst:
+                self.open.pop(name, None)
                 self.free.pop(name, None)
-        while len(self.open) < self.need and len(self.open) < len(self.domains):
-            name = min(self.quarantined, key=lambda name: len(self.suspicion[name]))
-            domain = self.open[name] = self.domains[name]
-            if domain.idle:
-                self.free[name] = domain
+            elif name not in self.open:
+                domain = self.open[name] = self.domains[name]
+                if domain.idle:
+                    self.free[name] = domain

@@ -28,6 +28,7 @@ class Plan:
         tight_storage: one copy of the agreed output (slide 22). For the driver; the tracker does not care.
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
+        first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
         max_attempts: bound on executions of one task without success (R3); None: 4(f+1)+8.
 
     Raises:
@@ -45,6 +46,7 @@ class Plan:
     tight_storage: bool = True
     max_attempts: int | None = None
     confirm: bool = False
+    first_attempt: int = 0
 
     def __post_init__(self) -> None:
         if self.maps < 0 or self.reduces < 1 or self.f < 0:
@@ -92,6 +94,7 @@ class Attempt:
         camp: where its vote went, once it has voted.
         stored: its output was stored and is not known to be lost.
         seated: it occupies a slot of its worker; false once it is executed and only its answer is awaited.
+        slow: it is overdue, says the driver. spare: it was launched to overtake one that is.
     """
 
     id: int
@@ -104,6 +107,8 @@ class Attempt:
     camp: Camp | None = None
     stored: bool = False
     seated: bool = True
+    slow: bool = False
+    spare: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +121,7 @@ class TaskState:
         executions: launched so far; the next replica's number.
         tries: launched since the task last got further: what R3 bounds.
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
+        spares: launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
         winner: the camp that won, for good.
         shown: a map's camp that reduces were given to read before the vote was won (R5).
@@ -132,6 +138,7 @@ class TaskState:
     asked: dict[str, int] = field(default_factory=dict)
     executions: int = 0
     tries: int = 0
+    spares: int = 0
     crashed: int = 0
     refused: int = 0
     winner: Camp | None = None
@@ -143,6 +150,10 @@ class TaskState:
     def running_domains(self) -> set[str]:
         """Domains of the replicas that have yet to answer."""
         return {attempt.domain for attempt in self.running.values()}
+
+    def in_time(self) -> list[Attempt]:
+        """Running replicas that are not overdue."""
+        return [attempt for attempt in self.running.values() if not attempt.slow]
 
     def fruitless(self) -> Reason:
         """Why no quorum was reached: the job's fault, if outputs differ within domains and agree across none (R11)."""

@@ -15,7 +15,7 @@ reduce gathers its sources if they changed since the last launch (O(maps)); a co
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from quoreduce.tracker import invariants
@@ -38,7 +38,11 @@ from quoreduce.tracker.messages import (
     Output,
     Published,
     Reason,
+    Recovered,
     Refused,
+    Retest,
+    Retested,
+    Slow,
     Source,
     Stalled,
     Task,
@@ -47,6 +51,7 @@ from quoreduce.tracker.messages import (
 )
 from quoreduce.tracker.placement import Domain, Pool
 from quoreduce.tracker.state import Attempt, Plan, TaskState
+from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.vote import Camp
 
 __all__ = ["JobTracker", "Plan"]
@@ -67,16 +72,19 @@ class JobTracker:
         done: whether `JobDone` or `JobFailed` has been returned. Events are ignored from then on.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, known: Mapping[str, Known] | None = None) -> None:
+        """Plan a job. `known`: domains that earlier jobs have quarantined, or that are on probation (R11)."""
         self.plan = plan
         self.ledger = Ledger()
         self.done = False
         self._started = self._opened = False
         self._out: list[Command] = []
-        self._pool = Pool(plan.need)
+        self._pool = Pool(plan.need, known)
         self._attempts: dict[int, Attempt] = {}
+        self._next = plan.first_attempt
         self._awaited: dict[str, dict[int, None]] = {}  # worker -> attempts executed there whose answers are to come
         self._blocks: dict[str, dict[int, None]] = {}  # worker -> attempts stored there; outlives the worker
+        self._tests: dict[int, Retest] = {}  # under way (R11)
         self._sample = self._state("sample", 0) if plan.sample else None
         self._maps = [self._state("map", m) for m in range(plan.maps)]
         self._reduces = [self._state("reduce", r) for r in range(plan.reduces)]
@@ -101,6 +109,9 @@ class JobTracker:
             Refused: self._on_refused,
             BlockLost: self._on_block_lost,
             Published: self._on_published,
+            Slow: self._on_slow,
+            Retested: self._on_tested,
+            Recovered: self._on_recovered,
             Stalled: self._on_stalled,
         }
 
@@ -133,6 +144,11 @@ class JobTracker:
         """Whether :meth:`start` was called."""
         return self._started
 
+    @property
+    def standings(self) -> dict[str, Standing]:
+        """What was seen of each domain so far (R11)."""
+        return self._pool.suspicion.standings
+
     def counters(self) -> dict[str, int]:
         """Figures for a progress display."""
         return {
@@ -162,6 +178,7 @@ class JobTracker:
         occupants = self._pool.lose(event.worker)
         blocks = self._blocks.pop(event.worker, {}) if event.blocks_lost else {}
         self.ledger.ignored += occupants is None and not blocks
+        self._tests = {test: one for test, one in self._tests.items() if one.worker != event.worker}
         unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]
         crashed = [self._attempts[a] for a in unanswered if self._attempts[a].status == "running"]
         for id_ in unanswered:
@@ -210,7 +227,7 @@ class JobTracker:
         attempt = self._end(event.attempt)
         if attempt is None:
             return
-        self.ledger.refuse(attempt.state.task.kind)
+        self.ledger.refuse(attempt.state.task.kind, attempt.spare)
         attempt.state.refused += 1
         read = {source.attempt for copies in attempt.sources for source in copies}
         self._drop([id_ for id_ in event.bad if id_ in read])
@@ -234,9 +251,59 @@ class JobTracker:
             attempt.state.confirmed = True
             self._reduces_confirmed += 1
 
+    def _on_slow(self, event: Slow) -> None:
+        """Have an overdue attempt overtaken (R9): one spare, if those in time cannot do without it.
+
+        Only where it is in nobody's way: now, on a free slot of a domain that is new to the task. The slow one goes on, and if
+        it is the first to answer, so much the better.
+        """
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or attempt.status != "running" or not attempt.seated:
+            self.ledger.ignored += 1
+            return
+        attempt.slow, state = True, attempt.state
+        if state.spares >= self.plan.need or self._wanted(state) or not self._lacking(state, state.in_time()):
+            return
+        domain = self._pool.fresh(state.asked)
+        if domain is not None and not (state.task.kind == "reduce" and self._maps_unready):
+            self._launch(state, domain, spare=True)
+
+    def _on_tested(self, event: Retested) -> None:
+        """The outcome of a test; of one that was asked for."""
+        test = self._tests.pop(event.test, None)
+        if test is None:
+            self.ledger.ignored += 1
+        else:
+            self._pool.tested(test.domain, event.passed)
+
+    def _on_recovered(self, event: Recovered) -> None:
+        """A vote of an earlier life stands. While the copy can be read the task is not executed again."""
+        state = self._of(event.task)
+        if self._started or state.winner is not None:
+            self.ledger.ignored += 1
+            return
+        attempt = Attempt(event.attempt, state, "", event.domains[0], event.stored, (), "over")
+        self._attempts[attempt.id] = attempt
+        for domain in event.domains:
+            attempt.camp = state.ballot.cast(attempt.id, domain, event.output.digest, event.output)
+        assert attempt.camp is not None, "f+1 domains agreed"
+        if event.stored:
+            attempt.stored = True
+            attempt.camp.copies.append(attempt.id)
+        state.owed, state.executions = 0, self.plan.first
+        self._try_win(state)
+        self._refresh(state)
+        self._top_up(state)
+
+    def _of(self, task: Task) -> TaskState:
+        if task.kind == "sample":
+            assert self._sample is not None, "the job has a sample"
+            return self._sample
+        return (self._maps if task.kind == "map" else self._reduces)[task.index]
+
     def _on_stalled(self, _: Stalled) -> None:
         """No worker will come to the rescue. What cannot go on without one has failed."""
-        if self._pool.busy or any(self._awaited.values()) or not self._started:
+        if self._pool.busy or any(self._awaited.values()) or self._tests or not self._started:
             self.ledger.ignored += 1
             return
         before = len(self._attempts)
@@ -263,15 +330,15 @@ class JobTracker:
 
     def _wanted(self, state: TaskState) -> int:
         """How many replicas to launch now: what the vote lacks, or what an up-front plan still owes (slide 18)."""
-        return max(state.owed, self._lacking(state))
+        return max(state.owed, self._lacking(state, state.running.values()))
 
-    def _lacking(self, state: TaskState) -> int:
-        """How many replicas the task cannot do without (R2): as many as must agree, less those that may."""
+    def _lacking(self, state: TaskState, running: Collection[Attempt]) -> int:
+        """How many replicas the task cannot do without (R2): as many as must agree, less those `running` that may."""
         if state.winner is None:
-            return state.ballot.missing(state.running_domains(), self.plan.need)
+            return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)
         # Won. But a stored copy of what won is needed: a map's until the job is done, another's until published (R6).
         needed = state.task.kind == "map" or state.published is None
-        return needed and not state.winner.copies and not any(a.store for a in state.running.values())
+        return needed and not state.winner.copies and not any(attempt.store for attempt in running)
 
     def _top_up(self, state: TaskState) -> None:
         """Queue a task if it wants replicas, take it off the queue if it does not, give up at the bound (R3)."""
@@ -287,7 +354,7 @@ class JobTracker:
         """Whether a task that wants another replica is at its bound (R3); fails the job if it cannot do without."""
         if state.tries < self.plan.bound:
             return False
-        if not self._lacking(state):
+        if not self._lacking(state, state.running.values()):
             state.owed = 0
             return True
         domains = len(self._pool.domains)
@@ -345,32 +412,34 @@ class JobTracker:
             return False
         return state.ballot.missing(running | self._pool.domains.keys(), self.plan.need) > 0
 
-    def _launch(self, state: TaskState, domain: Domain) -> None:
-        id_, task, replica = len(self._attempts), state.task, state.executions
+    def _launch(self, state: TaskState, domain: Domain, spare: bool = False) -> None:
+        id_, task, replica = self._next, state.task, state.executions
+        self._next += 1
         store = self._stores(state)
         sources: tuple[tuple[Source, ...], ...] = ()
         if task.kind == "reduce":
             sources = self._gather()
             self.ledger.shipped_nbytes += self._offered_nbytes[task.index]
         worker = self._pool.take(domain, id_)
-        attempt = Attempt(id_, state, worker, domain.name, store, sources)
+        attempt = Attempt(id_, state, worker, domain.name, store, sources, spare=spare)
         self._attempts[id_] = state.running[id_] = attempt
         state.asked[domain.name] = state.asked.get(domain.name, 0) + 1
         state.executions += 1
-        state.tries += 1
+        state.tries += not spare
+        state.spares += spare
         state.owed = max(0, state.owed - 1)
-        self.ledger.launch(task.kind, replica < self.plan.first)
+        self.ledger.launch(task.kind, replica < self.plan.first, spare)
         self._emit(Launch(id_, task, replica, worker, store, sources))
 
     def _stores(self, state: TaskState) -> bool:
-        """Whether the next replica stores its output (R6): the carrier does.
+        """Whether the next replica stores its output (R6): the carrier does, and a spare for one that is slow.
 
         In a dispute all further ones do too, for the carrier may be the one that is wrong.
         """
         if self.plan.stores_all or state.ballot.disputed:
             return True
         stored = any(camp.copies for camp in state.ballot.camps)
-        return not stored and not any(attempt.store for attempt in state.running.values())
+        return not stored and not any(attempt.store for attempt in state.in_time())
 
     def _end(self, id_: int) -> Attempt | None:
         """Take an answer for an attempt: free its slot. None if the answer is not to be used (R10)."""
@@ -421,11 +490,12 @@ class JobTracker:
         state = attempt.state
         attempt.camp = camp
         self.ledger.votes += 1
+        if state.ballot.disputed and len(camp.attempts) == 1:
+            self._doubt(attempt)
         if state.winner is None:
             self._try_win(state)
         else:
-            if camp is not state.winner:
-                self._accuse(state, attempt.id, attempt.domain)
+            self._judge_late(attempt, camp is not state.winner)
             self._tidy(state)
         self._refresh(state)
         self._top_up(state)
@@ -444,10 +514,12 @@ class JobTracker:
 
     def _win(self, state: TaskState, winner: Camp, output: Output) -> None:
         state.winner = winner
-        for camp in state.ballot.camps:
-            if camp is not winner:
-                for id_, domain in camp.attempts.items():
-                    self._accuse(state, id_, domain)
+        lost = {id_: domain for camp in state.ballot.camps if camp is not winner for id_, domain in camp.attempts.items()}
+        losers = set(lost.values())
+        for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
+            self._pool.judge(domain, True, domain in losers)
+        for id_, domain in lost.items():
+            self._accuse(state, id_, domain)
         if not self.plan.upfront:
             # A replica that stores is let finish when the winner has no readable copy: it may bring one.
             surplus = [a for a in state.running.values() if winner.copies or not a.store]
@@ -470,11 +542,41 @@ class JobTracker:
                 self._top_up(reduce)
 
     def _accuse(self, state: TaskState, id_: int, domain: str) -> None:
-        """Count a lost vote against its domain (R11). Never before the task has a winner: until then it may be the
-        job that is wrong, not the domain."""
+        """A vote is lost (R11). Never before the task has a winner: until then it may be the job that is wrong, not the
+        domain."""
         self.ledger.lost_votes += 1
-        self._pool.accuse(domain, state.task)
         self._emit(Accused(state.task, id_, domain))
+
+    def _judge_late(self, attempt: Attempt, lost: bool) -> None:
+        """A vote came after the task was won. Several votes of a domain on one task count once (R11)."""
+        state, domain = attempt.state, attempt.domain
+        before = [
+            camp is not state.winner
+            for camp in state.ballot.camps
+            for id_, other in camp.attempts.items()
+            if other == domain and id_ != attempt.id
+        ]
+        self._pool.judge(domain, not before, lost and not any(before))
+        if lost:
+            self._accuse(state, attempt.id, domain)
+
+    def _doubt(self, attempt: Attempt) -> None:
+        """An answer contradicts those before it: it is time to test who gave it, and who gave the first that is contradicted.
+
+        Nobody is accused by that. But with f+1 domains, of which one is broken for good, no vote is ever won, and only a test
+        tells who it is; with more of them a test comes sooner than the vote (R11).
+        """
+        camps = attempt.state.ballot.camps
+        first = {self._attempts[id_].domain: self._attempts[id_] for id_ in camps[0].attempts} if len(camps) == 2 else {}
+        for name, one in ({attempt.domain: attempt} | first).items():
+            domain = self._pool.domains.get(name)
+            if domain is None or not self._pool.suspicion.dispute(name):
+                continue
+            if all(test.domain != name for test in self._tests.values()):  # else it is being tested just now
+                worker = one.worker if one.worker in domain.workers else next(iter(domain.workers))
+                test = self._tests[self.ledger.tests] = Retest(self.ledger.tests, name, worker)
+                self.ledger.tests += 1
+                self._emit(test)
 
     def _contradict(self, state: TaskState, shown: Camp, output: Output) -> None:
         """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
@@ -648,10 +750,11 @@ class JobTracker:
         """After each event: fill free slots, see whether the job is done, and hand out the commands."""
         if not self.done:
             self._schedule()
-        if self._all_published() and not self._owing():
+        if self._all_published() and not self._owing() and not self._tests:
             self._succeed()
         if self.done:
-            self.ledger.suspicion = {name: len(tasks) for name, tasks in self._pool.suspicion.items()}
+            self.ledger.suspicion = {name: one.lost for name, one in self.standings.items() if one.lost}
+            self.ledger.suspects = {name: self.standings[name].why for name in self._pool.suspicion.named}
             self.ledger.quarantined = tuple(self._pool.quarantined)
         out, self._out = self._out, []
         return out

@@ -104,7 +104,12 @@ class Ballot:
 
     def latest(self, domain: str) -> int:
         """Number of the domain's latest vote, or -1."""
-        return max((camp.domains.get(domain, -1) for camp in self.camps), default=-1)
+        latest = -1
+        for camp in self.camps:
+            nth = camp.domains.get(domain, -1)
+            if nth > latest:
+                latest = nth
+        return latest
 
     def wavering(self) -> int:
         """How many domains contradicted themselves: the mark of a job that is not deterministic (R11)."""

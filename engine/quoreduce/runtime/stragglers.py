@@ -1,0 +1,71 @@
+"""Which executions of a job are overdue: the driver's clock beside the tracker's pure rule (`tracker.pace`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from quoreduce.data.inputs import Split
+from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
+from quoreduce.tracker import Launch, Pace
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.driver import Kept, Running
+
+LOOK_S = 0.2
+RENEW_S = 10.0
+
+
+def input_nbytes(launch: Launch, splits: Sequence[Split], kept: dict[int, Kept]) -> int:
+    """How much an execution is to read, in bytes; a sample's is not known, and 0."""
+    if launch.task.kind == "map":
+        return splits[launch.task.index].length
+    return sum(kept[copies[0].attempt].reply.parts[launch.task.index].nbytes for copies in launch.sources)
+
+
+class Watch:
+    """Looks now and then whether somebody is overdue. ``late``: attempts that once were."""
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+        self._next = 0.0
+        self.late: set[int] = set()
+
+    def finished(self, one: Running, now: float) -> None:
+        """Learn from an execution that has ended; ``now`` in seconds of the monotonic clock."""
+        self._pace.finished(one.launch.task.kind, one.launch.worker, one.nbytes, now - one.started)
+
+    def overdue(self, running: Collection[Running], now: float) -> list[int]:
+        """Return the attempts that take too long; empty between two looks."""
+        if now < self._next:
+            return []
+        self._next = now + LOOK_S
+        late = [
+            one.launch.attempt for one in running
+            if self._pace.overdue(one.launch.task.kind, one.launch.worker, one.nbytes, now - one.started)
+        ]  # fmt: skip
+        self.late.update(late)
+        return late
+
+
+def renew(executor: Executor, workers: dict[str, WorkerInfo], late: Collection[str]) -> None:
+    """Replace workers that are still busy with what an earlier job no longer wants; those that have answered since may stay."""
+    waiting = set(late) & workers.keys()
+    if not waiting:
+        return
+
+    def take(arrivals: Sequence[Arrival]) -> None:
+        for arrival in arrivals:
+            waiting.discard(arrival.worker)
+            if arrival.raw is None and workers.pop(arrival.worker, None) is not None:
+                replacement = executor.replace(arrival.worker)
+                if replacement is not None:
+                    workers[replacement.name] = replacement
+
+    take(executor.wait(0.0))
+    for worker in waiting:
+        executor.kill(worker)
+    end = time.monotonic() + RENEW_S
+    while waiting and time.monotonic() < end:
+        take(executor.wait(LOOK_S))

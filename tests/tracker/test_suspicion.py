@@ -1,0 +1,109 @@
+"""Who is named: the arithmetic of R11, and laws that hold for whatever order of events."""
+
+from __future__ import annotations
+
+from math import comb
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quoreduce.tracker.placement import Pool
+from quoreduce.tracker.suspicion import CHANCE_MOST, TASKS_LEAST, Suspicion, chance, stands_out
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+COUNTS = st.integers(1, 60)
+
+
+def exactly(lost: int, judged: int, others_lost: int, others_judged: int, rate: float) -> float:
+    """The probability of at least so many here and at most so many there."""
+
+    def some(trials: int, counts: range) -> float:
+        return sum(comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in counts)
+
+    return some(judged, range(lost, judged + 1)) * some(others_judged, range(others_lost + 1))
+
+
+@given(COUNTS, st.integers(0, 60), COUNTS, st.integers(0, 60), st.floats(0, 1))
+def test_chance_is_never_less_than_the_truth_whatever_the_rate(judged: int, k: int, others: int, m: int, rate: float) -> None:
+    lost, others_lost = min(k, judged), min(m, others)
+    assert chance(lost, judged, others_lost, others) >= exactly(lost, judged, others_lost, others, rate) * (1 - 1e-9)
+
+
+def test_nor_is_it_much_more() -> None:
+    best = max(exactly(9, 30, 2, 90, rate / 1000) for rate in range(1000))
+    assert chance(9, 30, 2, 90) < 30 * best
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_who_lost_no_larger_share_than_the_others_does_not_stand_out(judged: int, others: int, lost: int, more: int) -> None:
+    others_lost = min(more, others)
+    lost = min(lost, judged * others_lost // others)
+    assert not stands_out(lost, judged, others_lost, others)
+
+
+@given(st.integers(1, 50), st.integers(0, 10**6))
+def test_a_few_lost_tasks_are_no_reason(judged: int, others: int) -> None:
+    assert not stands_out(min(judged, TASKS_LEAST - 1), judged, 0, others)
+
+
+def test_a_third_of_tasks_lost_stands_out_among_domains_that_lose_none() -> None:
+    assert stands_out(15, 45, 0, 135)
+    assert not stands_out(15, 45, 45, 135)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("domains", [3, 8, 20])
+def test_evenly_spread_faults_name_nobody(rate: float, domains: int) -> None:
+    """Whatever their rate, up to every task; seeded."""
+    for seed in range(40):
+        rng, suspicion = Random(f"{seed} {rate} {domains}"), Suspicion({})
+        for _ in range(1000):
+            name = f"d{rng.randrange(domains)}"
+            lost = rng.random() < rate
+            assert not suspicion.judge(name, True, lost)
+        assert suspicion.named == {}
+
+
+def test_a_domain_that_is_wrong_more_often_than_others_is_named_by_votes_alone() -> None:
+    for seed in range(200):
+        rng, suspicion = Random(seed), Suspicion({})
+        for _ in range(120):
+            for name, rate in (("bad", 0.3), ("x", 0.01), ("y", 0.01), ("z", 0.01)):
+                suspicion.judge(name, True, rng.random() < rate)
+        assert list(suspicion.named) == ["bad"], f"seed {seed}"
+
+
+def test_one_in_a_billion_is_what_the_documents_say() -> None:
+    assert CHANCE_MOST == 1e-9
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(("join", "lose", "lost", "won", "failed", "passed")), st.sampled_from(NAMES)), max_size=60
+)
+KNOWN = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(("quarantined", "probation")))
+
+
+@given(EVENTS, st.integers(1, 3), KNOWN)
+def test_quarantine_never_leaves_fewer_than_f_plus_1_domains_and_never_takes_one_that_is_not_named(
+    events: list[tuple[str, str]], need: int, known: dict[str, str]
+) -> None:
+    pool = Pool(need, known)  # type: ignore[arg-type]
+    for what, name in events:
+        if what == "join":
+            pool.join(name, name, 1)
+        elif what == "lose":
+            pool.lose(name)
+        elif what in ("lost", "won"):
+            pool.judge(name, True, what == "lost")
+        else:
+            pool.tested(name, what == "passed")
+        named = [other for other in pool.domains if other in pool.suspicion.named]
+        assert len(pool.open) >= min(need, len(pool.domains))
+        assert set(pool.quarantined) <= set(named)
+        assert len(pool.quarantined) == min(len(named), max(0, len(pool.domains) - need)), "as many as can be spared"
+        spared = [pool.suspicion.weight(other) for other in named if other in pool.open]
+        assert max(spared, default=(0, 0)) <= min(map(pool.suspicion.weight, pool.quarantined), default=(9**9, 0))
