@@ -9,8 +9,7 @@ What a mutant is stands in mutations.py. A mutant of tracker/ or data/ is shown 
 tests/data, and of these to the ones that run the changed statement (all that use the module, if it runs at import), the
 fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have all libraries and
 kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of them changed. Tests
-that work in processes of their own see the unchanged module. Hypothesis repeats the same examples; the tracker's random
-schedules are the first 800.
+that work in processes of their own see the unchanged module. Hypothesis repeats the same examples.
 
 A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or memory than
 the tests did. Survivors are explained, one by one, in survivors.toml.
@@ -55,7 +54,6 @@ NOT_MUTATED = ("tracker/invariants",)  # nothing but assertions
 NOT_FOR_MUTANTS = ("test_mutants.py",)  # plants bugs of its own, in the source as it is on disk
 UNWATCHED = "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
 WITH_URIS = ("data/inputs", "data/commit", "data/manifest")
-SCHEDULES = "800"
 OTHERS_S = 4.0  # of tests in other files than the module's own, in seconds of CPU
 URIS_S = 10.0  # that the unwatched tests may take
 CPU_BASE_S, CPU_FACTOR, WALL_FACTOR = 3, 3, 20  # limits of a child, from the CPU time that its tests took
@@ -422,7 +420,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.state, options.report = (path and path.absolute() for path in (options.state, options.report))
     os.chdir(ROOT)
-    os.environ["QUOREDUCE_SCHEDULES"] = SCHEDULES
     start = time.monotonic()
     mutants = every = all_mutants(options.modules.split(","))
     if options.sample != "100%" or options.minutes:  # a random order: those that are left for want of time are any

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quoreduce.tracker import Output, Part, Task
-from quoreduce.tracker.placement import QUARANTINE_AFTER_TASKS, Pool
+from quoreduce.tracker import Output, Part
+from quoreduce.tracker.placement import Pool
 from quoreduce.tracker.vote import Ballot
 
 
@@ -24,9 +24,10 @@ def chosen(pool: Pool, asked: dict[str, int], ballot: Ballot | None = None, runn
     return domain.name if domain is not None else ""
 
 
-def suspect(pool: Pool, domain: str, tasks: int) -> None:
-    for n in range(tasks):
-        pool.accuse(domain, Task("map", n))
+def suspect(pool: Pool, domain: str, tests: int = 1) -> None:
+    """Let a domain fail known-answer tests."""
+    for _ in range(tests):
+        pool.tested(domain, passed=False)
 
 
 def test_workers_join_once_and_with_slots() -> None:
@@ -95,7 +96,7 @@ def test_who_challenged_the_leader_is_asked_again_first() -> None:
         ballot.cast(n, domain, b"%d" % said, output(said))
     assert chosen(pool, once, ballot) == "c"
     assert chosen(pool, once, ballot, winner=0) == "b"  # for another copy: from those that won; the latest
-    suspect(pool, "b", 1)
+    pool.judge("b", judged=True, lost=True)
     assert chosen(pool, once, ballot, winner=0) == "a"  # of them the least suspect
     assert chosen(pool, once, ballot, winner=1) == "c"
 
@@ -107,31 +108,34 @@ def test_among_challengers_the_most_suspect_is_asked_first() -> None:
     for n, (domain, said) in enumerate((("a", 1), ("b", 1), ("c", 2), ("d", 3))):
         ballot.cast(n, domain, b"%d" % said, output(said))
     assert chosen(pool, once, ballot) == "d"  # the latest
-    suspect(pool, "c", 1)
+    pool.judge("c", judged=True, lost=True)
     assert chosen(pool, once, ballot) == "c"
 
 
-def test_three_tasks_lost_are_quarantine_while_enough_others_stay() -> None:
+def test_a_failed_test_is_quarantine_while_enough_others_stay() -> None:
     """R11."""
     pool = pool_of("abc")
-    suspect(pool, "a", QUARANTINE_AFTER_TASKS - 1)
-    pool.accuse("a", Task("map", 0))  # the same task again
+    pool.tested("a", passed=True)
+    pool.judge("a", judged=True, lost=True)
     assert pool.quarantined == []
-    suspect(pool, "a", QUARANTINE_AFTER_TASKS)
+    suspect(pool, "a")
     assert (pool.quarantined, list(pool.open), list(pool.free)) == (["a"], ["b", "c"], ["b", "c"])
-    suspect(pool, "b", QUARANTINE_AFTER_TASKS + 1)
-    assert pool.quarantined == ["a"]
+    suspect(pool, "b", 2)
+    assert pool.quarantined == ["b"]  # the worse one, for two must stay
+    assert list(pool.free) == ["c", "a"]
     pool.join("wd", "d", 1)
     assert pool.quarantined == ["a", "b"]
+    assert list(pool.free) == ["c", "d"]
     pool.lose("wd")
-    assert pool.quarantined == ["b"]  # the least suspect is called back
-    assert list(pool.free) == ["c", "a"]
+    assert pool.quarantined == ["b"]
+    pool.lose("wc")
+    assert pool.quarantined == []
 
 
 def test_slots_of_a_quarantined_domain_are_not_free() -> None:
     pool = pool_of("abc", slots=2)
     pool.take(pool.domains["a"], 0)
-    suspect(pool, "a", 3)
+    suspect(pool, "a")
     pool.release("wa", 0)
     pool.join("wa2", "a", 1)
     assert list(pool.free) == ["b", "c"]
@@ -141,7 +145,7 @@ def test_slots_of_a_quarantined_domain_are_not_free() -> None:
 
 def test_a_quarantined_domain_is_asked_again_after_all_others() -> None:
     pool = pool_of("abc")
-    suspect(pool, "a", 3)
+    suspect(pool, "a")
     assert chosen(pool, {"b": 1}) == "c"
     assert chosen(pool, {"b": 1, "c": 1}) == "b"
     assert chosen(pool, {"b": 2, "c": 2}) == "a"
@@ -149,7 +153,7 @@ def test_a_quarantined_domain_is_asked_again_after_all_others() -> None:
 
 def test_a_domain_that_is_called_back_while_busy_is_not_free() -> None:
     pool = pool_of("abc")
-    suspect(pool, "a", 3)
+    suspect(pool, "a")
     pool.take(pool.domains["a"], 0)
     pool.lose("wc")
     assert list(pool.open) == ["b", "a"]

@@ -6,8 +6,6 @@ from typing import Any
 
 from play import Play
 
-from quoreduce.tracker import Task
-
 
 def figures(job: Play, *names: str) -> tuple[Any, ...]:
     return tuple(job.tracker.counters()[name] for name in names)
@@ -32,8 +30,7 @@ def test_counters_follow_a_job_from_its_start_to_its_end() -> None:
 def test_counters_name_lost_and_quarantined_domains() -> None:
     job = Play(domains=4, slots=1, maps=9)
     assert figures(job, "domains", "quarantined") == (4, 0)
-    for m in range(3):
-        job.tracker._pool.accuse("d1", Task("map", m))
+    job.tracker._pool.tested("d1", passed=False)
     assert figures(job, "domains", "quarantined") == (4, 1)
     job.cluster.crash("w3", blocks_lost=False)
     assert figures(job, "domains", "quarantined") == (3, 1)
