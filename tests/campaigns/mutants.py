@@ -50,6 +50,7 @@ from mutations import RULES, Mutant, mutants_of  # noqa: E402
 PACKAGE = ROOT / "engine" / "quoreduce"
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 AREAS = ("data", "tracker")
+CONTROLS = {"data": "data/inputs", "tracker": "tracker/tracker"}
 NOT_MUTATED = ("tracker/invariants",)  # nothing but assertions
 NOT_FOR_MUTANTS = ("test_mutants.py",)  # plants bugs of its own, in the source as it is on disk
 UNWATCHED = "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
@@ -251,7 +252,7 @@ def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
 
 @dataclass
 class Score:
-    """How mutants ended: (mutant, killed or survived), in the order in which they ended."""
+    """How mutants ended: (mutant, killed or survived), in the order in which they ended; the rest is left."""
 
     ends: list[tuple[Mutant, str]] = field(default_factory=list)
     left: int = 0  # for which there was no time
@@ -291,7 +292,7 @@ def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
 def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Callable[[str], None]) -> Score:
     """Show each mutant to its tests, `jobs` at a time, and start none after `minutes` of it.
 
-    First each module is shown unchanged: it must survive, or what follows would be worth nothing (RuntimeError).
+    First a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything (RuntimeError).
     """
     score = Score()
     seen = {}
@@ -302,7 +303,7 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
     gc.collect()
     gc.freeze()  # children collect what is theirs
     until = time.monotonic() + 60 * minutes
-    modules = sorted({mutant.module for mutant in mutants})
+    modules = [CONTROLS[area] for area in seen]
     controls = [Mutant(name, UNCHANGED, (0, 0), True, (PACKAGE / f"{name}.py").read_text()) for name in modules]
     scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
     free = [scratch / str(n) for n in range(jobs)]
@@ -334,10 +335,9 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
     try:
         for n, mutant in enumerate([*controls, *mutants]):
             if n >= len(controls) and time.monotonic() > until:
-                score.left = len(controls) + len(mutants) - n
                 break
             known = seen[area_of(mutant)]
-            tests = tests_for(mutant, known)
+            tests = tests_for(mutant, known) if n >= len(controls) else list(known.seconds)
             if not tests and mutant.module not in WITH_URIS:
                 note(mutant, SURVIVED)
                 continue
@@ -365,8 +365,12 @@ def reasons() -> dict[str, str]:
     return {f"{group['module']} {name}": group["reason"] for group in groups for name in group["mutants"]}
 
 
+def key_of(mutant: Mutant) -> str:
+    return f"{mutant.module} {mutant.name}"
+
+
 def reason_of(mutant: Mutant, known: dict[str, str]) -> str | None:
-    name = f"{mutant.module} {mutant.name}"
+    name = key_of(mutant)
     starts = (why for start, why in known.items() if start[-1] == "*" and name.startswith(start[:-1]))
     return known.get(name) or next(starts, None)
 
@@ -412,32 +416,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modules", default=",".join(AREAS), help="areas or modules, as data or tracker/vote,data/seal")
     parser.add_argument("--sample", default="100%", help="how many of the mutants, in percent")
     parser.add_argument("--seed", type=int, default=None, help="of the sample")
-    parser.add_argument("--minutes", type=float, default=None, help="show mutants for this long")
+    parser.add_argument("--minutes", type=float, default=None, help="show mutants for this long; 0: only say what --state knows")
     parser.add_argument("--score", type=float, default=90, help="percent that must be killed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--state", type=Path, default=None, help="keep ends here; show only what was not killed before")
+    parser.add_argument("--state", type=Path, default=None, help="keep ends here; what was killed is not shown again")
     parser.add_argument("--report", type=Path, default=None, help="write what became of all as Markdown")
     options = parser.parse_args(arguments)
     options.state, options.report = (path and path.absolute() for path in (options.state, options.report))
     os.chdir(ROOT)
     start = time.monotonic()
     mutants = every = all_mutants(options.modules.split(","))
-    if options.sample != "100%" or options.minutes:  # a random order: those that are left for want of time are any
+    if options.sample != "100%" or options.minutes is not None:  # a random order: those that are left for want of time are any
         seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
         mutants = random.Random(seed).sample(every, round(len(every) * float(options.sample.rstrip("%")) / 100))
         print(f"{len(mutants)} of {len(every)} mutants, --seed {seed}", flush=True)
     before = json.loads(options.state.read_text()) if options.state and options.state.exists() else {}
-    old = [(m, before[key]) for m in mutants if before.get(key := f"{m.module} {m.name}", SURVIVED) != SURVIVED]
-    done = {id(mutant) for mutant, _ in old}
-    new = [mutant for mutant in mutants if id(mutant) not in done]
-    score = run_campaign(new, options.jobs, options.minutes or float("inf"), lambda line: print(line, flush=True))
+    known = {key_of(mutant): before[key_of(mutant)] for mutant in mutants if key_of(mutant) in before}
+    new = [mutant for mutant in mutants if known.get(key_of(mutant), SURVIVED) == SURVIVED]
+    minutes = float("inf") if options.minutes is None else options.minutes
+    score = run_campaign(new if minutes else [], options.jobs, minutes, lambda line: print(line, flush=True))
+    shown = {key_of(mutant) for mutant, _ in score.ends}
+    old = [(mutant, known[key]) for mutant in mutants if (key := key_of(mutant)) in known and key not in shown]
     score.ends += old
+    score.left = len(mutants) - len(score.ends)
     if options.state:
-        options.state.write_text(json.dumps(before | {f"{m.module} {m.name}": end for m, end in score.ends}, indent=0))
+        options.state.write_text(json.dumps(before | {key_of(mutant): end for mutant, end in score.ends}, indent=0))
     took = f"{(time.monotonic() - start) / 60:.0f} minutes, {options.jobs} at a time"
     print("\n".join(table(score, every)), f"{took}; {score.left} mutants were left for want of time", sep="\n")
     if options.report:
-        again = f" {len(old)} of these had been killed in earlier runs (--state)." if old else ""
+        again = f" What became of {len(old)} of these is from earlier runs (--state)." if old else ""
         how = f"The last run tried {len(score.ends)} of {len(every)} mutants: {took}.{again}"
         options.report.write_text(report(score, every, how))
     counts = score.count()
