@@ -79,6 +79,11 @@ def test_a_domain_that_was_not_asked_is_waited_for() -> None:
     assert chosen(pool, {"a": 1, "b": 1}) == "c"
 
 
+def test_where_nobody_lives_nobody_is_chosen() -> None:
+    assert Pool(1).choose({}, set(), Ballot(), None) is None
+    assert Pool(1).choose({"a": 1}, {"a"}, Ballot(), None) is None
+
+
 def test_who_was_asked_least_is_asked_again_unless_it_runs() -> None:
     pool = pool_of("abc")
     assert chosen(pool, {"a": 2, "b": 1, "c": 2}) == "b"
