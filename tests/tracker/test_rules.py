@@ -231,13 +231,13 @@ def test_r5_votes_on_a_losing_partition_do_not_win_however_many_they_are() -> No
 
 
 def test_r5_the_ledger_adds_up_withdrawn_votes_over_tasks() -> None:
-    job = Play(reduces=2, domains=5)
-    job.answer("map 0", 0, "stuck")  # wrong in both partitions
-    for r in range(2):
-        job.answer(f"reduce {r}", 0)
-        job.answer(f"reduce {r}", 1)
-    job.answer("map 0", 1)
-    job.answer("map 0", 2)
+    job = Play(maps=2, reduces=2, domains=5)
+    job.answer("map 0", 0, "stuck")  # wrong in partition 0
+    job.answer("map 1", 0, "alone")  # wrong in partition 1
+    for r in (0, 0, 1, 1):
+        job.answer(f"reduce {r}")
+    for m in (0, 0, 1, 1):
+        job.answer(f"map {m}")
     assert job.ledger.withdrawn_votes == 4
     assert job.done()
 
