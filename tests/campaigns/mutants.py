@@ -180,7 +180,7 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def find_spec(self, fullname: str, path: object, target: object = None) -> Any:
         if fullname != self.name:
             return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)  # type: ignore[arg-type]
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
 
     def get_source(self, fullname: str) -> str:
         return self.source
@@ -240,7 +240,8 @@ def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
     else:
         first, last = mutant.lines
         tests = set().union(*(seen.lines.get((file, line), set()) for line in range(first, last + 1)))
-    chosen, left = [], OTHERS_S
+    chosen: list[str] = []
+    left = OTHERS_S
     for test in sorted(tests, key=lambda test: (seen.seconds[test], test)):
         if test.startswith(own) or (left := left - seen.seconds[test]) > 0 or not chosen:
             chosen.append(test)
@@ -378,7 +379,8 @@ def reason_of(mutant: Mutant, known: dict[str, str]) -> str | None:
 def table(score: Score, every: Sequence[Mutant]) -> list[str]:
     """Lines of a Markdown table: a row for each module, and their sums."""
     known = reasons()
-    lines = ["| module | mutants | tried | killed | survived | explained | score |", "|---|---:|---:|---:|---:|---:|---:|"]
+    names = ("module", "mutants", "tried", "killed", "survived", "of which explained", "score")
+    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * 6]
     modules = sorted({mutant.module for mutant, _ in score.ends})
     areas = [f"{area}/" for area in AREAS if any(module.startswith(f"{area}/") for module in modules)]
     for begin in [*modules, *areas, ""]:
