@@ -15,7 +15,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-all demo test campaigns lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all demo test campaigns mutants lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,9 @@ test: $(READY) kernels  ## run all tests, those on Ray last
 CAMPAIGNS = $(shell grep -l '^if __name__' tests/campaigns/*.py)
 campaigns: $(READY) kernels  ## every campaign at full size, docs/campaigns.md; one: CAMPAIGNS=tests/campaigns/fuzz.py
 	@for campaign in $(CAMPAIGNS); do echo "== $$campaign $(ARGS)"; $(BIN)/python $$campaign $(ARGS) || exit 1; done
+
+mutants: $(READY) kernels  ## change tracker/ and data/ in thousands of small ways: do tests see it? (ARGS="--sample 10%", or --help)
+	@$(BIN)/python tests/campaigns/mutants.py $(ARGS)
 
 lint: $(READY)  ## style, types, and who imports whom
 	$(BIN)/ruff check .

@@ -500,6 +500,8 @@ def test_credentials_in_a_uri_are_not_shown() -> None:
     assert public_name("s3://key:secret@bucket/a/b?region=x") == "s3://bucket/a/b"
     assert public_name("s3://key:se/cret@bucket/a/b") == "s3://bucket/a/b"
     assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
+    assert public_name("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+    assert public_name("s3://key:secret@bucket/a@b") == "s3://bucket/a@b"
     assert public_name("hdfs://host:8020/a@b") == "hdfs://host:8020/a@b"
     assert public_name("/plain/path?x@y") == "/plain/path?x@y"
     with pytest.raises(InputError) as caught:
@@ -514,3 +516,18 @@ def test_importing_inputs_does_not_load_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Short:
+    """A remote file of which less comes than was planned."""
+
+    def read_at(self, n: int, at: int) -> bytes:
+        return bytes(min(n, 40 - at))
+
+
+def test_a_remote_file_that_ends_early_has_changed() -> None:
+    split = Split("s3://key:secret@bucket/a", 0, 100, 100, "none", True, 0)
+    with pytest.raises(InputError, match=r"^s3://bucket/a changed while the job ran: 100 bytes at first, now 40;"):
+        inputs_module._Range(Short(), split, 1000)
+    with pytest.raises(InputError, match=r"^a split of s3://bucket/a needs over 99 bytes"):
+        inputs_module._Range(Short(), split, 99)

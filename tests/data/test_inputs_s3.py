@@ -132,13 +132,15 @@ def test_an_output_is_uploaded_with_its_manifest_last_and_verified(bucket: Bucke
     assert bucket.keys() == ["out/part-r-00000", "out/part-r-00001", "out/part-r-00002"]
     with pytest.raises(ManifestError, match="has no _SUCCESS"):
         read_manifest(bucket.uri("out"))
-    output.finish(manifest_of(contents))
+    output.finish(manifest_of(contents), b'{"receipt": 1}')
     output.abort()
+    assert bucket.get("out/_RECEIPT.json") == b'{"receipt": 1}'
     assert [bucket.get(f"out/part-r-{i:05d}") for i in range(3)] == contents
     assert b"secret" not in bucket.get("out/_SUCCESS")
     assert list(tmp_path.iterdir()) == []
     assert read_manifest(bucket.uri("out")).inputs[0].path == "s3://bucket/in"
-    assert verify_output(bucket.uri("out"), digest_file).ok
+    report = verify_output(bucket.uri("out"), digest_file)
+    assert (report.ok, report.path) == (True, f"s3://{bucket.name}/out")
     bucket.put("out/part-r-00000", b"0ne\n")
     assert verify_output(bucket.uri("out"), digest_file).altered == ("part-r-00000",)
 

@@ -140,6 +140,10 @@ def test_part_names_cannot_lead_anywhere_else(name: str) -> None:
         ({"digest": "0" * 63}, "manifest"),
         ({"digest": "00" * 32 + "\n"}, "manifest"),
         ({"unknown": 1}, "unknown"),
+        ({"inputs": [{"path": "a", "bytes": 1, "host": "b"}]}, "unknown"),
+        ({"inputs": [{"path": "a", "bytes": -1}]}, "manifest"),
+        ({"job": "j" * 129}, "manifest"),
+        ({"f": (1 << 16) + 1}, "manifest"),
         ({"parts": {}}, "manifest"),
         ({"digest_key": "x"}, "manifest"),
         ({"extras": None}, "manifest"),
@@ -147,6 +151,35 @@ def test_part_names_cannot_lead_anywhere_else(name: str) -> None:
 )
 def test_a_manifest_at_odds_with_itself_is_refused(change: dict[str, Any], message: str) -> None:
     assert message in refused(as_json(**change))
+
+
+def test_a_part_has_no_other_fields() -> None:
+    parts = as_json()["parts"]
+    parts[0]["host"] = "n1"
+    assert "unknown" in refused(as_json(parts=parts))
+
+
+def test_the_largest_values_are_taken() -> None:
+    last = (1 << 63) - 1
+    manifest = build([], inputs=[InputFile("a", last)], records_in=last, job="j" * 128, f=1 << 16, digest_key="ab" * 64)
+    assert decode_manifest(manifest.encode()) == manifest
+    assert (manifest.bytes_in, manifest.digest_key) == (last, "ab" * 64)
+
+
+def test_a_manifest_is_indented_json_in_the_order_of_its_fields() -> None:
+    raw = build([], inputs=[InputFile("/a", 7)], extras={"b": 1, "a": [2]}).encode()
+    assert raw == json.dumps(json.loads(raw), indent=2, ensure_ascii=False).encode() + b"\n"
+    assert json.loads(raw)["extras"] == {"a": [2], "b": 1}
+    assert build(extras=None).extras == {}
+
+
+def test_a_manifest_as_large_as_the_bound_is_read(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+    raw = build().encode()
+    monkeypatch.setattr(manifest_module, "MANIFEST_BYTES_MAX", len(raw))
+    assert decode_manifest(raw) == read_manifest(output) == build()
+    monkeypatch.setattr(manifest_module, "MANIFEST_BYTES_MAX", len(raw) - 1)
+    with pytest.raises(ManifestError, match=f"has {len(raw)} bytes, over the bound of {len(raw) - 1}"):
+        read_manifest(output)
 
 
 @pytest.mark.parametrize("missing", ["parts", "digest", "version", "extras"])
@@ -234,6 +267,7 @@ def test_an_untouched_output_verifies_by_path_and_by_uri(output: Path) -> None:
         report = verify_output(name, digest_file)
         assert report.ok
         assert report.manifest == read_manifest(output)
+        assert report.path == str(output)
 
 
 def test_every_altered_byte_of_every_part_is_found(output: Path) -> None:

@@ -13,6 +13,7 @@ from quoreduce.tracker import (
     BlockLost,
     Cancel,
     Discard,
+    Executed,
     Failed,
     Finished,
     JobDone,
@@ -229,6 +230,18 @@ def test_r5_votes_on_a_losing_partition_do_not_win_however_many_they_are() -> No
     assert job.done()
 
 
+def test_r5_the_ledger_adds_up_withdrawn_votes_over_tasks() -> None:
+    job = Play(maps=2, reduces=2, domains=5)
+    job.answer("map 0", 0, "stuck")  # wrong in partition 0
+    job.answer("map 1", 0, "alone")  # wrong in partition 1
+    for r in (0, 0, 1, 1):
+        job.answer(f"reduce {r}")
+    for m in (0, 0, 1, 1):
+        job.answer(f"map {m}")
+    assert job.ledger.withdrawn_votes == 4
+    assert job.done()
+
+
 def test_r5_a_copy_that_lost_elsewhere_is_kept_until_its_readers_are_done() -> None:
     job = Play(reduces=2)
     job.answer("map 0", 0, "alone")  # wrong in partition 1; reduce 0 reads partition 0, which is right
@@ -433,6 +446,17 @@ def test_r10_the_answer_of_a_cancelled_replica_only_frees_its_slot() -> None:
     job.reply(stale[0])
     assert Discard(stale[0]) in job.last  # what it has stored in vain
     assert (job.ledger.votes, job.ledger.ignored) == (votes, 1)
+    assert job.done()
+
+
+def test_r10_what_a_dead_worker_still_says_is_ignored() -> None:
+    job = Play()
+    late = job.running("map 0")[0]
+    job.cluster.crash(late.worker, blocks_lost=True)
+    before = job.ledger.ignored
+    assert job.tracker.handle(Finished(late.attempt, output_of((b"late",)))) == []
+    assert job.tracker.handle(Executed(late.attempt)) == []
+    assert job.ledger.ignored == before + 2
     assert job.done()
 
 

@@ -69,3 +69,54 @@ def test_errors_and_outputs_of_one_digest_are_two_things() -> None:
     ballot.cast(1, "b", b"1", None, "an error whose digest happens to be the same")
     assert ballot.disputed
     assert ballot.winner(2) is None
+
+
+@given(VOTES)
+def test_the_leader_has_most_domains_and_of_equals_a_stored_copy_then_the_first_vote(votes: list[tuple[str, int]]) -> None:
+    ballot = ballot_of(votes)
+    leader = ballot.leader()
+    if not votes:
+        assert leader is None
+        return
+    most = max(len(camp.domains) for camp in ballot.camps)
+    assert leader is next(camp for camp in ballot.camps if len(camp.domains) == most)
+    last = [camp for camp in ballot.camps if len(camp.domains) == most][-1]
+    last.copies.append(0)
+    assert ballot.leader() is last
+
+
+@given(VOTES)
+def test_the_latest_vote_of_a_domain_is_the_last_that_it_cast(votes: list[tuple[str, int]]) -> None:
+    ballot = ballot_of(votes)
+    for domain in "abcdef":
+        assert ballot.latest(domain) == max((n for n, (who, _) in enumerate(votes) if who == domain), default=-1)
+    assert ballot.disputed == (len({said for _, said in votes}) > 1)
+
+
+def test_a_camp_knows_its_attempts_and_gives_up_the_copies_of_withdrawn_votes() -> None:
+    ballot = ballot_of([("a", 1), ("b", 1), ("a", 1), ("c", 2)])
+    camp, other = ballot.camps
+    assert (camp.attempts, camp.domains, camp.digest, camp.error) == ({0: "a", 1: "b", 2: "a"}, {"a": 2, "b": 1}, b"1", "")
+    camp.copies += [0, 1]
+    ballot.withdraw([0, 3])
+    assert (camp.attempts, camp.domains, camp.copies) == ({1: "b", 2: "a"}, {"a": 2, "b": 1}, [1])
+    assert ballot.camps == [camp]
+    assert other.attempts == {}
+
+
+def test_errors_agree_by_digest_and_the_first_text_is_kept() -> None:
+    ballot = Ballot()
+    first = ballot.cast(0, "a", b"e", None, "ValueError: at 0x1")
+    assert ballot.cast(1, "b", b"e", None, "ValueError: at 0x2") is first
+    assert ballot.cast(2, "c", b"f", None) is not first
+    assert (first.error, first.output, ballot.winner(2), ballot.winner(3)) == ("ValueError: at 0x1", None, first, None)
+
+
+def test_parts_that_are_equal_or_of_equal_digests_are_one_output_and_others_are_not() -> None:
+    """R4: records and sizes are claims; what is voted on is over digests and counts."""
+    ballot = Ballot()
+    first = ballot.cast(0, "a", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"q", 1, 1))))
+    assert ballot.cast(1, "b", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"q", 1, 1)))) is first
+    assert ballot.cast(2, "c", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"q", 1, 9)))) is first
+    assert ballot.cast(3, "d", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"x", 1, 1)))) is not first
+    assert ballot.cast(4, "e", b"v", Output(b"v", first.output.parts)) is not first  # type: ignore[union-attr]

@@ -1,0 +1,456 @@
+"""Mutation testing of tracker/ and data/: is each small change of the source seen by some test?
+
+    python tests/campaigns/mutants.py --report docs/mutants.md   all mutants, and what became of them as a document
+    python tests/campaigns/mutants.py --sample 10% --seed 7      a tenth of them
+    python tests/campaigns/mutants.py --modules data/block       one module; survivors are printed
+    python tests/campaigns/mutants.py --state FILE               ends are kept in FILE; what was killed there is not shown again
+
+What a mutant is stands in operators.py. A mutant of tracker/ or data/ is shown to the tests of the same name, tests/tracker or
+tests/data, and of these to the ones that run the changed statement (all that use the module, if it runs at import), the
+fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have all libraries and
+kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of them changed. Tests
+that work in processes of their own see the unchanged module. Hypothesis repeats the same examples.
+
+A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or memory than
+the tests did. Survivors are explained, one by one, in survivors.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.abc
+import importlib.util
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import coverage
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "engine")]
+
+from operators import RULES, Mutant, mutants_of  # noqa: E402
+
+PACKAGE = ROOT / "engine" / "quoreduce"
+SURVIVORS = Path(__file__).with_name("survivors.toml")
+AREAS = ("data", "tracker")
+CONTROLS = {"data": "data/inputs", "tracker": "tracker/tracker"}
+NOT_MUTATED = ("tracker/invariants",)  # nothing but assertions
+NOT_FOR_MUTANTS = ("test_mutants.py",)  # plants bugs of its own, in the source as it is on disk
+UNWATCHED = "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
+WITH_URIS = ("data/inputs", "data/commit", "data/manifest")
+OTHERS_S = 4.0  # of tests in other files than the module's own, in seconds of CPU
+URIS_S = 10.0  # that the unwatched tests may take
+CPU_BASE_S, CPU_FACTOR, WALL_FACTOR = 3, 3, 20  # limits of a child, from the CPU time that its tests took
+MEMORY_MAX = 6 << 30  # no bound on files: some tests make one of 1 TB, without contents
+KILLED, SURVIVED, NO_PYTHON = "killed", "survived", "no Python"
+UNCHANGED = "unchanged"
+UNEXPLAINED = "Not explained: the tests have a gap here"
+
+
+# --- what tests run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """Which tests ran which statements, as (module's file, line), and each test's seconds of CPU."""
+
+    lines: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    users: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by module's file
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Watcher:
+    """Pytest plugin: what is measured while a test runs is that test's."""
+
+    def __init__(self, measured: coverage.Coverage) -> None:
+        self.measured = measured
+        self.seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
+        self.measured.switch_context(item.nodeid)
+        start = time.process_time()  # not of the clock: a busy machine must not change which tests are chosen
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = time.process_time() - start
+
+
+class Chosen:
+    """Pytest plugin: only these tests, in this order."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self.rank = {test: n for n, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        chosen = [item for item in items if {item.nodeid, item.nodeid.split("::")[0]} & self.rank.keys()]
+        items[:] = sorted(chosen, key=lambda item: self.rank.get(item.nodeid, 0))
+
+
+class Steady:
+    """Pytest plugin: hypothesis repeats its examples, and does not look for the smallest one that fails."""
+
+    def pytest_collection(self) -> None:
+        from hypothesis import HealthCheck, Phase, settings
+
+        settings.register_profile(
+            "mutants", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        settings.load_profile("mutants")
+
+
+def run_tests(paths: Sequence[str], *plugins: object) -> int:
+    return int(pytest.main(["-x", "--assert=plain", "--tb=no", "-p", "no:cacheprovider", *paths], [Steady(), *plugins]))
+
+
+def forget_ours() -> None:
+    """Let the next import of our modules and tests read them again; kernels and libraries stay."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        is_test = file.startswith(f"{ROOT / 'tests'}{os.sep}") and "campaigns" not in file
+        if is_test or name.split(".")[0] == "quoreduce":
+            del sys.modules[name]
+
+
+def watch(area: str) -> Seen:
+    """Run the area's tests once; raise RuntimeError when they do not pass."""
+    measured = coverage.Coverage(data_file=None, include=[str(PACKAGE / area / "*")], config_file=False)
+    watcher = Watcher(measured)
+    with quiet() as said, measured.collect():
+        code = run_tests(tests_of(area), watcher)
+    forget_ours()
+    if code:
+        raise RuntimeError(f"the tests of {area} do not pass as they are:\n{said()}")
+    seen = Seen(seconds=watcher.seconds)
+    for file in measured.get_data().measured_files():
+        for line, tests in measured.get_data().contexts_by_lineno(file).items():
+            seen.lines[file, line] |= {test for test in tests if test}
+            seen.users[file] |= seen.lines[file, line]
+    return seen
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Callable[[], str]]:
+    """Keep what is written to stdout and stderr in a file; the value gives it, cut at its start."""
+    with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = os.dup(1), os.dup(2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")[-4000:]
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])
+
+
+# --- one mutant -------------------------------------------------------------------------------------------------------
+
+
+class Changed(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports one module of ours from another source."""
+
+    def __init__(self, name: str, path: Path, source: str) -> None:
+        self.name, self.path, self.source = name, path, source
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> Any:
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
+
+    def get_source(self, fullname: str) -> str:
+        return self.source
+
+    def get_code(self, fullname: str) -> CodeType:
+        return compile(self.source, str(self.path), "exec")
+
+
+def in_child(mutant: Mutant, tests: Sequence[str], seconds: float, scratch: Path) -> int:
+    """Fork; the child ends with 0 if all tests pass. Returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        cpu = int(CPU_BASE_S + CPU_FACTOR * seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(int(WALL_FACTOR * cpu))
+        log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        name = "quoreduce." + mutant.module.replace("/", ".")
+        sys.meta_path.insert(0, Changed(name, PACKAGE / f"{mutant.module}.py", mutant.source))
+        try:
+            compile(mutant.source, mutant.module, "exec")
+        except SyntaxError:
+            os._exit(99)
+        own = own_file(mutant)
+        groups = [[test for test in tests if test.startswith(own)], [test for test in tests if not test.startswith(own)]]
+        if mutant.module in WITH_URIS:
+            groups.append([UNWATCHED])
+        for group in groups:
+            files = list(dict.fromkeys(test.split("::")[0] for test in group))
+            code = run_tests([*files, f"--basetemp={scratch / 'tmp'}"], Chosen(group)) if group else 0
+            if code:
+                break
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def own_file(mutant: Mutant) -> str:
+    area, module = mutant.module.split("/")
+    return f"tests/{area}/test_{module}.py"
+
+
+def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
+    """The tests that run the changed statement, fastest first: those of the module's own file, and the fastest others."""
+    file, own = str(PACKAGE / f"{mutant.module}.py"), own_file(mutant)
+    if mutant.imported:
+        tests = seen.users[file]
+    else:
+        first, last = mutant.lines
+        tests = set().union(*(seen.lines.get((file, line), set()) for line in range(first, last + 1)))
+    chosen: list[str] = []
+    left = OTHERS_S
+    for test in sorted(tests, key=lambda test: (seen.seconds[test], test)):
+        if test.startswith(own) or (left := left - seen.seconds[test]) > 0 or not chosen:
+            chosen.append(test)
+    return chosen
+
+
+# --- the campaign -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Score:
+    """How mutants ended: (mutant, killed or survived), in the order in which they ended; the rest is left."""
+
+    ends: list[tuple[Mutant, str]] = field(default_factory=list)
+    left: int = 0  # for which there was no time
+
+    def survivors(self) -> list[Mutant]:
+        return [mutant for mutant, end in self.ends if end == SURVIVED]
+
+    def count(self, module: str | None = None) -> Counter[str]:
+        return Counter(end for mutant, end in self.ends if module in (None, mutant.module))
+
+
+def area_of(mutant: Mutant) -> str:
+    return mutant.module.split("/")[0]
+
+
+def modules_of(area: str) -> list[Path]:
+    return sorted((PACKAGE / area).glob("*.py"))
+
+
+def tests_of(area: str) -> list[str]:
+    found = sorted((ROOT / "tests" / area).glob("test_*.py"))
+    names = [str(path.relative_to(ROOT)) for path in found if path.name not in NOT_FOR_MUTANTS]
+    return [name for name in names if name != UNWATCHED]
+
+
+def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
+    """The mutants of the modules that are wanted, as ``data`` or ``tracker/vote``."""
+    mutants: list[Mutant] = []
+    for area in AREAS:
+        for path in modules_of(area):
+            name = f"{area}/{path.stem}"
+            if name not in NOT_MUTATED and {name, area} & set(wanted):
+                mutants += mutants_of(name, path.read_text())
+    return mutants
+
+
+def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Callable[[str], None]) -> Score:
+    """Show each mutant to its tests, `jobs` at a time, and start none after `minutes` of it.
+
+    First a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything (RuntimeError).
+    """
+    score = Score()
+    seen = {}
+    for area in sorted({area_of(mutant) for mutant in mutants}):
+        start = time.perf_counter()
+        seen[area] = watch(area)
+        say(f"{area}: {len(seen[area].seconds)} tests pass in {time.perf_counter() - start:.0f} s, watched")
+    gc.collect()
+    gc.freeze()  # children collect what is theirs
+    until = time.monotonic() + 60 * minutes
+    modules = [CONTROLS[area] for area in seen]
+    controls = [Mutant(name, UNCHANGED, (0, 0), True, (PACKAGE / f"{name}.py").read_text()) for name in modules]
+    scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
+    free = [scratch / str(n) for n in range(jobs)]
+    for folder in free:
+        folder.mkdir()
+    running: dict[int, tuple[Mutant, Path]] = {}
+
+    def collect() -> None:
+        pid, status = os.wait()
+        if pid not in running:
+            return
+        mutant, folder = running.pop(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it started
+        end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
+        if mutant.name == UNCHANGED and end != SURVIVED:
+            log = (folder / "log").read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{mutant.module} does not survive as it is, in a forked child:\n{log}")
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        free.append(folder)
+        note(mutant, end)
+
+    def note(mutant: Mutant, end: str) -> None:
+        if mutant.name != UNCHANGED:
+            score.ends.append((mutant, end))
+            if end == SURVIVED:
+                say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
+
+    try:
+        for n, mutant in enumerate([*controls, *mutants]):
+            if n >= len(controls) and time.monotonic() > until:
+                break
+            known = seen[area_of(mutant)]
+            tests = tests_for(mutant, known) if n >= len(controls) else list(known.seconds)
+            if not tests and mutant.module not in WITH_URIS:
+                note(mutant, SURVIVED)
+                continue
+            seconds = sum(known.seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
+            folder = free.pop()
+            running[in_child(mutant, tests, seconds, folder)] = mutant, folder
+            if not free:
+                collect()
+        while running:
+            collect()
+    finally:
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return score
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def reasons() -> dict[str, str]:
+    """Why a survivor is one, by name; a name that ends with ``*`` is the beginning of several."""
+    groups = tomllib.loads(SURVIVORS.read_text())["because"]
+    return {f"{group['module']} {name}": group["reason"] for group in groups for name in group["mutants"]}
+
+
+def key_of(mutant: Mutant) -> str:
+    return f"{mutant.module} {mutant.name}"
+
+
+def reason_of(mutant: Mutant, known: dict[str, str]) -> str | None:
+    name = key_of(mutant)
+    starts = (why for start, why in known.items() if start[-1] == "*" and name.startswith(start[:-1]))
+    return known.get(name) or next(starts, None)
+
+
+def table(score: Score, every: Sequence[Mutant]) -> list[str]:
+    """Lines of a Markdown table: a row for each module, and their sums."""
+    known = reasons()
+    names = ("module", "mutants", "tried", "killed", "survived", "of which explained", "score")
+    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * 6]
+    modules = sorted({mutant.module for mutant, _ in score.ends})
+    areas = [f"{area}/" for area in AREAS if any(module.startswith(f"{area}/") for module in modules)]
+    for begin in [*modules, *areas, ""]:
+        there = sum(mutant.module.startswith(begin) for mutant in every)
+        ends = [(mutant, end) for mutant, end in score.ends if mutant.module.startswith(begin) and end != NO_PYTHON]
+        killed = sum(end == KILLED for _, end in ends)
+        explained = sum(end == SURVIVED and reason_of(mutant, known) is not None for mutant, end in ends)
+        share = f"{killed / len(ends):.1%}" if ends else "-"
+        cells = (begin.rstrip("/") or "all", there, len(ends), killed, len(ends) - killed, explained, share)
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return lines
+
+
+def report(score: Score, every: Sequence[Mutant], how: str) -> str:
+    """The document: the table, the rules, and all survivors by reason."""
+    known, by_reason = reasons(), defaultdict(list)
+    for mutant in score.survivors():
+        by_reason[reason_of(mutant, known) or UNEXPLAINED].append(f"{mutant.module}.py {mutant.name}")
+    lines = [
+        "# Mutation testing of tracker/ and data/", "",
+        "Is each small change of the source seen by some test? This file is written by the campaign: `make mutants`, or",
+        "`python tests/campaigns/mutants.py`, which says with `--help` what else it can do.", "", how, "",
+        *table(score, every), "",
+        "A score is killed / tried; explained survivors count as survivors.", "",
+        "## What a mutant is", "", RULES.replace("``", "`"), "", "## Survivors", "",
+    ]  # fmt: skip
+    for why, names in sorted(by_reason.items(), key=lambda item: (item[0] == UNEXPLAINED, item)):
+        lines += [f"{why} ({len(names)}):", "", "```text", *names, "```", ""]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign; exit code 1 if fewer mutants than ``--score`` percent were killed."""
+    parser = argparse.ArgumentParser(description="Mutation testing of tracker/ and data/.")
+    parser.add_argument("--modules", default=",".join(AREAS), help="areas or modules, as data or tracker/vote,data/seal")
+    parser.add_argument("--sample", default="100%", help="how many of the mutants, in percent")
+    parser.add_argument("--seed", type=int, default=None, help="of the sample")
+    parser.add_argument("--minutes", type=float, default=None, help="show mutants for this long; 0: only say what --state knows")
+    parser.add_argument("--score", type=float, default=90, help="percent that must be killed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--state", type=Path, default=None, help="keep ends here; what was killed is not shown again")
+    parser.add_argument("--report", type=Path, default=None, help="write what became of all as Markdown")
+    options = parser.parse_args(arguments)
+    options.state, options.report = (path and path.absolute() for path in (options.state, options.report))
+    os.chdir(ROOT)
+    start = time.monotonic()
+    mutants = every = all_mutants(options.modules.split(","))
+    if options.sample != "100%" or options.minutes is not None:  # a random order: those that are left for want of time are any
+        seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
+        mutants = random.Random(seed).sample(every, round(len(every) * float(options.sample.rstrip("%")) / 100))
+        print(f"{len(mutants)} of {len(every)} mutants, --seed {seed}", flush=True)
+    before = json.loads(options.state.read_text()) if options.state and options.state.exists() else {}
+    known = {key_of(mutant): before[key_of(mutant)] for mutant in mutants if key_of(mutant) in before}
+    new = [mutant for mutant in mutants if known.get(key_of(mutant), SURVIVED) == SURVIVED]
+    minutes = float("inf") if options.minutes is None else options.minutes
+    score = run_campaign(new if minutes else [], options.jobs, minutes, lambda line: print(line, flush=True))
+    shown = {key_of(mutant) for mutant, _ in score.ends}
+    old = [(mutant, known[key]) for mutant in mutants if (key := key_of(mutant)) in known and key not in shown]
+    score.ends += old
+    score.left = len(mutants) - len(score.ends)
+    if options.state:
+        options.state.write_text(json.dumps(before | {key_of(mutant): end for mutant, end in score.ends}, indent=0))
+    took = f"{(time.monotonic() - start) / 60:.0f} minutes, {options.jobs} at a time"
+    print("\n".join(table(score, every)), f"{took}; {score.left} mutants were left for want of time", sep="\n")
+    if options.report:
+        again = f" What became of {len(old)} of these is from earlier runs (--state)." if old else ""
+        how = f"The last run tried {len(score.ends)} of {len(every)} mutants: {took}.{again}"
+        options.report.write_text(report(score, every, how))
+    counts = score.count()
+    return int(counts[KILLED] < options.score / 100 * (counts[KILLED] + counts[SURVIVED]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
