@@ -27,7 +27,7 @@ import numpy as np
 from quoreduce.data import sequencefile as sf
 from quoreduce.data.block import Block, parse_schema
 from quoreduce.data.digest import Digester
-from quoreduce.errors import BlockError, EvidenceError, HostError, InputError, QuoreduceError, UsageError
+from quoreduce.errors import BlockError, EvidenceError, HostError, InputError, JournalError, QuoreduceError, UsageError
 
 KEY = bytes(range(16))
 DIGESTERS = (Digester("blake3"), Digester("fast", KEY), Digester("checksum"))
@@ -222,6 +222,66 @@ def _read_manifest(raw: bytes) -> None:
     assert output_digest(manifest.parts) == manifest.digest
     for sample in map(decode_manifest, _manifests()):
         assert (sample.digest == manifest.digest) == (sample.parts == manifest.parts), "one digest, other parts"
+
+
+# ---- journals
+
+
+@cache
+def _journal_records() -> list[list[Any]]:
+    from quoreduce.data import journal as j
+
+    source = j.Source("/data/a.txt", 7, 9)
+    header = j.Header(
+        "0.1.0", "wordcount", b"\x80\x05.", b"{}", b"{}", ("/data/a.txt",), "words", 64, (source,), bytes(32), 2, b""
+    )  # fmt: skip
+    part = (bytes(range(32)), 3, 40, 0)
+    decided = [
+        j.Decided("sample", 0, 0, ("core0", "core1"), bytes(32), (part,), data=b"side"),
+        j.Decided("map", 0, 1, ("core0", "core1"), bytes(32), (part, part), "/tmp/segment", b"", 9, 80, {"WORDS": 9}),
+        j.Decided("reduce", 1, 10**9 + 7, ("core1", "core0"), bytes(32), (part,)),
+    ]
+    return [
+        [header],
+        [header, j.Begun(0), j.Launched("map", 0, 1), decided[1], j.Gone((1,))],
+        [header, j.Begun(0), *decided, j.Begun(1)],
+    ]
+
+
+@cache
+def _journals() -> list[bytes]:
+    from quoreduce.data.journal import MAGIC, encode, start_of_chain
+
+    return [MAGIC + encode(records, start_of_chain())[0] for records in _journal_records()]
+
+
+def _craft_journal(rng: Random) -> bytes:
+    """A journal whose chain is right, and one of whose records is not."""
+    import msgspec
+    from blake3 import blake3
+
+    from quoreduce.data.journal import MAGIC, start_of_chain
+
+    raws = [msgspec.msgpack.encode(record) for record in rng.choice(_journal_records())]
+    wrong = rng.randrange(len(raws))
+    raws[wrong] = mutations.mutated(rng, raws, mutations.MSGPACK)
+    chain, out = start_of_chain(), MAGIC
+    for raw in raws:
+        length = len(raw).to_bytes(4, "little")
+        out += length + blake3(length, key=chain).digest(4)
+        chain = blake3(chain + raw).digest()
+        out += raw + chain
+    return out
+
+
+def _read_journal(raw: bytes) -> None:
+    from quoreduce.data.journal import MAGIC, decode, encode, start_of_chain
+
+    records, used, chain = decode(raw)
+    frames, _ = encode(records, start_of_chain())
+    assert decode(MAGIC + frames)[0] == records
+    assert used <= len(raw), "more was read than there is"
+    assert decode(raw[:used])[2] == chain, "what was read stands on its own"
 
 
 # ---- SequenceFiles
@@ -442,7 +502,7 @@ def _evidence(name: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[bytes
 def _calibrations() -> list[bytes]:
     from quoreduce.sim.calibration import USUAL, Calibration
 
-    few = Calibration("by hand", {"sort": USUAL.job("sort"), "monsterQuery": USUAL.job("monsterQuery")}, 1e-9, 1e-3, 1e-4, 0.1)
+    few = Calibration("by hand", {"sort": USUAL.job("sort"), "monsterQuery": USUAL.job("monsterQuery")}, 1e-9, 1e-4, 0.1)
     return [USUAL.encode().encode(), few.encode().encode()]
 
 
@@ -455,7 +515,7 @@ def _read_calibration(raw: bytes) -> None:
     assert Calibration.decode(calibration.encode()) == calibration
     for name in sorted(calibration.jobs)[:2]:
         cost = calibration.job(name)
-        if cost.stages <= 3 and cost.map_out * cost.reduce_out <= 10:  # else it may be right, and long
+        if cost.stages <= 3 and max(cost.mapped.made(1e6), cost.out.made(2e6)) <= 2e7:  # else it may be right, and long
             describe(simulate(Shape(nodes=3), Load(name, cost, 2, 1, 1e6), calibration)).encode()
 
 
@@ -554,6 +614,7 @@ INPUT = (InputError,)
 TARGETS: dict[str, Target] = {
     "block": Target(_blocks, _open_block, (BlockError,), craft=_craft_block, weight=4),
     "reduce": Target(_reduced, _reduce, (BlockError,), craft=_craft_reduced, weight=2),
+    "journal": Target(_journals, _read_journal, (JournalError,), craft=_craft_journal, weight=4),
     "manifest": Target(_manifests, _read_manifest, (QuoreduceError,), mutations.JSON, weight=4),
     "sequencefile": Target(_sequences, _read_sequence, INPUT, craft=_craft_sequence, weight=4),
     "sequencefile in splits": Target(_sequences, _read_splits(".seq"), INPUT, craft=_craft_sequence, weight=2),

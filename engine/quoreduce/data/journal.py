@@ -26,7 +26,7 @@ from typing import Literal
 import msgspec
 from blake3 import blake3
 
-from quoreduce.errors import JournalError
+from quoreduce.errors import JournalError, one_line
 
 MAGIC = b"quoreduce job 1\n"
 RECORD_BYTES_MAX = 128 << 20
@@ -153,7 +153,7 @@ def decode(raw: bytes) -> tuple[list[Record], int, bytes]:
         try:
             records.append(_decoder.decode(record))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise JournalError(f"the record at byte {position} is of no known kind: {error}") from error
+            raise JournalError(f"the record at byte {position} is of no known kind: {one_line(error)}") from error
         chain = blake3(chain + record).digest()
         position += _HEAD_BYTES + len(record) + _CHAIN_BYTES
     return records, position, chain

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from quoreduce.errors import InputError, UsageError, one_line
@@ -15,6 +16,7 @@ POINTS_MAX = 64
 RATE_MAX = 1e6
 SIZE_MAX = 1e18
 STAGES_MAX = 100
+SLOPE_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ def _curve(raw: Iterable[Any]) -> Curve:
     sizes = [x for x, _ in points]
     if not 1 <= len(points) <= POINTS_MAX or min(min(point) for point in points) <= 0 or sizes != sorted(set(sizes)):
         raise ValueError("sizes are more than 0, and ascend")
+    if any(abs(math.log(y1 / y0)) > SLOPE_MAX * math.log(x1 / x0) for (x0, y0), (x1, y1) in pairwise(points)):
+        raise ValueError(f"what is made grows with a power of what is read that is at most {SLOPE_MAX}")
     return Curve(points)
 
 
