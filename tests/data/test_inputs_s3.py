@@ -182,3 +182,16 @@ def test_a_bucket_that_is_not_there_is_an_output_error(bucket: Bucket, tmp_path:
         output.publish(0, 0)
     output.abort()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_reads_from_and_writes_to_buckets(bucket: Bucket) -> None:
+    from quoreduce import run
+    from quoreduce.jobs.find import find_job
+
+    bucket.put("in/a.txt", b"a b a\n")
+    bucket.put("in/b.txt", b"b a\n")
+    result = run(find_job("wordcount"), bucket.uri("in/"), bucket.uri("counted"), on="inline", reducers=1)
+    assert bucket.keys() == ["counted/_SUCCESS", "counted/part-r-00000", "in/a.txt", "in/b.txt"]
+    assert bucket.get("counted/part-r-00000") == b"a\t3\nb\t2\n"
+    assert result.records_out == 2
+    assert verify_output(bucket.uri("counted"), lambda path: blake3(path.read_bytes()).digest()).ok

@@ -290,6 +290,7 @@ class UriOutput:
             self._path = self._path.rstrip("/")
             self._old = self._list_old()
         with output_errors(scratch_dir):
+            os.makedirs(scratch_dir, mode=0o700, exist_ok=True)
             self.staging = Path(tempfile.mkdtemp(prefix=f"output.{job_id}.", dir=scratch_dir))
 
     def attempt_path(self, part: int, attempt: int) -> str:

@@ -20,7 +20,7 @@ from quoreduce.runtime.port import WorkerInfo, cores
 from quoreduce.runtime.selftest import ROUNDS, failures
 from quoreduce.runtime.suspects import Record, book
 
-TEST_ROUNDS = 8 * ROUNDS
+TEST_ROUNDS = 16 * ROUNDS
 TEST_LIMIT_S = 120.0
 TICK_S = 0.2
 

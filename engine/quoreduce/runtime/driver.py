@@ -173,6 +173,10 @@ class Driver:
         finally:
             self.result.suspects = self.retests.suspects(self.tracker)
         self._account()
+        for running in self._cancelled.values():
+            if self._was_late(running.launch.attempt):
+                waited_s = time.monotonic() - running.started
+                self._incidents.overtaken(self.workers[running.launch.worker], running.launch, waited_s)
         if self._incidents.found and self.options.diagnose:
             self._diagnose()
 

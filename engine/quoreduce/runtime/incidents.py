@@ -32,7 +32,7 @@ class Incident:
 
     Attributes:
         what: a lost vote; a map's copy that readers could not use; a part that failed its check; a partition that was fetched
-            wrong once; an answer that came twice; what is no answer; the death of a worker.
+            wrong once; an answer that came twice; what is no answer; the death of a worker, or that it had to be overtaken.
         worker: that voted, stored, read wrong (``slip``), answered or died. task, attempt: that this is about, if there is one.
         partition: of a copy, the first that was missed. readers: who could not use the copy or the part.
         why: in words. hung: for a death: it did not answer in time.
@@ -105,6 +105,11 @@ class Incidents:
             return False
         self.held[launch.attempt] = nbytes
         return True
+
+    def overtaken(self, info: WorkerInfo, launch: m.Launch, waited_s: float) -> None:
+        """An execution was overtaken, and had not answered when the job was done."""
+        why = f"no answer for {waited_s:.1f} s; it was overtaken, and the job is done without it"
+        self.add(Incident("death", info, launch.task, launch.attempt, why=why, hung=True))
 
     def death(self, info: WorkerInfo, status: int | None, hung: bool, running: list[m.Launch]) -> None:
         """A worker is gone; ``status``: as of :class:`subprocess.Popen`, if it is known."""

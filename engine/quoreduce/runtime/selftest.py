@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quoreduce.runtime.wire import SelfTest
 
-ROUNDS = 32
+ROUNDS = 16
 DIGEST_BYTES = 16
 LINES, WORDS_A_LINE, RECORDS, SPLITS = 400, 12, 400, 5
 BLAKE3_LENGTHS = (0, 1, 63, 64, 65, 1023, 1024, 1025, 2048, 2049, 16384, 31744, 102400)  # of the official vectors

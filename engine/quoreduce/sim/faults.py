@@ -31,7 +31,7 @@ PROBABILITIES = ("lose", "duplicate", "delay", "reorder")
 DETAIL_USUAL = {"bad": 1.0, "collude": 1.0, "slow": 4.0, "delay": 5.0}
 WRONG_KINDS = ("wrong-map", "wrong-reduce", "bad", "collude")
 NODE_KINDS = ("bad", "collude", "node", "rack", "slow")
-TEST_RUNS = 32  # of the one kernel that is wrong; the engine's test runs each kernel as often
+TEST_RUNS = 16  # of the one kernel that is wrong; the engine's test runs each kernel as often
 _MASK = (1 << 64) - 1
 
 

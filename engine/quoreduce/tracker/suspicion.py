@@ -4,7 +4,7 @@ Losing votes alone makes nobody a suspect: transient faults strike healthy domai
 then nobody is worse than the others. There are three ways to be *named*:
 
 - ``test``: the domain failed a known-answer test. It is asked for one when its answers contradict others', on its first,
-  second, fourth, eighth... such task: log2 of them at most, and none in a job without faults.
+  fourth, sixteenth... such task: as many as the logarithm of their number, and none in a job without faults.
 - ``votes``: it lost so much more often than all others together that chance explains it with a probability below CHANCE_MOST.
   Like is compared with like: votes of the same kind of task and the same number of replica, of the first plan only, on the same
   type of CPU. Who is asked for a third opinion is asked because somebody else was wrong, faults may strike maps and not reduces,
@@ -133,7 +133,8 @@ class Suspicion:
         """Count a task on which a domain contradicts others; whether that is a reason to test it."""
         standing = self.of(name)
         standing.disputed += 1
-        return standing.why != "test" and standing.disputed & (standing.disputed - 1) == 0
+        power_of_four = standing.disputed.bit_count() == 1 and standing.disputed.bit_length() % 2 == 1
+        return standing.why != "test" and power_of_four
 
     def tested(self, name: str, passed: bool) -> bool:
         """Count a test; whether the suspects are to be reviewed."""
