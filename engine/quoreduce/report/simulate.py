@@ -16,7 +16,7 @@ from quoreduce.errors import InputError, NoQuorum, NotDeterministic, OutputError
 from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, parse_fault, simulate
 from quoreduce.sim.faults import KINDS
 from quoreduce.sim.simulation import TASKS_MAX
-from quoreduce.sim.slides import Slides, slides
+from quoreduce.sim.slides import slides
 
 CALIBRATION_BYTES_MAX = 1 << 20
 FAULTS_HELP = "faults:\n" + "\n".join(f"  {kind:13} {text}" for kind, text in KINDS.items())
@@ -119,30 +119,12 @@ def _slides(a: argparse.Namespace) -> int:
     if a.out and Path(a.out).exists():
         raise OutputError(f"{a.out} exists: choose another name, or delete it")
     found = slides(_read(a.calibration), a.seed)
-    if a.out:
-        from quoreduce.report.simulated_page import page
+    from quoreduce.report.simulated_page import page, table
 
+    if a.out:
         _write(a.out, page(found))
     print(json.dumps(found.as_dict()) if a.json else table(found))
     return 0
-
-
-def table(found: Slides) -> str:
-    """All figures as text."""
-    lines = [f"Times and ratios are simulated, but for those called published (rates: {found.calibration}).", ""]
-    lines += ["slide 24: seconds of webdataSort by number of 64 MB splits", "nodes  splits  original     bft  bft/original"]
-    for p in found.points:
-        lines.append(f"{p.nodes:5}  {p.splits:6}  {p.original_s:8.1f}  {p.bft_s:6.1f}  {p.bft_s / p.original_s:12.2f}")
-    lines += ["", "slides 25, 26: bft/original, f=1 (published: 10 nodes 1.5-2.5, 20 nodes only slightly longer, CPU 2)"]
-    lines.append("application   nodes  time   CPU")
-    lines += [f"{r.app:12}  {r.nodes:5}  {r.time_ratio:4.2f}  {r.cpu_ratio:4.2f}" for r in found.ratios]
-    lines += ["", "FTMR: 500 splits, f=1, 20 nodes: share of map tasks that are silently wrong once"]
-    lines.append("share  seconds  ratio  published  re-executions  quarantined")
-    for s in found.shares:
-        lines.append(
-            f"{s.percent:4}%  {s.time_s:7.1f}  {s.ratio:5.2f}  {s.published_ratio:9.2f}  {s.reexecutions:13}  {s.quarantined:11}"
-        )
-    return "\n".join(lines)
 
 
 def _calibrate(a: argparse.Namespace) -> int:

@@ -1,10 +1,9 @@
-"""The page of ``quoreduce simulate slides``: one HTML file that needs nothing else."""
+"""What ``quoreduce simulate slides`` prints, and its page: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 from html import escape
 
-from quoreduce.report.simulate import table
 from quoreduce.sim.slides import APPS, PUBLISHED_10_NODES, PUBLISHED_CPU, Slides
 from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart
 
@@ -20,6 +19,24 @@ def page(found: Slides) -> str:
         f"({escape(found.calibration)}). What is called published is of other machines and programs.</p>\n"
         f"{body}\n<pre>{escape(table(found))}</pre></html>\n"
     )
+
+
+def table(found: Slides) -> str:
+    """All figures as text."""
+    lines = [f"Times and ratios are simulated, but for those called published (rates: {found.calibration}).", ""]
+    lines += ["slide 24: seconds of webdataSort by number of 64 MB splits", "nodes  splits  original     bft  bft/original"]
+    for p in found.points:
+        lines.append(f"{p.nodes:5}  {p.splits:6}  {p.original_s:8.1f}  {p.bft_s:6.1f}  {p.bft_s / p.original_s:12.2f}")
+    lines += ["", "slides 25, 26: bft/original, f=1 (published: 10 nodes 1.5-2.5, 20 nodes only slightly longer, CPU 2)"]
+    lines.append("application   nodes  time   CPU")
+    lines += [f"{r.app:12}  {r.nodes:5}  {r.time_ratio:4.2f}  {r.cpu_ratio:4.2f}" for r in found.ratios]
+    lines += ["", "FTMR: 500 splits, f=1, 20 nodes: share of map tasks that are silently wrong once"]
+    lines.append("share  seconds  ratio  published  re-executions  quarantined")
+    for s in found.shares:
+        lines.append(
+            f"{s.percent:4}%  {s.time_s:7.1f}  {s.ratio:5.2f}  {s.published_ratio:9.2f}  {s.reexecutions:13}  {s.quarantined:11}"
+        )
+    return "\n".join(lines)
 
 
 def _splits(found: Slides) -> str:
