@@ -33,3 +33,9 @@ def test_checks_spread_over_nodes_before_they_share_one() -> None:
         checking.append(chosen(5, (), tuple(checking)) or "")
     assert checking == ["w0", "w2", "w1", "w3"]
     assert chosen(5, (), ("gone", "w0")) == "w2"
+
+
+def test_who_may_never_answer_is_asked_last_however_much_the_others_have_to_do() -> None:
+    busy = ("w2", "w2", "w3", "w3", "w4", "w4")
+    assert checker(WORKERS[0], WORKERS, busy, (), {"w5"}) == "w2"
+    assert checker(WORKERS[0], WORKERS, (), (), {"w2", "w3", "w4", "w5"}) == "w2"

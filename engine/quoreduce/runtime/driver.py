@@ -670,8 +670,7 @@ class Driver:
         writer = self._kept[agreed.attempt].worker
         usable = [w for w in self.workers.values() if w.name not in self._barred]
         running, late = ([r.launch.worker for r in group.values()] for group in (self._running, self._cancelled))
-        checking = (c.worker for c in self._checks.values())
-        chosen = checker(writer, usable, [*running, *late, *late], checking)  # who was overtaken is slow
+        chosen = checker(writer, usable, running, (c.worker for c in self._checks.values()), late)
         if chosen is None:
             self._fail_check(agreed)
             return
