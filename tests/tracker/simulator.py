@@ -724,7 +724,9 @@ class Schedule:
             assert isinstance(result, JobDone)
             done = Counter(task.kind for task in cluster.recovered)
             executed = {kind: cluster.executions[kind] + done[kind] * cluster.plan.first for kind in ("sample", "map", "reduce")}
-            assert executed == cluster.planned()
+            # Of 2f+1 up front f+1 may agree before the carrier has stored: if the driver dies then, it is made once more.
+            again = Counter(task.kind for task, id_ in cluster.recovered.items() if id_ not in cluster.blocks)
+            assert executed == {kind: n + again[kind] for kind, n in cluster.planned().items()}
 
 
 def run(seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False) -> Cluster:
