@@ -327,9 +327,7 @@ def test_of_many_runs_that_start_together_one_goes_on(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["out"]
 
 
-def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
     calls: list[int] = []
 
