@@ -399,6 +399,22 @@ def test_no_space_is_said_plainly(tmp_path: Path) -> None:
             raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EACCES, "Permission\n denied"), "cannot write OUT: Permission denied; choose another output"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "cannot write /a/b: Permission denied; choose another output"),
+        (OSError(errno.EBADF, "Bad file", 7), "cannot write OUT: Bad file; choose another output"),
+        (OSError("odd\n things"), "cannot write OUT: odd things; choose another output"),
+        (OSError(errno.ENOSPC, "?", "/a"), "no space left on device: /a; free some, or write somewhere else"),
+    ],
+)
+def test_an_error_of_writing_is_one_line_that_names_the_path(error: OSError, message: str) -> None:
+    with pytest.raises(OutputError) as caught, output_errors("OUT"):
+        raise error
+    assert str(caught.value) == message
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
