@@ -669,6 +669,12 @@ def uri_output(tmp_path: Path, overwrite: bool = False, inputs: tuple[str, ...] 
     return UriOutput(f"file://{tmp_path}/out", overwrite, inputs, "job", tmp_path / "scratch")
 
 
+def test_a_uri_is_opened_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "UriOutput", lambda *asked: asked)
+    asked = ("s3://bucket/out", True, ["in"], "job", "/scratch")
+    assert open_output(*asked, sync=True) == asked
+
+
 def test_attempts_lie_in_the_scratch_directory_until_they_are_uploaded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     output = uri_output(tmp_path, overwrite=True)
