@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -298,10 +299,24 @@ def test_the_staging_of_another_output_is_not_swept(tmp_path: Path) -> None:
 
 def test_a_live_run_keeps_its_output_and_its_staging(tmp_path: Path) -> None:
     first = OutputDir(str(tmp_path / "out"), False, [], "first")
-    assert "another run is writing" in refused(tmp_path / "out", job_id="second")
+    message = f"another run is writing {tmp_path}/out; wait for it, or choose another output"
+    assert refused(tmp_path / "out", job_id="second") == message
     assert "another run is writing" in refused(tmp_path / "out", overwrite=True, job_id="first")
     first.finish(NEW)
     assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW}
+
+
+def test_a_parent_that_another_run_makes_just_now_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = Path.mkdir
+
+    def overtaken(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "deep":
+            os.mkdir(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    run(tmp_path / "deep" / "out", [b"x"])
+    assert os.listdir(tmp_path / "deep") == ["out"]
 
 
 def test_of_many_runs_that_start_together_one_goes_on(tmp_path: Path) -> None:
@@ -608,7 +623,7 @@ def test_what_cannot_be_resumed_is_said_and_left_as_it_is(tmp_path: Path) -> Non
     assert not_resumed(tmp_path / "out") == f"nothing to resume: {tmp_path}/out is complete"
     assert os.listdir(tmp_path) == ["out"]
     first = OutputDir(str(tmp_path / "busy"), False, [], "job")
-    with pytest.raises(OutputError, match="another run is writing"):
+    with pytest.raises(OutputError, match=f"another run is writing {tmp_path}/busy"):
         OutputDir.reopen(str(tmp_path / "busy"))
     first.abort()
     (tmp_path / "file").write_text("x")
@@ -695,6 +710,16 @@ def test_attempts_lie_in_the_scratch_directory_until_they_are_uploaded(tmp_path:
         "part-r-00000": big, "part-r-00001": big, "_SUCCESS": NEW, "_RECEIPT.json": b"receipt",
     }  # fmt: skip
     assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_a_slash_at_the_end_of_a_uri_means_nothing(tmp_path: Path) -> None:
+    (tmp_path / "OUTX").mkdir()
+    (tmp_path / "scratch").mkdir()
+    output = UriOutput(f"file://{tmp_path}/OUTX/", True, [], "job", tmp_path / "scratch")
+    write(output, 0, 0, b"x")
+    output.publish(0, 0)
+    output.finish(NEW)
+    assert contents_of(tmp_path / "OUTX") == {"part-r-00000": b"x", "_SUCCESS": NEW}
 
 
 def test_an_abort_deletes_what_was_uploaded_once_and_nothing_else(tmp_path: Path) -> None:

@@ -233,6 +233,17 @@ def test_single_records_are_interspersed_with_markers() -> None:
     assert groups_of(data) == expected
 
 
+def test_a_marker_is_due_at_the_very_byte() -> None:
+    kinds = {"key": "BytesWritable", "value": "BytesWritable", "compression": "none"}
+    header = len(written([], **kinds))
+    for early in (0, 1):
+        first = (b"", bytes(102_400 - early - header - 16))
+        assert groups_of(written([first, (b"", b"")], **kinds)) == [header, 102_400][: 2 - early]
+        again = (b"", bytes(102_400 - early - 16))  # after a marker, which has 20 bytes
+        data = written([(b"", bytes(102_400 - header - 16)), again, (b"", b"")], **kinds)
+        assert groups_of(data) == [header, 102_400, 204_820][: 3 - early]
+
+
 @pytest.mark.parametrize("compression", ["none", "record", "block"])
 def test_what_is_pending_is_written_once_and_not_after_an_error(compression: Any) -> None:
     out = bytearray()
@@ -547,7 +558,7 @@ def test_what_is_no_length_is_refused(tmp_path: Path, number: bytes, message: st
 @pytest.mark.parametrize("which", [0, 2])
 def test_more_records_than_lengths_can_be_compressed_into_so_few_bytes_are_refused(tmp_path: Path, which: int) -> None:
     """Either buffer of lengths bounds them, at 1032 bytes from one."""
-    buffers = [zlib.compress(bytes(n)) for n in (100_000, 1, 100_000, 1)]
+    buffers = [zlib.compress(bytes(n)) for n in (100_000, 100_000, 100_000, 100_000)]
     buffers[which] = zlib.compress(b"\2")
     most = 1032 * len(buffers[which])
     assert "cannot be so small" in str(outcome(tmp_path / "bad", block(most + 1, *buffers)))
