@@ -84,6 +84,7 @@ def test_r1_fewer_domains_than_must_agree_are_refused() -> None:
     job = Play(domains=2, f=2)
     assert isinstance(job.result, JobFailed)
     assert job.result.reason == "too_few_domains"
+    assert job.result.message == "3 domains must agree on every output (f=2), and only 2 are there."
     assert job.cluster.launches == {}
 
 
@@ -692,6 +693,7 @@ def test_r11_a_task_that_contradicts_itself_everywhere_is_not_deterministic() ->
     while job.result is None:
         job.answer("map 0", None, "alone")
     assert job.result.reason == "not_deterministic"
+    assert "(quoreduce check looks for the cause)" in job.result.message
     assert job.ledger.suspicion == {}  # nobody is accused
 
 
@@ -708,6 +710,7 @@ def test_r11_a_job_whose_output_depends_on_the_type_of_cpu_is_not_deterministic(
         c = job.running("map 0")[0]
         job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
     assert job.result.reason == "not_deterministic"
+    assert "(quoreduce check --settings cpu looks for the cause)" in job.result.message
     assert "(old and new)" in job.result.message
     assert job.ledger.lost_votes == 0
     assert job.ledger.suspects == {}
