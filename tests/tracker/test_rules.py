@@ -533,6 +533,7 @@ def test_r11_a_domain_that_fails_a_test_is_named_and_quarantined_at_once() -> No
     assert isinstance(job.result, JobDone)
     assert job.ledger.suspects == {"d1": "test"}
     assert job.ledger.quarantined == ("d1",)
+    assert job.tracker.quarantined == ["d1"]
     assert executed_on(job, "w1") <= 2  # the second was on its way
     job.cluster.expect_truth()
 
