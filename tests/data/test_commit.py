@@ -9,17 +9,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quoreduce.data import commit
-from quoreduce.data.commit import OutputDir, open_output, output_errors
-from quoreduce.errors import OutputError
+from quoreduce.data.commit import OutputDir, UriOutput, open_output, output_errors
+from quoreduce.errors import JournalError, OutputError
 
 NEW, OLD = b'{"new": 1}', b'{"old": 1}'
 
 
-def write(output: OutputDir, part: int, attempt: int, content: bytes) -> None:
+def write(output: OutputDir | UriOutput, part: int, attempt: int, content: bytes) -> None:
     Path(output.attempt_path(part, attempt)).write_bytes(content)
 
 
@@ -298,10 +299,24 @@ def test_the_staging_of_another_output_is_not_swept(tmp_path: Path) -> None:
 
 def test_a_live_run_keeps_its_output_and_its_staging(tmp_path: Path) -> None:
     first = OutputDir(str(tmp_path / "out"), False, [], "first")
-    assert "another run is writing" in refused(tmp_path / "out", job_id="second")
+    message = f"another run is writing {tmp_path}/out; wait for it, or choose another output"
+    assert refused(tmp_path / "out", job_id="second") == message
     assert "another run is writing" in refused(tmp_path / "out", overwrite=True, job_id="first")
     first.finish(NEW)
     assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW}
+
+
+def test_a_parent_that_another_run_makes_just_now_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = Path.mkdir
+
+    def overtaken(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "deep":
+            os.mkdir(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    run(tmp_path / "deep" / "out", [b"x"])
+    assert os.listdir(tmp_path / "deep") == ["out"]
 
 
 def test_of_many_runs_that_start_together_one_goes_on(tmp_path: Path) -> None:
@@ -327,9 +342,7 @@ def test_of_many_runs_that_start_together_one_goes_on(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["out"]
 
 
-def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
     calls: list[int] = []
 
@@ -401,6 +414,22 @@ def test_no_space_is_said_plainly(tmp_path: Path) -> None:
             raise OSError(code, os.strerror(code))
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EACCES, "Permission\n denied"), "cannot write OUT: Permission denied; choose another output"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "cannot write /a/b: Permission denied; choose another output"),
+        (OSError(errno.EBADF, "Bad file", 7), "cannot write OUT: Bad file; choose another output"),
+        (OSError("odd\n things"), "cannot write OUT: odd things; choose another output"),
+        (OSError(errno.ENOSPC, "?", "/a"), "no space left on device: /a; free some, or write somewhere else"),
+    ],
+)
+def test_an_error_of_writing_is_one_line_that_names_the_path(error: OSError, message: str) -> None:
+    with pytest.raises(OutputError) as caught, output_errors("OUT"):
+        raise error
+    assert str(caught.value) == message
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
@@ -447,15 +476,331 @@ def test_a_disk_that_is_full_from_the_start_is_refused(small: Path) -> None:
     assert os.listdir(small) == ["filler"]
 
 
-def test_the_manifest_is_synced_before_the_output_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trail: list[str] = []
+@pytest.fixture
+def trail(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is forced to disk, and what things are renamed to, by file name."""
+    seen: list[str] = []
     fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (trail.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "rename", lambda a, b: (trail.append(f"> {b}"), rename(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (seen.append(f"> {Path(b).name}"), rename(a, b)))
+    return seen
+
+
+def test_the_manifest_is_synced_before_the_output_appears(tmp_path: Path, trail: list[str]) -> None:
     output = OutputDir(str(tmp_path / "out"), False, [], "job")
     write(output, 0, 0, b"x")
     output.publish(0, 0)
     output.finish(NEW)
-    names = [Path(one).name for one in trail]
-    assert names == ["part-r-00000", "part-r-00000", "._SUCCESS.tmp", "_SUCCESS", "output", "out", tmp_path.name]
+    synced = ["> part-r-00000", "part-r-00000", "._SUCCESS.tmp", "> _SUCCESS", "output", "> out", tmp_path.name]
+    assert trail == synced
     assert commit.SUCCESS == "_SUCCESS"
+
+
+def test_the_receipt_is_synced_before_the_manifest(tmp_path: Path, trail: list[str]) -> None:
+    output = OutputDir(str(tmp_path / "out"), False, [], "job")
+    output.finish(NEW, b"receipt")
+    assert trail[:4] == ["._RECEIPT.json.tmp", "> _RECEIPT.json", "._SUCCESS.tmp", "> _SUCCESS"]
+    assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW, "_RECEIPT.json": b"receipt"}
+
+
+def test_nothing_is_synced_unless_it_is_asked_for(tmp_path: Path, trail: list[str]) -> None:
+    for sync in (False, True):
+        output = open_output(str(tmp_path / f"{sync}"), False, [], "job", tmp_path, sync)
+        output.finish(NEW, b"receipt")
+        assert any(not name.startswith(">") for name in trail) == sync
+    output = open_output(str(tmp_path / "out"), False, [], "job", tmp_path)
+    del trail[:]
+    output.finish(NEW)
+    assert trail == ["> _SUCCESS", "> out"]
+
+
+def test_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of an output that is finished, nor of one that is locked, not even where locking it failed."""
+    before = len(os.listdir("/proc/self/fd"))
+    run(tmp_path / "out", [b"x"])
+    first = OutputDir(str(tmp_path / "second"), False, [], "job")
+    refused(tmp_path / "second")
+    first.abort()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: os.stat("/nowhere"))
+    refused(tmp_path / "third")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert sorted(os.listdir(tmp_path)) == [".third.lock", "out"]
+
+
+def test_a_lock_that_never_holds_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, tries = len(os.listdir("/proc/self/fd")), []
+    monkeypatch.setattr(fcntl, "flock", lambda fd, _: (tries.append(fd), (tmp_path / ".out.lock").unlink()))
+    assert "another run is writing" in refused(tmp_path / "out")
+    assert len(tries) == 100
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- durable jobs -----------------------------------------------------------------------------------------------------
+
+
+def cut_short(path: Path, contents: list[bytes], job_id: str = "job") -> None:
+    """Leave what a durable job leaves whose driver was killed; the last part was not published yet."""
+    output = OutputDir(str(path), False, [], job_id)
+    output.journal_path.write_bytes(b"journal")
+    (Path(output.blocks_path(0)) / "map").write_bytes(b"block")
+    for part, content in enumerate(contents):
+        write(output, part, 1, content)
+    for part in range(len(contents) - 1):
+        output.publish(part, 1)
+    output.release()
+    output.abort()
+
+
+def not_resumed(path: Path) -> str:
+    with pytest.raises(JournalError) as caught:
+        OutputDir.reopen(str(path))
+    return str(caught.value)
+
+
+def test_a_durable_job_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    """What was published is an attempt again, for its bytes are to be checked anew."""
+    path = tmp_path / "out"
+    cut_short(path, [b"one", b"two", b"three"])
+    assert os.listdir(tmp_path) == [".out.job.staging"]
+    again = OutputDir.reopen(str(path))
+    assert "another run is writing" in refused(path, overwrite=True)
+    assert again.journal_path.read_bytes() == b"journal"
+    again.go_on(False, False, {0: 1, 1: 1, 2: 1})
+    assert [again.part_path(part) for part in range(3)] == [None, None, None]
+    assert sorted(os.listdir(again.staging / "attempts")) == [f"part-r-0000{part}.1" for part in range(3)]
+    assert os.listdir(again.staging / "output") == []
+    for part in range(3):
+        again.publish(part, 1)
+    published = again.part_path(2)
+    assert published is not None
+    assert Path(published).read_bytes() == b"three"
+    again.finish(NEW)
+    expected = {"part-r-00000": b"one", "part-r-00001": b"two", "part-r-00002": b"three", "_SUCCESS": NEW}
+    assert contents_of(path) == expected
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_each_life_of_a_durable_job_has_its_folder_for_blocks(tmp_path: Path) -> None:
+    cut_short(tmp_path / "out", [])
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    assert again.blocks_path(0) == again.blocks_path(0) == str(tmp_path / ".out.job.staging" / "blocks" / "0")
+    assert (Path(again.blocks_path(0)) / "map").read_bytes() == b"block"
+    assert os.listdir(again.blocks_path(1)) == []
+    shutil.rmtree(again.staging / "blocks")
+    (again.staging / "blocks").write_text("no directory")
+    with pytest.raises(OutputError, match=r"cannot write .*blocks/1: Not a directory"):
+        again.blocks_path(1)
+    again.abort()
+
+
+def test_what_a_durable_job_left_is_given_up_with_overwrite_only(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    cut_short(path, [b"one"])
+    assert f"go on with it: quoreduce resume {path}; or give it up with --overwrite" in refused(path, job_id="other")
+    assert os.listdir(tmp_path) == [".out.job.staging"]
+    run(path, [b"x"], overwrite=True, job_id="other")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_reopening_sweeps_what_other_runs_left(tmp_path: Path) -> None:
+    cut_short(tmp_path / "out", [b"one"])
+    (tmp_path / ".out.dead.staging" / "output").mkdir(parents=True)
+    (tmp_path / ".out.done.staging").mkdir()
+    (tmp_path / ".out.done.staging" / "journal").touch()
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == [".out.job.staging", ".out.lock"]
+    again.abort()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_resumed_is_said_and_left_as_it_is(tmp_path: Path) -> None:
+    assert not_resumed(tmp_path / "no" / "out") == f"nothing to resume: {tmp_path}/no is no directory"
+    assert not_resumed(tmp_path / "out") == (
+        f"nothing to resume: no durable job was writing {tmp_path}/out (they run with --durable)"
+    )
+    assert os.listdir(tmp_path) == []
+    run(tmp_path / "out", [b"x"])
+    assert not_resumed(tmp_path / "out") == f"nothing to resume: {tmp_path}/out is complete"
+    assert os.listdir(tmp_path) == ["out"]
+    first = OutputDir(str(tmp_path / "busy"), False, [], "job")
+    with pytest.raises(OutputError, match=f"another run is writing {tmp_path}/busy"):
+        OutputDir.reopen(str(tmp_path / "busy"))
+    first.abort()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JournalError, match="is no directory"):
+        OutputDir.reopen(str(tmp_path / "file" / "out"))
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/"):
+        OutputDir.reopen(str(tmp_path / ("x" * 250)))
+
+
+def test_a_job_whose_output_is_in_place_is_done(tmp_path: Path) -> None:
+    """It was killed after the rename and before it had swept its journal away."""
+    cut_short(tmp_path / "out", [b"one"])
+    (tmp_path / ".out.job.staging" / "output" / "_SUCCESS").write_bytes(NEW)
+    (tmp_path / ".out.job.staging" / "output").rename(tmp_path / "out")
+    assert "is complete" in not_resumed(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_output_of_another_job_is_not_replaced_unless_that_was_asked_for(tmp_path: Path) -> None:
+    cut_short(tmp_path / "out", [b"one"])
+    make(tmp_path / "out", "full")
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    with pytest.raises(OutputError, match="exists"):
+        again.go_on(False, False, {})
+    again.go_on(True, False, {})
+    again.publish(0, 1)
+    again.finish(NEW)
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"one", "_SUCCESS": NEW}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_output_that_was_set_aside_is_back_before_it_is_gone_on(tmp_path: Path) -> None:
+    """The driver was killed between the two renames of an overwrite, and what it could not finish is given up."""
+    cut_short(tmp_path / "out", [])
+    make(tmp_path / ".out.job.staging" / "old", "full")
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    again.go_on(True, False, {})
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old", "_SUCCESS": OLD}
+    again.abort()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_going_on_syncs_as_the_first_run_did(tmp_path: Path, trail: list[str]) -> None:
+    cut_short(tmp_path / "out", [b"one"])
+    shutil.rmtree(tmp_path / ".out.job.staging" / "attempts")  # the driver was killed while it finished
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    again.go_on(False, True, {0: 1})
+    del trail[:]
+    again.finish(NEW)
+    assert trail == ["._SUCCESS.tmp", "> _SUCCESS", "output", "> out", tmp_path.name]
+
+
+# --- behind a URI (and over S3 in test_inputs_s3.py) -------------------------------------------------------------------
+
+
+def uri_output(tmp_path: Path, overwrite: bool = False, inputs: tuple[str, ...] = ()) -> UriOutput:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    return UriOutput(f"file://{tmp_path}/out", overwrite, inputs, "job", tmp_path / "scratch")
+
+
+def test_a_uri_is_opened_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "UriOutput", lambda *asked: asked)
+    asked = ("s3://bucket/out", True, ["in"], "job", "/scratch")
+    assert open_output(*asked, sync=True) == asked
+
+
+def test_attempts_lie_in_the_scratch_directory_until_they_are_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    output = uri_output(tmp_path, overwrite=True)
+    assert output.staging.parent == tmp_path / "scratch"
+    assert output.staging.name.startswith("output.job.")
+    for part in range(2):
+        write(output, part, 0, b"a losing attempt")
+        write(output, part, 1, b"x" * (9 << 20))
+        output.publish(part, 1)
+    assert sorted(os.listdir(output.staging)) == ["part-r-00000.0", "part-r-00001.0"]
+    assert [output.part_path(part) for part in range(2)] == [None, None]
+    with pytest.raises(OutputError, match="published from attempt 1"):
+        output.publish(0, 0)
+    output.finish(NEW, b"receipt")
+    output.abort()
+    big = b"x" * (9 << 20)
+    assert contents_of(tmp_path / "out") == {
+        "part-r-00000": big, "part-r-00001": big, "_SUCCESS": NEW, "_RECEIPT.json": b"receipt",
+    }  # fmt: skip
+    assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_a_slash_at_the_end_of_a_uri_means_nothing(tmp_path: Path) -> None:
+    (tmp_path / "OUTX").mkdir()
+    (tmp_path / "scratch").mkdir()
+    output = UriOutput(f"file://{tmp_path}/OUTX/", True, [], "job", tmp_path / "scratch")
+    write(output, 0, 0, b"x")
+    output.publish(0, 0)
+    output.finish(NEW)
+    assert contents_of(tmp_path / "OUTX") == {"part-r-00000": b"x", "_SUCCESS": NEW}
+
+
+def test_an_abort_deletes_what_was_uploaded_once_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    output = uri_output(tmp_path, overwrite=True)
+    write(output, 0, 0, b"x")
+    output.publish(0, 0)
+    output.abort()
+    assert os.listdir(tmp_path / "scratch") == []
+    assert not (tmp_path / "out").exists()
+    make(tmp_path / "out", "full")
+    output.abort()
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old", "_SUCCESS": OLD}
+
+
+def test_an_abort_leaves_what_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    output = uri_output(tmp_path, overwrite=True)
+    write(output, 0, 0, b"x")
+    output.publish(0, 0)
+    (tmp_path / "out" / "note").write_bytes(b"mine")
+    output.abort()
+    assert contents_of(tmp_path / "out") == {"note": b"mine"}
+
+
+def test_an_abort_before_anything_was_uploaded_deletes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    uri_output(tmp_path, overwrite=True).abort()
+    assert (tmp_path / "out").exists()
+    assert os.listdir(tmp_path / "scratch") == []
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_an_old_output_behind_a_uri_goes_with_the_first_upload(tmp_path: Path, finish: bool) -> None:
+    make(tmp_path / "out", "full")
+    with pytest.raises(OutputError, match=f"the output file://{tmp_path}/out exists"):
+        uri_output(tmp_path)
+    output = uri_output(tmp_path, overwrite=True)
+    assert len(os.listdir(tmp_path / "out")) == 2
+    if finish:
+        output.finish(NEW)
+        assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW}
+        return
+    write(output, 7, 0, b"new")
+    output.publish(7, 0)
+    assert contents_of(tmp_path / "out") == {"part-r-00007": b"new"}
+    write(output, 0, 0, b"next")
+    output.publish(0, 0)
+    assert len(os.listdir(tmp_path / "out")) == 2
+    output.finish(NEW)
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"next", "part-r-00007": b"new", "_SUCCESS": NEW}
+
+
+def test_an_old_output_behind_a_uri_is_incomplete_as_soon_as_it_is_touched(tmp_path: Path) -> None:
+    """Its manifest goes first."""
+    make(tmp_path / "out", "full")
+    output = uri_output(tmp_path, overwrite=True)
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    write(output, 1, 0, b"new")
+    with pytest.raises(OutputError, match=f"cannot write file://{tmp_path}/out: .*_SUCCESS"):
+        output.publish(1, 0)
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old"}
+
+
+@pytest.mark.parametrize("kind", ["file", "foreign", "underscore", "nested"])
+def test_what_no_job_wrote_behind_a_uri_is_refused(tmp_path: Path, kind: str) -> None:
+    make(tmp_path / "out", kind)
+    with pytest.raises(OutputError, match=rf"file://{tmp_path}/out (is not a directory|holds '\w+)"):
+        uri_output(tmp_path, overwrite=True)
+    assert not os.listdir(tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("place", ["out", "out/", "out/deep", ""])
+def test_a_uri_that_is_in_an_input_or_holds_it_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OutputError, match="inside each other"):
+        uri_output(tmp_path, inputs=("plain", f"file://{tmp_path}/{place}"))
+    uri_output(tmp_path, inputs=(f"{tmp_path}/{place}", f"file://{tmp_path}/out2", f"file://{tmp_path}/ou")).abort()
+
+
+def test_a_scratch_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/nowhere"):
+        UriOutput(f"file://{tmp_path}/out", False, [], "job", tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="job id"):
+        UriOutput(f"file://{tmp_path}/out", False, [], "a.b", tmp_path)

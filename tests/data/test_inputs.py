@@ -1,35 +1,40 @@
 """Splits: nothing lost, nothing doubled; and every bad input is one clear line."""
 
 import bz2
+import errno
 import gzip
+import mmap
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quoreduce.data import inputs as inputs_module
+from quoreduce.data.block import Block
 from quoreduce.data.formats import RecordFormat, parse_format
-from quoreduce.data.inputs import Split, open_split, plan_splits, public_name
+from quoreduce.data.inputs import Split, open_records, open_split, plan_splits, public_name
+from quoreduce.data.sequencefile import SequenceWriter
 from quoreduce.errors import HostError, InputError, UsageError
 
 LINES, WORDS = parse_format("lines"), parse_format("words")
 SHARED_TMP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LOGICAL = st.lists(
-    st.sampled_from(
-        [b" ", b"\n", b"\t", b"\r", b"\f", b"\r\n", b"\0", b"a", b"bc", b"\x0b", b"\x85", b"\xff", b"x" * 40]
-    )
+    st.sampled_from([b" ", b"\n", b"\t", b"\r", b"\f", b"\r\n", b"\0", b"a", b"bc", b"\x0b", b"\x85", b"\xff", b"x" * 40])
 ).map(b"".join)
 CONTENTS = st.one_of(st.binary(max_size=300), LOGICAL)
 
@@ -94,9 +99,7 @@ def test_fixed_records_are_never_torn(tmp_path: Path, count: int, width: int, sp
 @pytest.mark.parametrize("kind", ["lines", "words"])
 @pytest.mark.parametrize("as_uri", [False, True])
 @pytest.mark.parametrize("edge", [4095, 4096, 4097, 12288, (1 << 16) + 1, 3 << 20])
-def test_a_record_longer_than_every_read_window_belongs_to_one_split(
-    tmp_path: Path, kind: str, as_uri: bool, edge: int
-) -> None:
+def test_a_record_longer_than_every_read_window_belongs_to_one_split(tmp_path: Path, kind: str, as_uri: bool, edge: int) -> None:
     path = tmp_path / "input"
     data = b"first\n" + b"y" * edge + b"\nlast"
     path.write_bytes(data)
@@ -130,9 +133,7 @@ def test_format_names_round_trip(text: str, expected: RecordFormat) -> None:
     assert str(expected) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["", "line", "fixed", "fixed:", "fixed:0", "fixed:-1", "fixed:65537", "fixed:²", "fixed:1e2"]
-)
+@pytest.mark.parametrize("text", ["", "line", "fixed", "fixed:", "fixed:0", "fixed:-1", "fixed:65537", "fixed:²", "fixed:1e2"])
 def test_unknown_formats_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="use lines, words or fixed:N"):
         parse_format(text)
@@ -211,12 +212,13 @@ def refused(*sources: object, fmt: RecordFormat = LINES, split_bytes: int = 64) 
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    assert "no such file or directory" in refused(tmp_path / "nowhere")
+    message = f"no such file or directory: '{tmp_path}/nowhere'; check the name of the input"
+    assert refused(tmp_path / "nowhere") == message
     assert "nowhere" in refused(tmp_path / "nowhere" / "below")
 
 
 def test_a_glob_without_matches_is_named(tmp_path: Path) -> None:
-    assert "no file matches" in refused(tmp_path / "*.txt")
+    assert refused(tmp_path / "*.txt") == f"no file matches '{tmp_path}/*.txt'; check the name of the input"
 
 
 def test_a_directory_without_files_is_refused(tmp_path: Path) -> None:
@@ -227,7 +229,8 @@ def test_a_directory_without_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_link_is_refused_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to("nowhere")
-    assert "broken symbolic link" in refused(tmp_path / "broken")
+    message = f"cannot read {tmp_path}/broken: a broken symbolic link: No such file or directory"
+    assert refused(tmp_path / "broken") == message
     assert "broken symbolic link" in refused(tmp_path)
 
 
@@ -238,7 +241,7 @@ def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
 
 def test_special_files_are_refused_without_being_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert "is a fifo" in refused(tmp_path / "fifo")
+    assert refused(tmp_path / "fifo") == f"{tmp_path}/fifo is a fifo; copy what it gives into a file first"
     assert "is a character device" in refused("/dev/null")
     with socket.socket(socket.AF_UNIX) as server, in_directory(tmp_path):
         server.bind("sock")
@@ -281,9 +284,57 @@ def test_what_may_not_be_read_is_refused(what: str) -> None:
         try:
             with without_root():
                 path = top / ("directory/below" if what == "below" else what)
-                assert "Permission denied" in refused(path)
+                named = {"file": f"{path}", "directory": f"the directory {path}", "below": f"'{path}'"}
+                assert refused(path) == f"cannot read {named[what]}: Permission denied"
         finally:
             (top / "directory").chmod(0o755)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(stat.S_IFBLK, "a block device"), (0, "not a regular file")])
+def test_what_is_no_file_at_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, name: str) -> None:
+    (tmp_path / "thing").touch()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: os.stat_result([kind | 0o600] + [0] * 9))
+    with pytest.raises(InputError, match=f"thing is {name}; copy what it gives"):
+        inputs_module._file_member(str(tmp_path / "thing"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(5, "Input/output\n error"), "Input/output error"), (ValueError("odd\n things"), "odd things"),
+        (EOFError(), "EOFError"), (OSError("without a number"), "without a number"),
+    ],
+)  # fmt: skip
+def test_a_reason_is_one_line(error: Exception, reason: str) -> None:
+    assert inputs_module._reason(error) == reason
+
+
+def test_a_file_uri_with_a_host_is_refused(tree: Path) -> None:
+    assert refused("file://host/path") == "file://host/path names the host 'host': a file URI is file:///path"
+    assert planned(f"FILE://{tree}/a.txt") == ["a.txt"]
+
+
+def test_there_are_no_more_splits_than_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = inputs_module._Member("s3://key:secret@bucket/a", 1 << 20, True)
+    assert next(inputs_module._splits_of(member, LINES, 1, 0)).index == 0
+    with pytest.raises(InputError, match=r"^s3://bucket/a takes the job over 1048576 splits; use a larger --split-mb$"):
+        next(inputs_module._splits_of(member._replace(size=(1 << 20) + 1), LINES, 1, 0))
+    (tmp_path / "a").write_bytes(b"12345")
+    monkeypatch.setattr(inputs_module, "SPLITS_MAX", 6)
+    assert len(plan_splits([f"{tmp_path}/a"] * 2, LINES, 2)) == 6
+    assert f"{tmp_path}/a takes the job over 6 splits" in refused(*[tmp_path / "a"] * 3, split_bytes=2)
+
+
+def test_the_width_of_a_remote_file_is_checked_without_naming_its_credentials() -> None:
+    member = inputs_module._Member("s3://key:secret@bucket/a", 250, True)
+    message = r"^s3://bucket/a has 250 bytes, not a multiple of 100, the width of the job's records$"
+    with pytest.raises(InputError, match=message):
+        next(inputs_module._splits_of(member, RecordFormat("fixed", 100), 1, 0))
+
+
+def test_an_empty_sequence_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert "empty: bad SequenceFile at byte 0" in refused(tmp_path / "empty", fmt=parse_format("sequence"))
 
 
 def test_a_size_that_is_no_multiple_of_the_record_is_refused(tmp_path: Path) -> None:
@@ -335,9 +386,7 @@ def test_a_file_that_changed_since_the_plan_is_refused_not_mapped(tmp_path: Path
         pass
 
 
-def test_a_file_truncated_between_the_check_and_the_mapping_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_truncated_between_the_check_and_the_mapping_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "input"
     path.write_bytes(b"line\n" * 4000)
     split = plan_splits([str(path)], LINES, 10000)[1]
@@ -349,8 +398,117 @@ def test_a_file_truncated_between_the_check_and_the_mapping_is_refused(
         return found
 
     monkeypatch.setattr(inputs_module, "record_range", find_then_truncate)
-    with pytest.raises(InputError, match="input"), open_split(split, LINES, tmp_path):
+    with pytest.raises(InputError, match=f"^cannot map {path}: mmap length is greater"), open_split(split, LINES, tmp_path):
         pass
+
+
+def test_what_changed_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"line\n")
+    (split,) = plan_splits([str(path)], LINES, 64)
+    path.write_bytes(b"line\nline\n")
+    message = f"{path} changed while the job ran: 5 bytes at first, now 10; run the job again"
+    for one in (split, msgspec.structs.replace(split, uri=True, path=f"file://{path}")):
+        with pytest.raises(InputError) as caught, open_split(one, LINES, tmp_path):
+            pass
+        assert str(caught.value) == message.replace(str(path), one.path)
+    path.unlink()
+    with pytest.raises(InputError) as caught, open_split(split, LINES, tmp_path):
+        pass
+    assert str(caught.value) == f"cannot read {path}: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["input", "input.gz", "sequence"])
+def test_no_file_stays_open_not_even_while_an_error_is_handled(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    fmt = parse_format("sequence") if name == "sequence" else LINES
+    records = bytearray()
+    with SequenceWriter(records.extend, 1) as writer:
+        writer.write(b"k", b"v")
+    path.write_bytes({"input": b"line\n", "input.gz": gzip.compress(b"line\n"), "sequence": bytes(records)}[name])
+    before = os.listdir("/proc/self/fd")
+    (split,) = plan_splits([str(path)], fmt, 1000)
+    for uri in (False, True):
+        one = msgspec.structs.replace(split, uri=uri, path=f"file://{path}" if uri else split.path)
+        with open_records(one, fmt, tmp_path):
+            pass
+        assert os.listdir("/proc/self/fd") == before
+        wrong = msgspec.structs.replace(one, size=split.size + 1)
+        with pytest.raises(InputError, match="changed") as caught, open_records(wrong, fmt, tmp_path):
+            pass
+        assert os.listdir("/proc/self/fd") == before
+        assert caught.tb is not None  # its frames hold what they held
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("fmt", [LINES, parse_format("sequence")])
+def test_a_file_that_cannot_be_read_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: RecordFormat) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"line\n" * 9)
+    split = Split(str(path), 5, 20, 45, "none", False, 0)
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    message = f"^{path} became shorter while the job ran; run the job again$"
+    with pytest.raises(InputError, match=message), open_records(split, fmt, tmp_path):
+        pass
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(InputError, match=f"^cannot read {path}: Input/output error$"), open_records(split, fmt, tmp_path):
+        pass
+
+
+class Advised(mmap.mmap):
+    """A mapping that notes what is to be brought in, and may not be able to."""
+
+    advice: ClassVar[list[tuple[int, ...]]] = []
+    error: ClassVar[int] = 0
+
+    def madvise(self, *advice: int) -> None:
+        self.advice.append(advice)
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.fixture
+def advised(monkeypatch: pytest.MonkeyPatch) -> type[Advised]:
+    monkeypatch.setattr(mmap, "mmap", Advised)
+    monkeypatch.setattr(Advised, "advice", [])
+    return Advised
+
+
+def test_of_a_split_its_own_bytes_are_brought_in_at_once_or_a_page(tmp_path: Path, advised: type[Advised]) -> None:
+    """From the page on in which it begins; a last record that is longer is not."""
+    path = tmp_path / "input"
+    path.write_bytes(b"x" * 9999 + b"\n" + b"y" * 99_999 + b"\n")
+    split = Split(str(path), 9000, 50_000, 110_000, "none", False, 0)
+    skip = 10_000 % mmap.ALLOCATIONGRANULARITY
+    for populate, touched in ((True, 50_000), (False, mmap.PAGESIZE)):
+        with open_split(split, LINES, tmp_path, populate=populate) as array:
+            assert array.tobytes() == b"y" * 99_999 + b"\n"
+        assert advised.advice.pop() == (22, 0, touched + skip)  # MADV_POPULATE_READ
+    with open_split(msgspec.structs.replace(split, start=0, length=10), LINES, tmp_path) as array:
+        assert array.size == 10_000
+    assert advised.advice.pop() == (22, 0, 10)
+    with open_split(msgspec.structs.replace(split, start=109_000, length=1000), LINES, tmp_path) as array:
+        assert array.size == 0
+    with open_records(split, LINES, tmp_path) as array:
+        assert not isinstance(array, Block)
+    assert advised.advice.pop() == (22, 0, 50_000 + skip)
+    assert advised.advice == []
+
+
+def test_a_kernel_that_cannot_bring_it_in_at_once_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advised: type[Advised]
+) -> None:
+    (tmp_path / "input").write_bytes(b"line\n")
+    (split,) = plan_splits([str(tmp_path / "input")], LINES, 64)
+    monkeypatch.setattr(advised, "error", errno.EINVAL)
+    assert read(split, LINES, tmp_path) == b"line\n"
+    monkeypatch.setattr(advised, "error", errno.EFAULT)
+    with pytest.raises(InputError, match=f"^cannot read {tmp_path}/input: truncated just now, or an I/O error$"):
+        read(split, LINES, tmp_path)
 
 
 def test_errors_of_the_caller_pass_through_open_split(tmp_path: Path) -> None:
@@ -423,7 +581,9 @@ def test_a_corrupt_member_is_refused_by_name(tmp_path: Path, suffix: str, harm: 
     path = tmp_path / f"input.{suffix}"
     path.write_bytes(harmed[harm])
     (split,) = plan_splits([str(path)], LINES, 64)
-    with pytest.raises(InputError, match=r"input\.\w+ is corrupt or truncated"), open_split(split, LINES, tmp_path):
+    what = "gzip" if suffix == "gz" else "zstd"
+    message = rf"^{tmp_path}/input\.\w+ is corrupt or truncated \({what}: .+\); fetch it again$"
+    with pytest.raises(InputError, match=message), open_split(split, LINES, tmp_path):
         pass
 
 
@@ -453,16 +613,40 @@ def test_a_missing_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
     path = tmp_path / "input.gz"
     path.write_bytes(gzip.compress(TEXT))
     (split,) = plan_splits([str(path)], LINES, 64)
-    with pytest.raises(HostError, match="cannot decompress"), open_split(split, LINES, tmp_path / "nowhere"):
+    message = f"^cannot decompress {path} into {tmp_path}/nowhere: No such file or directory$"
+    with pytest.raises(HostError, match=message), open_split(split, LINES, tmp_path / "nowhere"):
         pass
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_member_may_just_have_the_size_of_the_bound(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"input.{suffix}"
+    path.write_bytes(gzip.compress(TEXT) if suffix == "gz" else zst(TEXT))
+    (split,) = plan_splits([str(path)], LINES, 64)
+    assert read(split, LINES, tmp_path, max_member_bytes=len(TEXT)) == TEXT
+    message = f"^{path} decompresses to more than {len(TEXT) - 1} bytes; store it uncompressed$"
+    with pytest.raises(InputError, match=message):
+        read(split, LINES, tmp_path, max_member_bytes=len(TEXT) - 1)
+
+
+class Broken:
+    """A file on a bad disk."""
+
+    def read(self, *_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_a_member_that_cannot_be_read_is_not_called_corrupt(compression: Literal["gz", "zst"]) -> None:
+    split = Split("s3://key:secret@bucket/a", 0, 9, 9, compression, True, 0)
+    with pytest.raises(InputError, match=r"^cannot read s3://bucket/a: Input/output error$"):
+        list(inputs_module._chunks(split, Broken()))  # type: ignore[arg-type]
 
 
 def test_a_full_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(scratch)], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(scratch)], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
@@ -477,6 +661,90 @@ def test_a_full_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
 
 
 # --- URIs -------------------------------------------------------------------------------------------------------------
+
+
+def members(uri: str) -> list[tuple[str, int]]:
+    found = inputs_module._uri_members(uri)
+    assert all(member.uri for member in found)
+    return [(member.path, member.size) for member in found]
+
+
+def test_a_uri_stands_for_what_a_path_does(tree: Path) -> None:
+    """Names are quoted, and the query stays (test_inputs_s3.py)."""
+    (tree / "b 100%?.txt").write_text("x\n")
+    base = f"file://{tree}"
+    (tree / "empty").unlink()
+    texts = [(f"{base}/a.txt", 6), (f"{base}/b%20100%25%3F.txt", 2), (f"{base}/b.txt", 6)]
+    assert members(f"{base}/a.txt") == texts[:1]
+    assert members(base) == members(f"{base}/") == [*texts, (f"{base}/c.log", 6)]
+    assert members(f"{base}/*.txt") == texts
+    assert members(f"{base}/_SUCCESS") == [(f"{base}/_SUCCESS", 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such file or directory: file://{}/nowhere; check the name of the input"),
+        ("*.zip", "file://{} has no input files that match '*.zip' (_* and .* are not read)"),
+        ("folder", "file://{}/folder has no input files that match '*' (_* and .* are not read)"),
+    ],
+)
+def test_what_a_uri_does_not_stand_for_is_named(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError) as caught:
+        members(f"file://{tmp_path}/{name}")
+    assert str(caught.value) == message.format(tmp_path)
+
+
+def test_a_member_of_a_uri_has_its_user_and_query() -> None:
+    assert inputs_module._with_path("s3://k:s@bucket/a?x=y", "/b%20") == "s3://k:s@bucket/b%20?x=y"
+    assert inputs_module._with_path("s3://bucket/a", "/b") == "s3://bucket/b"
+
+
+def test_what_a_file_system_says_is_one_line_without_credentials() -> None:
+    uri = "s3://key:secret@bucket/a?x=y"
+    for error in (OSError, ValueError, pyarrow.ArrowException):
+        with pytest.raises(InputError) as caught, inputs_module.uri_errors(uri):
+            raise error(f"no {uri}\n is here")
+        assert str(caught.value) == "cannot read s3://bucket/a: no s3://bucket/a is here"
+
+
+class Remote:
+    """A remote file that notes what is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked: list[tuple[int, int]] = []
+
+    def read_at(self, n: int, at: int) -> bytes:
+        self.asked.append((n, at))
+        return self.data[at : at + n]
+
+
+def test_a_range_is_one_request_and_more_only_as_the_last_record_asks() -> None:
+    """The split, the byte before it, and 64 KiB in which its last record may end; then a MiB each time."""
+    size = 3 << 20
+    file = Remote(bytes(size))
+    window = inputs_module._Range(file, Split("s3://bucket/a", 10, 20, size, "none", True, 0), size)
+    assert file.asked == [(21 + (1 << 16), 9)]
+    end = 9 + 21 + (1 << 16)
+    assert window.read_at(end - 1, 100) == b"\0"
+    assert len(file.asked) == 1
+    assert window.read_at(end, 100) == bytes(100)
+    assert file.asked[1:] == [(1 << 20, end)]
+    assert window.read_at(end + (1 << 20), (1 << 20) + 5) == bytes((1 << 20) + 5)
+    assert file.asked[2:] == [((1 << 20) + 5, end + (1 << 20))]
+    window.grow(1 << 30)
+    assert window.low + len(window.data) == size
+    first = Remote(b"0123456789")
+    window = inputs_module._Range(first, Split("s3://bucket/a", 0, 5, 10, "none", True, 0), 10)
+    assert (first.asked, window.read_at(3, 4)) == ([(10, 0)], b"3456")
+
+
+def test_a_range_that_comes_in_pieces_is_read_whole() -> None:
+    data = bytes(range(100))
+    read = inputs_module._read_range(lambda at, n: data[at : at + min(n, 7)], 20, 60)
+    assert read.tobytes() == data[20:60]
 
 
 def test_memory_for_a_uri_is_bounded(tmp_path: Path) -> None:
@@ -499,6 +767,7 @@ def test_a_uri_whose_file_changed_or_went_is_refused(tmp_path: Path) -> None:
 def test_credentials_in_a_uri_are_not_shown() -> None:
     assert public_name("s3://key:secret@bucket/a/b?region=x") == "s3://bucket/a/b"
     assert public_name("s3://key:se/cret@bucket/a/b") == "s3://bucket/a/b"
+    assert public_name("s3://key:se/c@ret@bucket/a") == "s3://bucket/a"
     assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
     assert public_name("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
     assert public_name("s3://key:secret@bucket/a@b") == "s3://bucket/a@b"

@@ -7,7 +7,9 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,6 +114,57 @@ def test_a_record_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) 
         decode(raw)
 
 
+@pytest.mark.parametrize(("length", "read"), [(128 << 20, True), ((128 << 20) + 1, False)])
+def test_a_record_of_128_mb_may_be_torn_and_one_byte_more_is_refused(length: int, read: bool) -> None:
+    size = length.to_bytes(4, "little")
+    raw = MAGIC + size + journal._check(size, start()) + b"begins"
+    if read:
+        assert decode(raw)[:2] == ([], len(MAGIC))
+    else:
+        with pytest.raises(JournalError, match=r"byte 16 has 134,217,729 bytes; at most 134,217,728 are read"):
+            decode(raw)
+
+
+def test_what_is_written_may_just_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RECORD_BYTES_MAX", len(msgspec.msgpack.encode(HEADER)))
+    assert decode(written([HEADER]))[0] == [HEADER]
+    monkeypatch.setattr(journal, "RECORD_BYTES_MAX", len(msgspec.msgpack.encode(HEADER)) - 1)
+    with pytest.raises(JournalError, match="too large"):
+        written([HEADER])
+
+
+def test_a_frame_that_is_there_to_its_last_byte_is_not_torn() -> None:
+    """Only zeros are what was never written: a head that is wrong, or a digest that is, was changed."""
+    raw = bytearray(written([Begun(1)]))
+    for end, at in ((len(MAGIC) + 8, len(MAGIC) + 1), (len(raw), len(raw) - 1)):
+        wrong = raw[:end]
+        wrong[at] = ord("X") if wrong[at] != ord("X") else ord("Y")
+        with pytest.raises(JournalError, match="not what was written"):
+            decode(bytes(wrong))
+
+
+def test_the_bytes_never_change() -> None:
+    """Frames and records by hand: a journal is read by a later version, or refused for its MAGIC."""
+    decided = {"kind": "map", "index": 3, "attempt": 9, "domains": ["a", "b"], "digest": b"d", "parts": [[b"p", 1, 2, 3]]}
+    unsaid = {"path": "", "data": b"", "records_in": 0, "bytes_in": 0, "counters": {}}
+    header = {
+        "version": "1", "name": "job", "job": b"pickle", "options": b"o", "place": b"p", "inputs": ["/in"], "format": "lines",
+        "split_bytes": 7, "sources": [["/in/a", 9, 1]], "splits": b"s" * 32, "reducers": 2, "key": b"",
+    }  # fmt: skip
+    chain, raw = blake3(b"quoreduce job 1\n").digest(), b"quoreduce job 1\n"
+    for record in (
+        {"type": "header", **header}, {"type": "begun", "life": 1}, {"type": "gone", "attempts": [4, 5]},
+        {"type": "launched", "kind": "map", "index": 2, "attempt": 1}, {"type": "decided", **decided, **unsaid},
+    ):  # fmt: skip
+        said = msgspec.msgpack.encode(record)
+        length = len(said).to_bytes(4, "little")
+        raw += length + blake3(length, key=chain).digest()[:4] + said
+        chain = blake3(chain + said).digest()
+        raw += chain
+    last = Decided("map", 3, 9, ("a", "b"), b"d", ((b"p", 1, 2, 3),))
+    assert raw == written([HEADER, Begun(1), Gone((4, 5)), Launched("map", 2, 1), last])
+
+
 # ---- the file
 
 
@@ -153,10 +206,97 @@ def test_a_disk_that_is_full_leaves_no_half_frame(tmp_path: Path, monkeypatch: p
             raise OSError(errno.ENOSPC, "no space left on device")
         return write(fd, raw[:10])
 
+    one.append([Begun(3)])
+    before = path.read_bytes()
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="no space"):
         one.append([Begun(5)])
     monkeypatch.setattr(os, "write", write)
+    assert path.read_bytes() == before
     one.append([Begun(7)])
+    one.append([Begun(8)])
     one.close()
-    assert decode(path.read_bytes())[0] == [HEADER, Begun(7)]
+    assert decode(path.read_bytes())[0] == [HEADER, Begun(3), Begun(7), Begun(8)]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a journal that was closed, once or twice, nor of one that could not be made or opened."""
+    path = tmp_path / "journal"
+    before = open_files()
+    one = Journal.create(path, [HEADER])
+    one.close()
+    one.close()
+    assert open_files() == before
+    two, _ = Journal.open(path)
+    assert open_files() == before + 1
+    two.close()
+    path.write_bytes(b"something else entirely")
+    with pytest.raises(JournalError):
+        Journal.open(path)
+    monkeypatch.setattr(os, "write", lambda fd, raw: os.stat("/nowhere"))
+    with pytest.raises(OSError, match="nowhere"):
+        Journal.create(path, [HEADER])
+    assert open_files() == before
+
+
+@pytest.fixture
+def trail(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is forced to disk, and renamed, by file name."""
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (seen.append(f"> {Path(b).name}"), rename(a, b)))
+    return seen
+
+
+def test_a_journal_is_on_disk_before_it_is_seen(tmp_path: Path, trail: list[str]) -> None:
+    """And so are the folder that names it and the one that names that: it is to be found after a loss of power."""
+    path = tmp_path / "folder" / "journal"
+    path.parent.mkdir()
+    one = Journal.create(path, [HEADER])
+    assert trail == [".journal.tmp", "> journal", "folder", tmp_path.name]
+    one.append([Begun(0)])
+    assert len(trail) == 4
+    one.sync()
+    assert trail[4:] == ["journal"]
+    one.close()
+
+
+def test_only_a_torn_end_is_cut_off_and_that_for_good(tmp_path: Path, trail: list[str]) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(written([HEADER]))
+    Journal.open(path)[0].close()
+    assert trail == []
+    path.write_bytes(written([HEADER]) + bytes(9))
+    Journal.open(path)[0].close()
+    assert trail == ["journal"]
+    assert path.read_bytes() == written([HEADER])
+
+
+def test_what_a_dead_driver_began_to_write_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".journal.tmp").write_bytes(b"x" * 9999)
+    Journal.create(tmp_path / "journal", [HEADER]).close()
+    assert (tmp_path / "journal").read_bytes() == written([HEADER])
+
+
+def test_a_link_is_not_followed_to_another_journal(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(written([HEADER]))
+    (tmp_path / "journal").symlink_to("other")
+    with pytest.raises(OSError, match="symbolic links"):
+        Journal.open(tmp_path / "journal")
+
+
+def test_a_journal_over_the_bound_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(written([HEADER]))
+    monkeypatch.setattr(journal, "JOURNAL_BYTES_MAX", path.stat().st_size)
+    Journal.open(path)[0].close()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fdopen", lambda *_: pytest.fail("it is read"))
+    os.truncate(path, (4 << 30) + 1)
+    with pytest.raises(JournalError, match=r"4,294,967,297 bytes; at most 4,294,967,296 are read"):
+        Journal.open(path)

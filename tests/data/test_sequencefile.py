@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -129,11 +130,8 @@ def test_columns_are_written_as_single_records_are(records: list[Record], way: A
     with SequenceWriter(out.extend, 1, **options) as writer:
         bounds = sorted({0, len(records), *(min(cut, len(records)) for cut in cuts)})
         for start, stop in pairwise(bounds):
-            some, columns = records[start:stop], []
-            for side in (0, 1):
-                columns.append(np.array([0, *accumulate(len(r[side]) for r in some)], np.int64))
-                columns.append(np.frombuffer(b"".join(r[side] for r in some), np.uint8))
-            writer.write_columns(*columns)
+            writer.write_columns(*columns_of(records[start:stop]))
+    assert (writer.records, writer.nbytes) == (len(records), len(out))
     assert bytes(out) == written(records, **options)
 
 
@@ -188,6 +186,100 @@ def test_a_payload_of_another_width_is_refused() -> None:
         writer.write(b"12345", b"")
     with pytest.raises(ValueError, match="1 keys and 2 values"):
         writer.write_columns(np.array([0, 4]), np.zeros(4, np.uint8), np.array([0, 0, 0]), np.zeros(0, np.uint8))
+
+
+def test_a_block_ends_with_the_record_that_brings_it_to_its_size() -> None:
+    """10 bytes of a record are 2 of its key and 8 of its value; the lengths of both are not counted."""
+    for block_bytes, per_block in ((29, 3), (30, 3), (31, 4), (1, 1), (90, 9)):
+        data = written([(b"k", b"7 bytes")] * 9, block_bytes=block_bytes)
+        assert len(groups_of(data)) == -(-9 // per_block)  # the first begins where the header ends
+    usual = [(b"", b"v" * 996)] * 999  # of 1000 bytes each
+    assert len(groups_of(written([*usual, (b"", b"")]))) == 1
+    assert len(groups_of(written([*usual, usual[0], (b"", b"")]))) == 2
+
+
+def test_columns_that_come_a_few_at_a_time_end_blocks_where_single_records_do() -> None:
+    records = [(b"k" * (n % 7), b"v" * (n % 11)) for n in range(200)]
+    for block_bytes in (20, 50, 90):
+        out = bytearray()
+        with SequenceWriter(out.extend, 1, block_bytes=block_bytes) as writer:
+            for at in range(0, 200, 3):
+                writer.write_columns(*columns_of(records[at : at + 3]))
+                assert writer.records == min(at + 3, 200)
+        assert bytes(out) == written(records, block_bytes=block_bytes)
+
+
+def columns_of(records: list[Record]) -> list[Any]:
+    columns: list[Any] = []
+    for side in (0, 1):
+        columns.append(np.array([0, *accumulate(len(record[side]) for record in records)], np.int64))
+        columns.append(np.frombuffer(b"".join(record[side] for record in records), np.uint8))
+    return columns
+
+
+def test_single_records_are_interspersed_with_markers() -> None:
+    """Before the first record that begins 5 * 1024 * 20 bytes or more after the last marker, or the file's beginning."""
+    records = [(b"k" * 90, bytes(n * 37 % 900)) for n in range(900)]
+    data = written(records, key="BytesWritable", value="BytesWritable", compression="none")
+    header = len(sf.file_header(bytes(16), "BytesWritable", "BytesWritable", "none"))
+    at, last, expected = header, 0, [header]
+    for key, value in records:
+        if at >= last + 102_400:
+            expected.append(at)
+            last = at = at + 20
+        at += 16 + len(key) + len(value)
+    assert at == len(data)
+    assert len(expected) == 5
+    assert groups_of(data) == expected
+
+
+def test_a_marker_is_due_at_the_very_byte() -> None:
+    kinds = {"key": "BytesWritable", "value": "BytesWritable", "compression": "none"}
+    header = len(written([], **kinds))
+    for early in (0, 1):
+        first = (b"", bytes(102_400 - early - header - 16))
+        assert groups_of(written([first, (b"", b"")], **kinds)) == [header, 102_400][: 2 - early]
+        again = (b"", bytes(102_400 - early - 16))  # after a marker, which has 20 bytes
+        data = written([(b"", bytes(102_400 - header - 16)), again, (b"", b"")], **kinds)
+        assert groups_of(data) == [header, 102_400, 204_820][: 3 - early]
+
+
+@pytest.mark.parametrize("compression", ["none", "record", "block"])
+def test_what_is_pending_is_written_once_and_not_after_an_error(compression: Any) -> None:
+    out = bytearray()
+    writer = SequenceWriter(out.extend, 1, compression=compression)
+    writer.write(b"k", b"v")
+    writer.close()
+    writer.close()
+    assert bytes(out) == written([(b"k", b"v")], compression=compression)
+    out = bytearray()
+    with suppress(KeyError), SequenceWriter(out.extend, 1) as writer:
+        writer.write(b"k", b"v")
+        raise KeyError
+    assert bytes(out) == written([])
+
+
+def test_the_level_is_zlibs() -> None:
+    records = [(b"k", b"value" * 1000)]
+    sizes = {level: len(written(records, level=level)) for level in (0, 1, 9)}
+    assert sizes[0] > 5000 > sizes[1] >= sizes[9]
+
+
+def test_no_length_is_over_that_of_a_java_int(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a payload with what stands before it, 5 bytes at most; and of a record."""
+    assert sf.LENGTH_MAX == 2147483647
+    monkeypatch.setattr(sf, "LENGTH_MAX", 30)
+    written([(b"x" * 25, b"x" * 25)], key="BytesWritable", value="BytesWritable")
+    with pytest.raises(ValueError, match="a value of 26 bytes does not fit its class"):
+        written([(b"", b"x" * 26)], key="BytesWritable", value="BytesWritable")
+    written([(b"x" * 9, b"x" * 13)], key="BytesWritable", value="BytesWritable", compression="none")
+    with pytest.raises(ValueError, match="a record of 31 bytes does not fit a SequenceFile"):
+        written([(b"x" * 9, b"x" * 14)], key="BytesWritable", value="BytesWritable", compression="none")
+
+
+def test_of_nothing_there_is_nothing() -> None:
+    with pytest.raises(ValueError, match="a value of 1 bytes does not fit its class"):
+        written([(b"x", b"")], key="NullWritable")
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -407,6 +499,197 @@ HUGE = kernels.encode_vints(np.array([2**31 - 1] * 3, np.int64)).tobytes()
 )  # fmt: skip
 def test_absurd_lengths_are_refused_before_memory_is_given_to_them(tmp_path: Path, data: bytes, message: str) -> None:
     assert re.search(message, str(outcome(tmp_path / "bad", data)))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (3, "byte 3: the version of 1 bytes, of which 0 are there"),
+        (4, "byte 4: the length of the name of the key class of 1 bytes, of which 0 are there"),
+        (10, "byte 5: the name of the key class of 25 bytes, of which 5 are there"),
+        (30, "byte 30: the length of the name of the value class of 1 bytes, of which 0 are there"),
+        (31, "byte 31: the name of the value class of 25 bytes, of which 0 are there"),
+        (56, "byte 56: the flag of compression of 1 bytes, of which 0 are there"),
+        (57, "byte 57: the flag of blocks of 1 bytes, of which 0 are there"),
+        (58, "byte 58: the length of the name of the codec of 1 bytes, of which 0 are there"),
+        (60, "byte 59: the name of the codec of 42 bytes, of which 1 are there"),
+        (103, "byte 101: the number of metadata of 4 bytes, of which 2 are there"),
+        (105, "byte 105: the length of a key of the metadata of 1 bytes, of which 0 are there"),
+        (106, "byte 106: a key of the metadata of 1 bytes, of which 0 are there"),
+        (107, "byte 107: the length of a value of the metadata of 1 bytes, of which 0 are there"),
+        (108, "byte 108: a value of the metadata of 1 bytes, of which 0 are there"),
+        (110, "byte 109: the sync marker of 16 bytes, of which 1 are there"),
+        (130, "byte 125: a block's sync marker of 20 bytes, of which 5 are there"),
+        (145, "byte 145: the number of records of 1 bytes, of which 0 are there"),
+    ],
+)
+def test_a_file_that_is_cut_short_says_what_is_missing(tmp_path: Path, size: int, message: str) -> None:
+    data = with_header(metadata=b"\0\0\0\1\1k\1v") + sf.block_frame(bytes(16), 1, GOOD)
+    assert f" at {message}: truncated or corrupt" in str(outcome(tmp_path / "cut", data[:size]))
+
+
+def test_a_block_that_is_cut_short_says_which_buffer_is_missing(tmp_path: Path) -> None:
+    data, at = block(1, *GOOD), 142
+    for what, buffer in zip(("lengths of keys", "keys", "lengths of values", "values"), GOOD, strict=True):
+        message = f"byte {at}: the size of the {what} of 1 bytes, of which 0 are there"
+        assert message in str(outcome(tmp_path / "cut", data[:at]))
+        message = f"byte {at + 1}: {what} of {len(buffer)} bytes, of which 1 are there"
+        assert message in str(outcome(tmp_path / "cut", data[: at + 2]))
+        at += 1 + len(buffer)
+    assert at == len(data)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (b"\x80", "byte 141: the number of records is no length"),
+        (b"\x8b" + bytes(9), "byte 141: the number of records is no length"),
+        (b"\x90", "byte 141: the number of records is no length"),
+        (b"\xff", "byte 141: the number of records is no length"),
+        (b"\x8c\x80\0\0\0", "byte 141: the number of records is 2147483648"),
+        (b"\x8e\1", "byte 142: the number of records of 2 bytes, of which 1 are there"),
+        (b"\x8f", "byte 142: the number of records of 1 bytes, of which 0 are there"),
+    ],
+)
+def test_what_is_no_length_is_refused(tmp_path: Path, number: bytes, message: str) -> None:
+    assert message in str(outcome(tmp_path / "bad", with_header() + b"\xff" * 4 + bytes(16) + number))
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_more_records_than_lengths_can_be_compressed_into_so_few_bytes_are_refused(tmp_path: Path, which: int) -> None:
+    """Either buffer of lengths bounds them, at 1032 bytes from one."""
+    buffers = [zlib.compress(bytes(n)) for n in (100_000, 100_000, 100_000, 100_000)]
+    buffers[which] = zlib.compress(b"\2")
+    most = 1032 * len(buffers[which])
+    assert "cannot be so small" in str(outcome(tmp_path / "bad", block(most + 1, *buffers)))
+    assert "cannot be so small" not in str(outcome(tmp_path / "bad", block(most, *buffers)))
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_more_bytes_than_can_be_compressed_into_so_few_are_refused(tmp_path: Path, which: int) -> None:
+    most = 1032 * len(GOOD[which + 1])
+    name = "values" if which else "keys"
+    for size, good in ((most, True), (most + 1, False)):
+        buffers = list(GOOD)
+        buffers[which] = zlib.compress(sf.vint(size))
+        wrong = f"byte 121: 2 bytes of {name}, not {size}" if good else f"byte 121: {name} of {size} bytes cannot be compressed"
+        assert wrong in str(outcome(tmp_path / "bad", block(1, *buffers)))
+
+
+def test_many_records_that_are_all_alike_are_read(tmp_path: Path) -> None:
+    """Their lengths take very few bytes."""
+    records = [(b"k", b"v")] * 5000
+    (tmp_path / "file").write_bytes(written(records))
+    assert pairs_of(read_sequence(tmp_path / "file")) == records
+
+
+def test_a_header_is_as_large_as_it_may_be_and_no_larger(tmp_path: Path) -> None:
+    big = {chr(97 + n): "x" * 4096 for n in range(15)}
+    left = (1 << 16) - len(sf.file_header(bytes(16), metadata={**big, "p": ""})) - 2  # a VInt of 3 bytes, not 1
+    assert 256 <= left <= 4096
+    data = sf.file_header(bytes(16), metadata={**big, "p": "y" * left})
+    assert len(data) == 1 << 16
+    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
+    assert (header.end, header.metadata[-1]) == (1 << 16, (b"p", b"y" * left))
+    with pytest.raises(UsageError, match="at most 65536 bytes and 1024 metadata"):
+        sf.file_header(bytes(16), metadata={**big, "p": "y" * (left + 1)})
+    with pytest.raises(UsageError, match="at most 4096 bytes, not 4097"):
+        sf.file_header(bytes(16), metadata={"k": "x" * 4097})
+    wrong = with_header(metadata=b"\0\0\0\1" + sf.vint(4097) + b"x" * 4097)
+    assert "byte 105: a key of the metadata has 4097 bytes; at most 4096 are read" in str(outcome(tmp_path / "bad", wrong))
+
+
+def test_as_much_metadata_as_may_be_written_is_read(tmp_path: Path) -> None:
+    data = sf.file_header(bytes(16), metadata={str(n): "" for n in range(1024)})
+    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
+    assert len(header.metadata) == 1024
+    with pytest.raises(UsageError, match="1024 metadata"):
+        sf.file_header(bytes(16), metadata={str(n): "" for n in range(1025)})
+    wrong = with_header(metadata=(1025).to_bytes(4, "big") + bytes(2 * 1025))
+    assert "byte 101: 1025 metadata; 0 to 1024 are read" in str(outcome(tmp_path / "bad", wrong))
+
+
+def test_a_header_may_come_in_pieces_and_nothing_after_it_is_asked_for() -> None:
+    data = with_header() + bytes(100_000)
+    for size in (125, len(data)):
+        asked: list[int] = []
+
+        def read_at(at: int, n: int, size: int = size, asked: list[int] = asked) -> bytes:
+            asked.append(at + n)
+            return data[at : min(at + n, at + 4000, size)]
+
+        header = sf.read_header(read_at, size, "x")
+        assert (header.end, header.compression, header.wbits) == (121, "block", 15)
+        assert set(asked) == {min(size, 1 << 16)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_header_says_how_records_are_stored(way: Any) -> None:
+    data = written([], key="LongWritable", value="BytesWritable", compression=way[0], codec=way[1])
+    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
+    wbits = 0 if way[0] == "none" else 31 if way[1] == "gzip" else 15
+    assert header == (8, -2, way[0], wbits, (), sync_marker(1, 0), len(data))
+
+
+SINGLES = {"flags": b"\0\0", "codec": b""}
+
+
+def single(key: bytes, value: bytes) -> bytes:
+    return (len(key) + len(value)).to_bytes(4, "big") + len(key).to_bytes(4, "big") + key + value
+
+
+@pytest.mark.parametrize(
+    ("tail", "message"),
+    [
+        (b"\0\0\0", "byte 90: a record is cut short"),
+        (single(b"\1k", b"\1v")[:-1], "byte 90: a record is cut short"),
+        (b"\xff" * 4 + b"x" * 16, "byte 90: another sync marker"),
+        (b"\xff\xff\xff\xfe" + bytes(4), "byte 90: a record of negative length"),
+        (single(b"\2k", b"\1v"), "byte 98: in the keys, item 1 does not begin with its length"),
+        (single(b"\1k", b"\2v"), "byte 100: in the values, item 1 does not begin with its length"),
+        (single(b"", b"\1v"), "byte 98: item 1 has 0 bytes, which none of its class has"),
+        (single(b"\1k", b""), "byte 100: item 1 has 0 bytes, which none of its class has"),
+    ],
+)
+def test_what_is_wrong_in_single_records_is_said_with_its_place(tmp_path: Path, tail: bytes, message: str) -> None:
+    data = with_header(**SINGLES) + single(b"\1k", b"\1v") + tail
+    assert message in str(outcome(tmp_path / "bad", data))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (zlib.compress(b"\2v"), "byte 151: in the values, item 1 does not begin with its length"),
+        (zlib.compress(b""), "byte 151: item 1 has 0 bytes, which none of its class has"),
+        (b"not zlib", "byte 151: a value's bytes: "),
+        (zlib.compress(b"\1v") + b"!", "byte 151: a value's bytes are followed by other bytes"),
+    ],
+)
+def test_what_is_wrong_in_compressed_values_is_said_with_its_place_in_the_file(
+    tmp_path: Path, value: bytes, message: str
+) -> None:
+    good = zlib.compress(b"\1v")
+    data = with_header(flags=b"\1\0") + single(b"\1k", good) + single(b"\1k", value)
+    assert message in str(outcome(tmp_path / "bad", data))
+
+
+@pytest.mark.parametrize(
+    ("compression", "records", "enough"),
+    [
+        ("block", [(b"k" * 9, b"v" * 91)], 100),
+        ("block", [(b"k" * 100, b"")], 100),
+        ("block", [(b"", b"")] * 30, 480),
+        ("none", [(b"k", b"v" * 50)] * 3, 3 * (8 + 2 + 51 + 16)),
+        ("record", [(b"", b"v" * 500)] * 3, 3 * 503),
+    ],
+)
+def test_records_are_read_that_just_fit_the_bound(tmp_path: Path, compression: Any, records: list[Record], enough: int) -> None:
+    """Payloads of keys and values, 16 bytes for each record; or what the file has, where it is not compressed."""
+    path = tmp_path / "file"
+    path.write_bytes(written(records, compression=compression, block_bytes=10))
+    assert pairs_of(read_sequence(path, bytes_max=enough)) == records
+    with pytest.raises(InputError, match=r"use a smaller --split-mb|to more than \d+ bytes"):
+        read_sequence(path, bytes_max=enough - 1)
 
 
 @pytest.mark.parametrize("compression", ["none", "record", "block"])

@@ -84,6 +84,7 @@ def test_r1_fewer_domains_than_must_agree_are_refused() -> None:
     job = Play(domains=2, f=2)
     assert isinstance(job.result, JobFailed)
     assert job.result.reason == "too_few_domains"
+    assert job.result.message == "3 domains must agree on every output (f=2), and only 2 are there."
     assert job.cluster.launches == {}
 
 
@@ -152,6 +153,19 @@ def test_r3_a_bound_on_attempts_ends_in_no_quorum_and_nothing_is_agreed() -> Non
     assert len(job.of("map 0")) == 7
     assert "7 executions" in job.result.message
     assert job.cluster.agreed == {}
+    assert job.tracker.counters()["queued"] == 0
+
+
+def test_r3_an_up_front_plan_is_not_completed_beyond_the_bound_if_those_left_may_agree() -> None:
+    job = Play(domains=4, mode="basic", max_attempts=3)
+    job.cluster.crash("w0", blocks_lost=True)
+    assert len(job.of("map 0")) == 3
+    job.answer("map 0", 1)
+    assert not job.agreed("map 0")
+    job.answer("map 0", 2)
+    assert job.agreed("map 0")
+    assert job.done()
+    assert len(job.of("map 0")) == 3
 
 
 # ---- R4: the vote is on the whole output ----------------------------------------------------------------------------
@@ -256,6 +270,20 @@ def test_r5_a_copy_that_lost_elsewhere_is_kept_until_its_readers_are_done() -> N
     assert job.done()
 
 
+def test_r5_a_copy_that_was_kept_for_its_readers_goes_with_the_last_of_them_even_if_that_dies() -> None:
+    job = Play(reduces=2, domains=6)
+    job.answer("map 0", 0, "alone")
+    job.answer("map 0", 1)
+    job.answer("map 0", 2)
+    job.answer("reduce 0", 0)
+    (reader,) = job.running("reduce 0")
+    assert reader.worker != job.of("map 0")[0].worker
+    assert Discard(0) not in job.last
+    job.cluster.crash(reader.worker, blocks_lost=True)
+    assert Discard(0) in job.last
+    assert job.done()
+
+
 def test_r5_reduces_wait_while_a_map_is_in_dispute() -> None:
     job = Play(maps=2)
     job.answer("map 0", 0)
@@ -304,6 +332,18 @@ def test_r6_a_lost_copy_of_a_voted_map_is_executed_again() -> None:
     assert [(c.replica, c.store) for c in again] == [(2, True)]
     assert job.done()
     assert job.ledger.lost_blocks == 1
+
+
+def test_r6_another_copy_is_sought_where_the_winner_was_produced() -> None:
+    """Not from who challenged it, whom a vote that is not won yet would ask again first (R1)."""
+    job = Play(domains=3)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    job.answer("map 0", 2)
+    assert job.domains("map 0") == ["d0", "d1", "d2"]
+    job.cluster.lose_block(0, told=True)
+    assert job.domains("map 0")[3:] == ["d2"]
+    assert job.done()
 
 
 def test_r6_an_execution_for_a_copy_must_give_the_winning_output() -> None:
@@ -493,6 +533,7 @@ def test_r11_a_domain_that_fails_a_test_is_named_and_quarantined_at_once() -> No
     assert isinstance(job.result, JobDone)
     assert job.ledger.suspects == {"d1": "test"}
     assert job.ledger.quarantined == ("d1",)
+    assert job.tracker.quarantined == ["d1"]
     assert executed_on(job, "w1") <= 2  # the second was on its way
     job.cluster.expect_truth()
 
@@ -653,6 +694,7 @@ def test_r11_a_task_that_contradicts_itself_everywhere_is_not_deterministic() ->
     while job.result is None:
         job.answer("map 0", None, "alone")
     assert job.result.reason == "not_deterministic"
+    assert "(quoreduce check looks for the cause)" in job.result.message
     assert job.ledger.suspicion == {}  # nobody is accused
 
 
@@ -669,6 +711,7 @@ def test_r11_a_job_whose_output_depends_on_the_type_of_cpu_is_not_deterministic(
         c = job.running("map 0")[0]
         job.answer("map 0", c.replica, "collude" if c.worker in ("w0", "w1") else "")
     assert job.result.reason == "not_deterministic"
+    assert "(quoreduce check --settings cpu looks for the cause)" in job.result.message
     assert "(old and new)" in job.result.message
     assert job.ledger.lost_votes == 0
     assert job.ledger.suspects == {}

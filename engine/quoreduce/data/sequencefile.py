@@ -308,7 +308,7 @@ def _find_blocks(cursor: _Cursor, header: Header, bytes_max: int) -> list[_Chunk
         for what in ("lengths of keys", "keys", "lengths of values", "values"):
             size = cursor.vint(f"the size of the {what}")
             spans.append((cursor.at, size))
-            cursor.take(size, f"{what}")
+            cursor.take(size, what)
         total += records
         if records > EXPANSION_MAX * min(spans[0][1], spans[2][1]):
             cursor.fail(f"a block of {records} records cannot be so small", start)
@@ -427,7 +427,7 @@ def _inflate_values(cursor: _Cursor, header: Header, starts: I64, lengths: I64, 
 
     values, total = [], 0
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        values.append(_inflate(cursor, start, length, header.wbits, bytes_max - total, "a value"))
+        values.append(_inflate(cursor, start, length, header.wbits, bytes_max - total, "a value's bytes"))
         total += len(values[-1])
     sizes = np.fromiter(map(len, values), np.int64, len(values))
     return np.frombuffer(b"".join(values), np.uint8), np.cumsum(sizes) - sizes, sizes
@@ -497,14 +497,15 @@ class SequenceWriter:
         self.nbytes = 0
         self._write = write
         self._sync = sync_marker(seed, part)
-        self._forms = (CLASSES.get(key, 0), CLASSES.get(value, 0))
-        self._compression, self._wbits, self._level = compression, CODECS[CODEC_NAMES.get(codec, "DefaultCodec")], level
+        header = file_header(self._sync, key, value, compression, codec, metadata)
+        self._forms = (CLASSES[key], CLASSES[value])
+        self._compression, self._wbits, self._level = compression, CODECS[CODEC_NAMES[codec]], level
         self._block_bytes = block_bytes
         self._buffers = tuple(bytearray() for _ in range(4))
         self._pending = 0
         self._synced = 0
         self._closed = False
-        self._put(file_header(self._sync, key, value, compression, codec, metadata))
+        self._put(header)
 
     def __enter__(self) -> SequenceWriter:
         return self
