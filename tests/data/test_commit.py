@@ -799,8 +799,13 @@ def test_a_uri_that_is_in_an_input_or_holds_it_is_refused(tmp_path: Path, place:
     uri_output(tmp_path, inputs=(f"{tmp_path}/{place}", f"file://{tmp_path}/out2", f"file://{tmp_path}/ou")).abort()
 
 
-def test_a_scratch_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/nowhere"):
-        UriOutput(f"file://{tmp_path}/out", False, [], "job", tmp_path / "nowhere")
+def test_a_scratch_directory_is_made_or_named(tmp_path: Path) -> None:
+    output = UriOutput(f"file://{tmp_path}/out", False, [], "job", tmp_path / "scratch")
+    assert output.staging.parent == tmp_path / "scratch"
+    assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
+    output.abort()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/scratch"):
+        UriOutput(f"file://{tmp_path}/out", False, [], "job", tmp_path / "file" / "scratch")
     with pytest.raises(OutputError, match="job id"):
         UriOutput(f"file://{tmp_path}/out", False, [], "a.b", tmp_path)
