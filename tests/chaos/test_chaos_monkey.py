@@ -15,7 +15,7 @@ from runs import poll, running
 
 from quoreduce.chaos.monkey import FAKETIME, Monkey, flip_bit, marked, skewed_environment, wait_until_gone
 from quoreduce.chaos.plan import JobPlan, Strike
-from quoreduce.runtime.driver import Progress
+from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.port import WorkerInfo
 
 

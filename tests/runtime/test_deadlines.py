@@ -13,7 +13,7 @@ from runs import WORDCOUNT, left_in, parts_of, poll, running
 
 from quoreduce import Job, Options, Session
 from quoreduce.errors import NoQuorum
-from quoreduce.runtime import driver, wire
+from quoreduce.runtime import underway, wire
 from quoreduce.runtime.options import Place
 
 DEADLINE_S = 2.0
@@ -113,7 +113,7 @@ def test_without_a_deadline_the_slowest_task_so_far_sets_it(verses: Path, tmp_pa
             isinstance(request, wire.MapTask) and request.index == 2 and worker == session.workers[0].name
         )
         session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.01))
-        assert driver.DEADLINE_LEAST_S <= meddler.clock.now - begun < driver.DEADLINE_FIRST_S
+        assert underway.DEADLINE_LEAST_S <= meddler.clock.now - begun < underway.DEADLINE_FIRST_S
 
 
 def test_a_worker_that_never_begins_is_replaced(verses: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from runs import EXECUTORS, WORDCOUNT, Runner
 
 from quoreduce import Result, Session
 from quoreduce.runtime import driver as driver_module
+from quoreduce.runtime import requests as requests_module
 from quoreduce.runtime.options import Place
 from quoreduce.tracker import messages as m
 
@@ -67,15 +68,15 @@ def test_without_tight_storage_the_output_is_written_as_often_as_a_replicating_s
 ) -> None:
     """Slide 22, R7."""
     written: list[int] = []
-    paths = driver_module.Driver._paths
+    paths = requests_module.Requests._paths
 
-    def watched(self: driver_module.Driver, part: int, attempt: int) -> list[str]:
+    def watched(self: requests_module.Requests, part: int, attempt: int) -> list[str]:
         found = paths(self, part, attempt)
         written.append(len(found))
         return found
 
-    monkeypatch.setattr(driver_module.Driver, "_paths", watched)
-    for tight, copies in ((True, 1), (False, driver_module.STORAGE_COPIES)):
+    monkeypatch.setattr(requests_module.Requests, "_paths", watched)
+    for tight, copies in ((True, 1), (False, requests_module.STORAGE_COPIES)):
         written.clear()
         _, parts = count(run, on, verses, tight_storage=tight)
         assert parts == plain[1]

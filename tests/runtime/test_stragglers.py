@@ -14,7 +14,7 @@ from runs import SORT, WORDCOUNT, Runner, parts_of
 
 from quoreduce import Job, Options, Result, Session
 from quoreduce.jobs.scan import scan_job
-from quoreduce.runtime import driver, wire
+from quoreduce.runtime import underway, wire
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival
 from quoreduce.tracker.pace import FLOOR_S
@@ -106,23 +106,23 @@ def late(verses: Path, out: Path, **options: Any) -> tuple[Result, float]:
 def test_the_reduces_go_on_without_a_carrier_that_is_late(verses: Path, tmp_path: Path) -> None:
     result, took_s = late(verses, tmp_path / "out")
     assert (result.spares, result.reexecutions) == (1, 0)
-    assert FLOOR_S < took_s < driver.DEADLINE_LEAST_S
+    assert FLOOR_S < took_s < underway.DEADLINE_LEAST_S
 
 
 def test_without_spares_it_is_waited_for_until_its_deadline(verses: Path, tmp_path: Path) -> None:
     result, took_s = late(verses, tmp_path / "out", spares=False)
     assert (result.spares, result.reexecutions) == (0, 1)
-    assert took_s >= driver.DEADLINE_LEAST_S
+    assert took_s >= underway.DEADLINE_LEAST_S
 
 
 def test_a_worker_that_starts_late_is_not_slow(verses: Path, tmp_path: Path) -> None:
     """What it is given meanwhile counts from when it has begun the job."""
     with meddled_session(3) as (session, meddler):
         session.on = "local"
-        _start_late(meddler, session.workers[2].name, driver.PATIENCE_START_S - 1)
+        _start_late(meddler, session.workers[2].name, underway.PATIENCE_START_S - 1)
         begun = meddler.clock.now
         result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.005))
-        assert meddler.clock.now - begun >= driver.PATIENCE_START_S - 1
+        assert meddler.clock.now - begun >= underway.PATIENCE_START_S - 1
     assert (result.spares, result.reexecutions) == (0, 0)
 
 

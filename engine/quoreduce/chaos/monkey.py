@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quoreduce.chaos.plan import DEADLINE_SHORT_S, JobPlan, Strike
-from quoreduce.runtime.driver import Progress
+from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.port import WorkerInfo
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)

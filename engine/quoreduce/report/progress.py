@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.driver import Progress
+    from quoreduce.runtime.figures import Progress
 
 
 class Bar:

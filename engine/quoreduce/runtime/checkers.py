@@ -1,11 +1,82 @@
-"""Who checks a part before it is published (R8)."""
+"""Parts are checked before they are published (R8): by whom, and which checks are under way."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
-from quoreduce.runtime.port import WorkerInfo
+from quoreduce.runtime import wire
+from quoreduce.runtime.port import Executor, WorkerInfo
+from quoreduce.runtime.underway import DEADLINE_FIRST_S
+from quoreduce.tracker import messages as m
+
+
+@dataclass(slots=True)
+class Checking:
+    """A part's digest that is being recomputed by ``worker`` before the part is published."""
+
+    agreed: m.Agreed
+    worker: str
+    deadline: float
+
+
+class Checks:
+    """The checks that are under way in a job. Times in seconds of the driver's clock.
+
+    Args:
+        stride: width of the records in a part, in bytes. limit_s: for one check, which may have to wait for a task.
+    """
+
+    def __init__(self, executor: Executor, stride: int, limit_s: float) -> None:
+        self._executor = executor
+        self._stride = stride
+        self._limit_s = limit_s
+        self._under_way: dict[int, Checking] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a check is under way."""
+        return bool(self._under_way)
+
+    def begin(
+        self, agreed: m.Agreed, path: str, writer: WorkerInfo, usable: Collection[WorkerInfo], running: Iterable[str],
+        late: Collection[str], now: float,
+    ) -> bool:  # fmt: skip
+        """Have a part recomputed; False if there is nobody to do it. The other arguments are those of :func:`checker`.
+
+        Args:
+            agreed, path: the part, and the file that ``writer`` wrote.
+        """
+        chosen = checker(writer, usable, running, (one.worker for one in self._under_way.values()), late)
+        if chosen is None:
+            return False
+        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s)
+        self._executor.submit(chosen, wire.encode(wire.CheckTask(agreed.attempt, path, self._stride)))
+        return True
+
+    def ended(self, worker: str, attempt: int) -> Checking | None:
+        """The check that a worker's answer is to; None if it was asked for none."""
+        one = self._under_way.get(attempt)
+        return self._under_way.pop(attempt) if one is not None and one.worker == worker else None
+
+    def lost(self, worker: str) -> list[m.Agreed]:
+        """A worker is gone; return the parts that it was to check."""
+        gone = [one.agreed for one in self._under_way.values() if one.worker == worker]
+        for agreed in gone:
+            del self._under_way[agreed.attempt]
+        return gone
+
+    def next_due(self) -> float:
+        """The first deadline; infinity if no check is under way."""
+        return min((one.deadline for one in self._under_way.values()), default=float("inf"))
+
+    def expired(self, now: float) -> list[str]:
+        """Workers that are past a deadline, which is reported once: the next is far away."""
+        late = [one for one in self._under_way.values() if one.deadline <= now]
+        for one in late:
+            one.deadline = now + DEADLINE_FIRST_S
+        return [one.worker for one in late]
 
 
 def checker(

@@ -20,8 +20,9 @@ from typing import Any
 
 from blake3 import blake3
 
-from quoreduce.errors import AttestationError, EvidenceError
+from quoreduce.errors import AttestationError, EvidenceError, QuoreduceError
 from quoreduce.runtime import wire
+from quoreduce.runtime.outcome import outcome
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker import messages as m
 from quoreduce.trust import evidence
@@ -59,6 +60,17 @@ class Answer:
     attempt: int
     input: bytes
     output: bytes
+
+
+def answer_of(
+    launch: m.Launch, request: wire.MapTask | wire.ReduceTask | wire.SampleTask, setup: wire.Setup, reply: wire.Reply,
+    events: tuple[m.Event, ...],
+) -> Answer:  # fmt: skip
+    """The answer to a request that a launch became, as it waits for evidence; its leaf is the one that the worker makes of it."""
+    from quoreduce.runtime.attester import input_digest
+
+    task = launch.task
+    return Answer(events, task.kind, task.index, launch.attempt, input_digest(request, setup), outcome(task.kind, reply))
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +131,7 @@ class Gate:
         self.record = job
         self.job = job_id(trust.challenge, job)
         self.refusals: dict[str, str] = {}  # domain -> why it has no vote
+        self.barred: set[str] = set()  # workers that were refused
         self._submit = submit
         self._started = datetime.now(UTC)
         self._members: dict[str, Member] = {}  # by worker; those that are gone stay, for the receipt
@@ -150,6 +163,7 @@ class Gate:
             follower = evidence.Follower(said.public, environment, info.domain, self.job, t.challenge, t.batch)
         except EvidenceError as error:
             self.refusals[info.domain] = str(error)
+            self.barred.add(info.name)
             return False
         member = Member(info, said.document, said.public, follower, Batcher(t.batch, t.batch_size, t.batch_ms))
         self._members[info.name] = member
@@ -206,6 +220,35 @@ class Gate:
 
     def _asked_to_launch(self, worker: str) -> Node | None:
         return next((node for node in self._nodes.values() if node.asked == worker), None)
+
+    # ---- evidence
+
+    def take(self, worker: str, reply: wire.Reply) -> list[m.Event]:
+        """Take evidence of any kind, and return the answers that count now.
+
+        Raises:
+            AttestationError: it is refused, so the worker is shut out.
+        """
+        try:
+            match reply.status:
+                case "committed":
+                    return self.committed(worker, reply.data)
+                case "rooted":
+                    return self.rooted(worker, reply.data)
+                case "sealed":
+                    self.sealed(worker, reply.data)
+                case _ if self.owes(worker):
+                    raise EvidenceError(reply.error or f"it answered {reply.status} where evidence was asked for")
+            return []
+        except AttestationError as error:
+            self.refuse(worker, str(error))
+            raise
+
+    def blame(self, error: QuoreduceError) -> None:
+        """If workers were shut out, that is why the job failed: raise AttestationError that says so."""
+        if self.refusals:
+            why = "; ".join(f"{domain}: {reason}" for domain, reason in sorted(self.refusals.items()))
+            raise AttestationError(f"shut out by their evidence: {why}. So {error}") from error
 
     # ---- answers
 
@@ -286,6 +329,7 @@ class Gate:
 
     def refuse(self, worker: str, reason: str) -> None:
         """The evidence of a worker was refused: it has no vote from now on."""
+        self.barred.add(worker)
         if worker in self._members:
             self.refusals.setdefault(self._members[worker].info.domain, reason)
         self.lost(worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,6 +80,27 @@ class Incidents:
             self.more += 1
             return
         self.found.append(incident)
+
+    def note(self, launch: m.Launch, info: WorkerInfo, reply: wire.Reply, parts: int, stored: Mapping[int, Kept]) -> None:
+        """Remember what a diagnosis will want to know: errors, and inputs that were not what they should be.
+
+        Args:
+            launch, info, reply: what was executed, by whom, and the answer, which should have this many ``parts``.
+            stored: the executions whose copies it may have read, by attempt.
+        """
+        if reply.status == "failed":
+            self.raised[reply.attempt] = Kept(reply, info, launch)
+        elif reply.status == "ok" and len(reply.parts) != parts:
+            why = f"it gave {len(reply.parts)} partitions, not {parts}"
+            self.add(Incident("garbage", info, launch.task, launch.attempt, why=why))
+        if not reply.bad and not reply.slips:
+            return
+        read = {source.attempt for copies in launch.sources for source in copies}
+        for attempt in read.intersection(reply.bad):
+            self.unusable(launch, info, attempt, stored[attempt])
+        for slip in reply.slips:
+            if slip.attempt in read:
+                self.add(Incident("slip", info, launch.task, launch.attempt, launch.task.index, slip=slip))
 
     def lost_vote(self, task: m.Task, attempt: int, worker: WorkerInfo) -> None:
         """An attempt lost its vote."""

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from quoreduce.data.digest import output_digest
 from quoreduce.runtime import wire
+from quoreduce.tracker import messages as m
 
 
 def outcome(kind: str, reply: wire.Reply) -> bytes:
@@ -26,3 +27,13 @@ def outcome(kind: str, reply: wire.Reply) -> bytes:
     data = blake3(reply.data).digest() if kind == "sample" else b""
     whole = output_digest([(part.digest, part.records) for part in reply.parts])
     return blake3(whole + figures + data).digest()
+
+
+def event_of(kind: str, reply: wire.Reply) -> m.Event:
+    """What a reply to a task of this ``kind`` is to the tracker: a vote, or a refusal."""
+    if reply.status == "ok":
+        parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
+        return m.Finished(reply.attempt, m.Output(outcome(kind, reply), parts))
+    if reply.status == "failed":
+        return m.Failed(reply.attempt, reply.error, outcome(kind, reply))
+    return m.Refused(reply.attempt, reply.bad)

@@ -28,7 +28,8 @@ from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, Usage
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.driver import Driver, Progress
+from quoreduce.runtime.driver import Driver
+from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
 from quoreduce.runtime.stragglers import renew

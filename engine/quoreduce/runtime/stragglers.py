@@ -11,8 +11,8 @@ from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
 from quoreduce.tracker import Launch, Pace
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.driver import Running
     from quoreduce.runtime.incidents import Kept
+    from quoreduce.runtime.underway import Running
 
 LOOK_S = 0.2
 RENEW_S = 10.0

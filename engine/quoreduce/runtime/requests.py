@@ -1,0 +1,76 @@
+"""What a worker is told to execute: the requests of a job, made of the tracker's launches and what is stored where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quoreduce.data.commit import Output as OutputPlace
+from quoreduce.data.inputs import Split
+from quoreduce.runtime import wire
+from quoreduce.runtime.incidents import Kept
+from quoreduce.runtime.options import Options
+from quoreduce.runtime.port import WorkerInfo
+from quoreduce.tracker import messages as m
+
+STORAGE_COPIES = 3
+
+
+@dataclass(slots=True)
+class Requests:
+    """Makes the requests of a job.
+
+    Attributes:
+        kept, workers: executions by attempt and living workers by name; the driver's own, which change while the job runs.
+        everywhere: every node sees what is stored. side: what the sample agreed on.
+    """
+
+    options: Options
+    splits: Sequence[Split]
+    output: OutputPlace
+    kept: Mapping[int, Kept]
+    workers: Mapping[str, WorkerInfo]
+    everywhere: bool
+    side: bytes = b""
+
+    def of(self, launch: m.Launch, fault: wire.Fault | None) -> wire.MapTask | wire.ReduceTask | wire.SampleTask:
+        """The request that executes a launch."""
+        task = launch.task
+        if task.kind == "sample":
+            return wire.SampleTask(launch.attempt, fault)
+        if task.kind == "map":
+            return wire.MapTask(launch.attempt, task.index, self.splits[task.index], self.side, launch.store, fault)
+        sources = tuple(tuple(self._stored(s, task.index) for s in copies) for copies in launch.sources)
+        paths = tuple(self._paths(task.index, launch.attempt)) if launch.store else ()
+        return wire.ReduceTask(launch.attempt, task.index, self.side, sources, paths, fault)
+
+    def release(self, part: int, reducers: int) -> dict[str, wire.Discard]:
+        """By worker, the request that gives back the memory of partition ``part`` of all maps."""
+        ranges: dict[str, list[tuple[str, int, int]]] = {}
+        for kept in self.kept.values():
+            if kept.reply.path and len(kept.reply.parts) == reducers and kept.reply.parts[part].offset >= 0:
+                p = kept.reply.parts[part]
+                ranges.setdefault(kept.worker.name, []).append((kept.reply.path, p.offset, p.nbytes))
+        return {worker: wire.Discard((), tuple(items)) for worker, items in ranges.items()}
+
+    def _paths(self, part: int, attempt: int) -> list[str]:
+        """Where an attempt writes: one file, or without tight storage (R7) as many as a replicating file system would."""
+        path = str(self.output.attempt_path(part, attempt))
+        return [path] + [f"{path}.copy{i}" for i in range(1, self.copies)]
+
+    @property
+    def copies(self) -> int:
+        """Copies of its output that a reduce writes (R7)."""
+        return STORAGE_COPIES if self.options.mode == "basic" or not self.options.tight_storage else 1
+
+    def _stored(self, source: m.Source, part: int) -> wire.Stored:
+        kept = self.kept[source.attempt]
+        p = kept.reply.parts[part]
+        node = "" if self.everywhere else kept.worker.node
+        return wire.Stored(source.attempt, self._holder(kept.worker), node, kept.reply.path, p.offset, p.nbytes, p.digest)
+
+    def _holder(self, writer: WorkerInfo) -> str:
+        """Who gives out what ``writer`` has stored: itself, or if it is dead any worker on its node."""
+        if writer.name in self.workers:
+            return writer.name
+        return next((w.name for w in self.workers.values() if w.node == writer.node), writer.name)
