@@ -26,6 +26,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -189,19 +190,36 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return compile(self.source, str(self.path), "exec")
 
 
-def in_child(mutant: Mutant, tests: Sequence[str], seconds: float, scratch: Path) -> int:
-    """Fork; the child ends with 0 if all tests pass. Returns its process id."""
+@dataclass
+class Child:
+    """A process that shows a mutant to its tests in `folder`; it is killed at `until`, of the monotonic clock."""
+
+    mutant: Mutant
+    folder: Path
+    pid: int
+    fd: int
+    until: float
+
+    def kill(self) -> None:
+        """It, and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def in_child(mutant: Mutant, tests: Sequence[str], seconds: float, scratch: Path) -> Child:
+    """Fork; the child ends with 0 if all tests pass. Its own alarm would not do: tests have alarms, too."""
+    cpu = int(CPU_BASE_S + CPU_FACTOR * seconds)
     pid = os.fork()
     if pid:
-        return pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpgid(pid, pid)  # both do it: whoever comes first
+        return Child(mutant, scratch, pid, os.pidfd_open(pid), time.monotonic() + WALL_FACTOR * cpu)
     code = 1
     try:
         os.setpgid(0, 0)
-        cpu = int(CPU_BASE_S + CPU_FACTOR * seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(int(WALL_FACTOR * cpu))
         log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -309,15 +327,22 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
     free = [scratch / str(n) for n in range(jobs)]
     for folder in free:
         folder.mkdir()
-    running: dict[int, tuple[Mutant, Path]] = {}
+    running: dict[int, Child] = {}
 
     def collect() -> None:
-        pid, status = os.wait()
-        if pid not in running:
-            return
-        mutant, folder = running.pop(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # what it started
+        """Wait until a child has ended, or is to end."""
+        left = min(child.until for child in running.values()) - time.monotonic()
+        ended, _, _ = select.select(list(running), [], [], max(0.0, left))
+        for child in [child for child in running.values() if child.until <= time.monotonic()]:
+            child.kill()
+        for fd in ended:
+            finish(running.pop(fd))
+
+    def finish(child: Child) -> None:
+        mutant, folder = child.mutant, child.folder
+        _, status = os.waitpid(child.pid, 0)
+        os.close(child.fd)
+        child.kill()
         end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
         if mutant.name == UNCHANGED and end != SURVIVED:
             log = (folder / "log").read_text(errors="replace")[-3000:]
@@ -343,15 +368,15 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
                 continue
             seconds = sum(known.seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
             folder = free.pop()
-            running[in_child(mutant, tests, seconds, folder)] = mutant, folder
+            child = in_child(mutant, tests, seconds, folder)
+            running[child.fd] = child
             if not free:
                 collect()
         while running:
             collect()
     finally:
-        for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        for child in running.values():
+            child.kill()
         shutil.rmtree(scratch, ignore_errors=True)
     return score
 
