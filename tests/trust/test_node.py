@@ -23,7 +23,7 @@ from quoreduce.trust.swtpm import Setup
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.verifier import check_launch
 
-NOW = datetime.now(UTC) + timedelta(minutes=10)  # certificates that are made in these tests are valid by then
+NOW = datetime.now(UTC) + timedelta(days=1)  # certificates that are made in these tests, hours after this line, are valid by then
 DOCUMENT = b'{"format":"quoreduce environment 1"}'
 ENVIRONMENT = sha256(DOCUMENT).hexdigest()
 JOB, CHALLENGE = sha256(b"job").digest(), sha256(b"challenge").digest()
