@@ -25,7 +25,7 @@ EXIT_CODES = """exit codes:
   0  ok
   2  usage or bad input
   3  faults were masked, and --strict was given (the output is right and published)
-  4  no quorum, too few failure domains, or the machine failed
+  4  no quorum, too few failure domains, or the machine or a core failed
   5  the job is not deterministic
   6  attestation: evidence is refused, or cannot be made
   130  interrupted"""
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     gridmix.add_argument("arguments", nargs="*")  # options too, as they are: they are parsed where they are known
     attest = commands.add_parser("attest", add_help=False, prefix_chars="\0", help="attestation: prepare this machine, quote, verify, measure")
     attest.add_argument("arguments", nargs="*")
-    simulate = commands.add_parser("simulate", add_help=False, prefix_chars="\0", help="the tracker on simulated nodes: one job, the slides' figures, calibration")
+    simulate = commands.add_parser("simulate", add_help=False, prefix_chars="\0", help="the tracker on simulated nodes: one job, the slides' figures, calibration, validation")
     simulate.add_argument("arguments", nargs="*")
     suspects = commands.add_parser("suspects", add_help=False, prefix_chars="\0", help="cores and nodes that lost votes: list, test, clear")
     suspects.add_argument("arguments", nargs="*")

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from meddling import Said, meddled_session
 from runs import WORDCOUNT, left_in, parts_of, poll, running
+from stopping import stopping_job
 
-from quoreduce import Job, Options, Session
+from quoreduce import Options, Session
 from quoreduce.errors import NoQuorum
 from quoreduce.runtime import underway, wire
 from quoreduce.runtime.options import Place
 
 DEADLINE_S = 2.0
-
-
-def stopping_job(folder: str, role: str) -> Job:
-    """The first execution of ``role`` stops its own process, all threads of it, as a debugger would."""
-
-    def stop_once(where: str) -> None:
-        if where == role:
-            try:
-                os.close(os.open(f"{folder}/stopped", os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return
-            Path(f"{folder}/pid").write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    def map_line(line: bytes) -> Iterator[tuple[bytes, int]]:
-        stop_once("map")
-        yield line, 1
-
-    def add(key: bytes, values: list[int]) -> Iterator[tuple[bytes, int]]:
-        stop_once("reduce")
-        yield key, sum(values)
-
-    return Job("stopping", map_line, add)
 
 
 @pytest.mark.parametrize(

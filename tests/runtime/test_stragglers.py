@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from meddling import Meddler, meddled_session
 from runs import SORT, WORDCOUNT, Runner, parts_of
+from stopping import stopping_job
 
 from quoreduce import Job, Options, Result, Session
 from quoreduce.jobs.scan import scan_job
@@ -20,29 +19,6 @@ from quoreduce.runtime.port import Arrival
 from quoreduce.tracker.pace import FLOOR_S
 
 FAR_S = 600.0
-
-
-def stopping_job(folder: str, role: str) -> Job:
-    """The first execution of ``role`` stops its own process for good."""
-
-    def stop_once(where: str) -> None:
-        if where == role:
-            try:
-                os.close(os.open(f"{folder}/stopped", os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return
-            Path(f"{folder}/pid").write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    def map_line(line: bytes) -> Iterator[tuple[bytes, int]]:
-        stop_once("map")
-        yield line, 1
-
-    def add(key: bytes, values: list[int]) -> Iterator[tuple[bytes, int]]:
-        stop_once("reduce")
-        yield key, sum(values)
-
-    return Job("stopping", map_line, add)
 
 
 def stopped(pid: int) -> bool:
