@@ -24,8 +24,11 @@ POSITIVE = st.floats(1e-3, 1e3)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few jobs, and once."""
     monkeypatch.setattr(calibrate, "ROUNDS", 1)
+    monkeypatch.setattr(calibrate, "WARM", 1)
+    monkeypatch.setattr(validate, "WARM", 1)
     monkeypatch.setattr(calibrate, "TINY", ((8, 1), (24, 1), (8, 6)))
-    monkeypatch.setattr(calibrate, "TINY_ROUNDS", 1)
+    monkeypatch.setattr(calibrate, "TINY_TIMES", 1)
+    monkeypatch.setattr(calibrate, "ONE_TIMES", 1)
     monkeypatch.setattr(validate, "REPEATS", 1)
     monkeypatch.setattr(validate, "TRIES_MAX", 2)
     monkeypatch.setattr(validate, "JOBS", (("sort", validate.VOTED, 5, 2), ("wordcount", validate.PLAIN, 3, 3)))
@@ -107,7 +110,7 @@ def a_run(wall_s: float, disturbed: bool) -> Any:
     return SimpleNamespace(result=SimpleNamespace(wall_s=wall_s, cpu_s=2.0), driver_s=0.5, disturbed=disturbed)
 
 
-def test_jobs_run_in_turn_and_those_that_were_disturbed_again() -> None:
+def test_jobs_run_in_rounds_and_those_that_were_disturbed_again() -> None:
     order: list[str] = []
 
     def job(name: str, disturbed: Iterator[bool]) -> Any:
@@ -117,12 +120,18 @@ def test_jobs_run_in_turn_and_those_that_were_disturbed_again() -> None:
 
         return run
 
+    def others() -> list[Any]:
+        return [lambda: order.append("other")]
+
     calm, restless = (False for _ in range(99)), (n % 2 == 0 for n in range(99))
-    found = validate.in_turn([job("calm", calm), job("restless", restless)], lambda text: None)
-    assert order[:4] == ["calm", "restless", "calm", "restless"]
+    found = validate.in_turn([job("calm", calm), job("restless", restless)], lambda text: None, others)
+    rounds = [order[n : n + 3] for n in range(0, 3 * (validate.WARM + validate.REPEATS), 3)]
+    assert all(sorted(one) == ["calm", "other", "restless"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1  # in any order
     assert len(found[0]) == validate.REPEATS
     assert sum(not run.disturbed for run in found[1]) == validate.REPEATS
-    never = validate.in_turn([job("never", iter(lambda: True, None))], lambda text: None)  # type: ignore[arg-type]
+    assert set(order[3 * len(rounds) :]) == {"restless"}
+    never = validate.in_turn([job("never", iter(lambda: True, None))], lambda text: None, list)  # type: ignore[arg-type]
     assert len(never[0]) == validate.TRIES_MAX
 
 

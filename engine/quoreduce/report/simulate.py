@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--mb", type=int, default=32, metavar="MB", help="of data for each kind of job (default 32)")
     calibrate.add_argument("--out", metavar="FILE", help="write the calibration there (default: print it)")
     check = commands.add_parser("validate", help="simulated against measured times of jobs on this machine: some minutes")
-    check.add_argument("--mb", type=int, default=32, metavar="MB", help="of data to calibrate with (default 32)")
+    check.add_argument("--mb", type=int, default=48, metavar="MB", help="of data to calibrate with (default 48)")
     check.add_argument("--calibration", metavar="OUT", help="write the calibration there, too")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     return top

@@ -1,7 +1,7 @@
 """``quoreduce simulate validate``: simulated and measured times of the same jobs, on this machine.
 
-Rates are calibrated here, on other data, other numbers of splits and reducers than those of the jobs that are then measured.
-Nothing of what is measured flows back. Jobs run in turn, several times; runs that others disturbed are repeated.
+Rates are calibrated here, on other data, other numbers of splits and reducers than those of the jobs measured beside them.
+Nothing of what is measured flows back. All of them run in rounds, shuffled; runs that others disturbed are repeated.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from quoreduce.report.calibrate import PLAIN, VOTED, calibrated
+from quoreduce.report.calibrate import PLAIN, VOTED, WARM, Calibrating, shuffled
 from quoreduce.report.rig import Rig, Run, Say, Subject, rig
 from quoreduce.runtime.options import Options
 from quoreduce.sim import Calibration, Load, Shape, simulate
 from quoreduce.sim.model import estimate
 
 BAR = 0.15
-MB_SHARE = 1.5  # of the data of validation to those of calibration
+MB_SHARE = 0.8  # of the data of validation to those of calibration
 SEED = 7
-REPEATS, TRIES_MAX = 5, 15
+REPEATS, TRIES_MAX = 9, 21
 SEEDS = 9  # of simulations, of which the median counts
 ALONE = replace(VOTED, f=0)
 JOBS: tuple[tuple[str, Options, int, int], ...] = (  # splits and reducers that calibrations do not have
@@ -86,16 +87,16 @@ class Validation:
 
 
 def validate(mb: int, say: Say) -> Validation:
-    """Calibrate with ``mb`` MB of data, and compare: some minutes."""
+    """Calibrate with ``mb`` MB of data, and compare: some minutes. Both go on in turn, for a machine has slower minutes."""
     with rig(say) as r:
-        calibration = calibrated(r, mb)
-        say("validate: making data")
+        calibrating = Calibrating(r, mb)
         subjects = {one.name: one for one in r.subjects("other", mb * MB_SHARE, SEED, [name for name, *_ in JOBS])}
         todo = [
             (subjects[name], replace(options, reducers=reducers, split_mb=subjects[name].split_mb(splits)), splits)
             for name, options, splits, reducers in JOBS
         ]
-        runs = in_turn([_runner(r, subject, options) for subject, options, _ in todo], say)
+        runs = in_turn([_runner(r, subject, options) for subject, options, _ in todo], say, calibrating.steps)
+        calibration = calibrating.result()
         return Validation(calibration, tuple(
             compared(subject, options, len(subject.splits(splits)), calibration, r.workers, found)
             for (subject, options, splits), found in zip(todo, runs, strict=True)
@@ -106,18 +107,25 @@ def _runner(r: Rig, subject: Subject, options: Options) -> Callable[[], Run]:
     return lambda: r.run(subject.job, subject.source, options)
 
 
-def in_turn(jobs: Sequence[Callable[[], Run]], say: Say) -> list[list[Run]]:
-    """Run each several times, one after the other and again, until each has enough runs that nobody disturbed; bounded."""
+def in_turn(jobs: Sequence[Callable[[], Run]], say: Say, others: Callable[[], list[Callable[[], None]]]) -> list[list[Run]]:
+    """Run each several times, in rounds, until each has enough runs that nobody disturbed; bounded. The first are for nothing.
+
+    Between them, in any order, the steps of a round of ``others``, while all jobs run.
+    """
     runs: list[list[Run]] = [[] for _ in jobs]
-    for n in range(1 + TRIES_MAX):
+
+    def one(n: int, i: int) -> None:
+        run = jobs[i]()
+        runs[i].extend([run] * (n >= WARM))
+
+    for n in range(WARM + TRIES_MAX):
         owing = [i for i, found in enumerate(runs) if sum(not run.disturbed for run in found) < REPEATS]
         if not owing:
             break
-        say(f"validate: round {n}, {len(owing)} jobs")
-        for i in owing:
-            run = jobs[i]()
-            if n:  # the first does not count
-                runs[i].append(run)
+        say(f"validate: round {n + 1}, {len(owing)} jobs")
+        steps: list[Callable[[], None]] = [partial(one, n, i) for i in owing]
+        for step in shuffled(steps + others() if n < WARM + REPEATS else steps, n):
+            step()
     return runs
 
 
