@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quoreduce.data.block import COLUMNS_MAX, WIDTH_MAX, Block, parse_schema
@@ -183,6 +183,9 @@ def test_every_extension_is_refused(tail):
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=4, max_size=4))
+@example([0, 1, 3, 6])
+@example([0, 5, 3, 6])
+@example([0, 7, 3, 6])
 def test_offsets_that_overlap_or_leave_the_data_are_refused(offsets):
     raw = sample().buffer.copy()
     raw[128:160] = np.array(offsets, "<i8").view(np.uint8)

@@ -157,7 +157,7 @@ def make(path: Path, kind: str) -> None:
         path.mkdir()
     if kind in ("full", "parts", "foreign", "nested"):
         (path / "part-r-00000").write_bytes(b"old")
-    if kind in ("full", "foreign", "nested"):
+    if kind in ("full", "foreign", "nested", "deep"):
         (path / "_SUCCESS").write_bytes(OLD)
     if kind == "foreign":
         (path / "thesis.tex").write_text("precious")
@@ -165,6 +165,9 @@ def make(path: Path, kind: str) -> None:
         (path / "_private").write_text("precious")
     if kind == "nested":
         (path / "part-r-00001").mkdir()
+    if kind == "deep":
+        (path / "_private").mkdir()
+        (path / "_private" / "thesis.tex").write_text("precious")
 
 
 @pytest.mark.parametrize("kind", ["empty", "full", "parts"])
@@ -182,6 +185,22 @@ def test_overwrite_never_removes_what_no_job_wrote(tmp_path: Path, kind: str) ->
     before = sorted(os.listdir(tmp_path))
     refused(tmp_path / "out", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_overwrite_is_passed_on(tmp_path: Path) -> None:
+    make(tmp_path / "out", "full")
+    with pytest.raises(OutputError, match="exists"):
+        open_output(str(tmp_path / "out"), False, [], "job", tmp_path)
+    open_output(str(tmp_path / "out"), True, [], "job", tmp_path).finish(NEW)
+    assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW}
+
+
+def test_an_abort_leaves_what_others_put_or_took(tmp_path: Path) -> None:
+    output = OutputDir(str(tmp_path / "made" / "out"), False, [], "job")
+    (tmp_path / "made" / "note").touch()
+    (tmp_path / "made" / ".out.lock").unlink()
+    output.abort()
+    assert os.listdir(tmp_path / "made") == ["note"]
 
 
 def test_an_aborted_overwrite_leaves_the_old_output(tmp_path: Path) -> None:
@@ -506,6 +525,8 @@ def test_the_receipt_is_synced_before_the_manifest(tmp_path: Path, trail: list[s
 def test_nothing_is_synced_unless_it_is_asked_for(tmp_path: Path, trail: list[str]) -> None:
     for sync in (False, True):
         output = open_output(str(tmp_path / f"{sync}"), False, [], "job", tmp_path, sync)
+        Path(output.attempt_path(0, 0)).touch()
+        output.publish(0, 0)
         output.finish(NEW, b"receipt")
         assert any(not name.startswith(">") for name in trail) == sync
     output = open_output(str(tmp_path / "out"), False, [], "job", tmp_path)
@@ -668,12 +689,41 @@ def test_an_output_that_was_set_aside_is_back_before_it_is_gone_on(tmp_path: Pat
 
 def test_going_on_syncs_as_the_first_run_did(tmp_path: Path, trail: list[str]) -> None:
     cut_short(tmp_path / "out", [b"one"])
-    shutil.rmtree(tmp_path / ".out.job.staging" / "attempts")  # the driver was killed while it finished
     again = OutputDir.reopen(str(tmp_path / "out"))
     again.go_on(False, True, {0: 1})
     del trail[:]
     again.finish(NEW)
     assert trail == ["._SUCCESS.tmp", "> _SUCCESS", "output", "> out", tmp_path.name]
+
+
+def test_an_error_without_a_name_names_what_was_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all errors of the operating system say which file it was."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def names(path: Path) -> Any:
+        return pytest.raises(OutputError, match=f"cannot write {path}: Input/output error; choose another output")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, names(out):
+        patch.setattr(commit, "_take_lock", broken)
+        OutputDir(str(out), False, [], "job")
+    cut_short(out, [b"one"])
+    with monkeypatch.context() as patch, names(out):
+        patch.setattr(commit, "_take_lock", broken)
+        OutputDir.reopen(str(out))
+    again = OutputDir.reopen(str(out))
+    with monkeypatch.context() as patch, names(out):
+        patch.setattr(commit, "_restore", broken)
+        again.go_on(False, False, {})
+    with monkeypatch.context() as patch, names(again.staging / "blocks" / "0"):
+        patch.setattr(Path, "mkdir", broken)
+        again.blocks_path(0)
+    with monkeypatch.context() as patch, names(again.staging / "attempts" / "part-r-00000.1"):
+        patch.setattr(Path, "rename", broken)
+        again.publish(0, 1)
+    again.abort()
 
 
 # --- behind a URI (and over S3 in test_inputs_s3.py) -------------------------------------------------------------------
@@ -784,7 +834,7 @@ def test_an_old_output_behind_a_uri_is_incomplete_as_soon_as_it_is_touched(tmp_p
     assert contents_of(tmp_path / "out") == {"part-r-00000": b"old"}
 
 
-@pytest.mark.parametrize("kind", ["file", "foreign", "underscore", "nested"])
+@pytest.mark.parametrize("kind", ["file", "foreign", "underscore", "nested", "deep"])
 def test_what_no_job_wrote_behind_a_uri_is_refused(tmp_path: Path, kind: str) -> None:
     make(tmp_path / "out", kind)
     with pytest.raises(OutputError, match=rf"file://{tmp_path}/out (is not a directory|holds '\w+)"):

@@ -96,6 +96,13 @@ def test_fixed_records_are_never_torn(tmp_path: Path, count: int, width: int, sp
     check_all_splits(path, data, RecordFormat("fixed", width), split_bytes, as_uri)
 
 
+@pytest.mark.parametrize(("split_bytes", "lengths"), [(1, [10, 10, 10]), (10, [10, 10, 10]), (29, [20, 10]), (30, [30])])
+def test_a_split_has_as_many_whole_records_as_fit_and_one_at_least(tmp_path: Path, split_bytes: int, lengths: list[int]) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(bytes(30))
+    assert [split.length for split in plan_splits([str(path)], RecordFormat("fixed", 10), split_bytes)] == lengths
+
+
 @pytest.mark.parametrize("kind", ["lines", "words"])
 @pytest.mark.parametrize("as_uri", [False, True])
 @pytest.mark.parametrize("edge", [4095, 4096, 4097, 12288, (1 << 16) + 1, 3 << 20])
@@ -800,3 +807,29 @@ def test_a_remote_file_that_ends_early_has_changed() -> None:
         inputs_module._Range(Short(), split, 1000)
     with pytest.raises(InputError, match=r"^a split of s3://bucket/a needs over 99 bytes"):
         inputs_module._Range(Short(), split, 99)
+
+
+def test_a_remote_sequence_file_that_ends_early_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short:
+        def read_at(self, _n: int, _at: int) -> bytes:
+            return b""
+
+    @contextmanager
+    def opened(_: Split) -> Iterator[Short]:
+        yield Short()
+
+    monkeypatch.setattr(inputs_module, "_open_raw", opened)
+    split = Split("s3://bucket/data.seq", 0, 100, 100, "none", True, 0)
+    with (
+        pytest.raises(InputError, match="s3://bucket/data.seq became shorter while the job ran"),
+        open_records(split, parse_format("sequence"), tmp_path),
+    ):
+        pass
+
+
+def test_a_gz_member_is_decompressed_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.gz"
+    path.write_bytes(gzip.compress(bytes(5 << 20)))
+    with path.open("rb") as raw:
+        sizes = [len(chunk) for chunk in inputs_module._gz_chunks(raw)]
+    assert (sum(sizes), max(sizes) <= 1 << 20) == (5 << 20, True)

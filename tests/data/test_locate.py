@@ -108,3 +108,38 @@ def test_bytes_that_are_no_block_are_shown_as_bytes(raw: bytes, data: st.DataObj
     spot = locate.find(np.frombuffer(raw, np.uint8), offset, "block")
     assert spot.what == "bytes"
     assert spot.values[0].data == raw[offset : offset + locate.PLAIN_BYTES]
+
+
+def test_spots_to_the_last_field() -> None:
+    """What a diagnosis prints: kind, column, record, bytes, where they begin, and how many there are in all."""
+    block = block_of([(b"a", 1, b"xyz"), (b"word", 7, b"abc")])
+    offsets, data = block.layout.starts[0]
+    raw = np.frombuffer(b"0123456789ab\ncd", np.uint8)
+    none: tuple[locate.Value, ...] = ()
+    number = locate.Value("u64", (2).to_bytes(8, "little"), 0, 8)
+    assert locate.find(raw, 15, "text") == locate.Spot("end", -1, -1, none)
+    assert locate.find(raw, 3, "sequence") == locate.Spot("bytes", -1, -1, (locate.Value("bytes", b"3456789a", 3, 15),))
+    assert locate.find(raw, 14, "text") == locate.Spot("record", -1, 1, (locate.Value("line", b"cd", 0, 2),))
+    assert locate.find(raw, 14, "fixed:10") == locate.Spot("record", -1, 1, (locate.Value("fixed:10", b"ab\ncd", 0, 5),))
+    assert locate.find(block.buffer, 9, "block") == locate.Spot("header", -1, -1, (number,))
+    assert locate.find(block.buffer, offsets + 24, "block") == locate.Spot("padding", -1, -1, none)
+    assert locate.find(block.buffer, data - 1, "block") == locate.Spot("padding", -1, -1, none)
+
+
+def test_values_as_long_as_can_be_shown_and_longer_ones() -> None:
+    """A window of 64 bytes, 24 of them before the byte, but never beyond the value."""
+    long = bytes(range(150))
+    block = block_of([(b"a", 1, b"xyz"), (long, 2, b"abc"), (long[:64], 3, b"def")])
+    start = block.layout.starts[0][1] + 1
+
+    def shown(at: int) -> tuple[int, bytes, int]:
+        value = locate.find(block.buffer, start + at, "block").values[0]
+        return value.start, value.data, value.nbytes
+
+    assert shown(0) == (0, long[:64], 150)
+    assert shown(30) == (6, long[6:70], 150)
+    assert shown(149) == (86, long[86:], 150)
+    assert shown(150 + 63) == (0, long[:64], 64)
+    assert locate.find(np.frombuffer(long[:65], np.uint8), 64, "fixed:65").values[0].start == 1
+    line = np.frombuffer(b"x\n" + long[30:140], np.uint8)
+    assert locate.find(line, 2 + 50, "text").values[0].start == 26

@@ -30,9 +30,7 @@ def digest_file(path: Path) -> bytes:
 
 
 def parts_of(contents: list[bytes]) -> list[Part]:
-    return [
-        Part(f"part-r-{i:05d}", blake3(one).hexdigest(), len(one), one.count(b"\n")) for i, one in enumerate(contents)
-    ]
+    return [Part(f"part-r-{i:05d}", blake3(one).hexdigest(), len(one), one.count(b"\n")) for i, one in enumerate(contents)]
 
 
 def build(contents: list[bytes] = CONTENTS, **changes: Any) -> Manifest:

@@ -142,7 +142,6 @@ class OutputDir:
         """
         self = cls.__new__(cls)
         self.path = _resolve(path)
-        self.overwrite = self._sync = False
         self._published, self._created, self._lock = {}, [], None
         if not self.path.parent.is_dir():
             raise JournalError(f"nothing to resume: {self.path.parent} is no directory")
@@ -165,7 +164,6 @@ class OutputDir:
         with output_errors(self.path):
             _restore(self.staging, self.path)
             self._refuse_existing()
-            (self.staging / "attempts").mkdir(exist_ok=True)
             for part, attempt in agreed.items():
                 with suppress(FileNotFoundError):
                     (self.staging / "output" / part_name(part)).rename(self.attempt_path(part, attempt))
@@ -216,7 +214,6 @@ class OutputDir:
         """
         output = self.staging / "output"
         with output_errors(self.path):
-            shutil.rmtree(self.staging / "attempts", ignore_errors=True)
             for part in self._published if self._sync else ():
                 _sync(output / part_name(part))
             if receipt is not None:
@@ -230,11 +227,10 @@ class OutputDir:
             output.rename(self.path)
             if self._sync:
                 _sync(self.path.parent)
-        self._created.clear()
         self.abort()
 
     def abort(self) -> None:
-        """Remove the staging directory, the lock, and parents that were created for nothing."""
+        """Remove the staging directory, the lock, and parents that were created and are empty."""
         if self._lock is not None:
             _restore(self.staging, self.path)
             _remove_tree(self.staging)
