@@ -821,7 +821,7 @@ def test_a_remote_sequence_file_that_ends_early_has_changed(tmp_path: Path, monk
     monkeypatch.setattr(inputs_module, "_open_raw", opened)
     split = Split("s3://bucket/data.seq", 0, 100, 100, "none", True, 0)
     with (
-        pytest.raises(InputError, match="s3://bucket/data.seq became shorter while the job ran"),
+        pytest.raises(InputError, match=r"s3://bucket/data\.seq became shorter while the job ran"),
         open_records(split, parse_format("sequence"), tmp_path),
     ):
         pass
