@@ -59,6 +59,19 @@ def test_slots_are_taken_and_freed_one_by_one() -> None:
     assert not pool.open
 
 
+def test_a_domain_of_several_types_of_cpu_has_none() -> None:
+    pool = Pool(1)
+    for worker, domain, cpu in (
+        ("w0", "a", "old"),
+        ("w1", "a", "old"),
+        ("w2", "b", "old"),
+        ("w3", "b", "new"),
+        ("w4", "b", "old"),
+    ):
+        pool.join(worker, domain, 1, cpu)
+    assert pool.types == {"a": "old", "b": ""}
+
+
 def test_the_domain_that_was_taken_last_comes_last() -> None:
     pool = pool_of("abc", slots=2)
     taken = []

@@ -73,5 +73,6 @@ def test_the_story_of_a_task_says_who_said_what_and_how_often() -> None:
 
 
 def test_the_story_is_cut_after_eight_results() -> None:
-    assert "more results" not in state_of(*((str(i), i) for i in range(8))).story()
+    assert state_of(*((str(i), i) for i in range(8))).story().endswith("6 produced 36 (1x); 7 produced 37 (1x)")
+    assert state_of(*((str(i), i) for i in range(9))).story().endswith("7 produced 37 (1x); 1 more results")
     assert state_of(*((str(i), i) for i in range(10))).story().endswith("7 produced 37 (1x); 2 more results")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quoreduce.tracker.placement import Pool
-from quoreduce.tracker.suspicion import CHANCE_MOST, TASKS_LEAST, Suspicion, chance, stands_out
+from quoreduce.tracker.suspicion import CHANCE_MOST, TASKS_LEAST, Standing, Suspicion, Why, chance, stands_out
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -123,3 +123,25 @@ def test_quarantine_never_leaves_fewer_than_f_plus_1_domains_and_never_takes_one
         assert len(pool.quarantined) == min(len(named), max(0, len(pool.domains) - need)), "as many as can be spared"
         spared = [pool.suspicion.weight(other) for other in named if other in pool.open]
         assert max(spared, default=(0, 0)) <= min(map(pool.suspicion.weight, pool.quarantined), default=(9**9, 0))
+
+
+def test_standings_of_one_core_add_up() -> None:
+    """As when several workers, each a domain, are on one core."""
+    one = Standing(10, 3, 5, {("map", 0, "zen"): [7, 2], ("map", 1, "zen"): [3, 1]}, 4, 1, probation=False, why="test")
+    two = Standing(100, 20, 30, {("map", 0, "zen"): [60, 10], ("reduce", 0, "zen"): [40, 9]}, 8, 6, probation=True, why="votes")
+    both = Standing(
+        110, 23, 35, {("map", 0, "zen"): [67, 12], ("map", 1, "zen"): [3, 1], ("reduce", 0, "zen"): [40, 9]}, 12, 7, True, "test"
+    )
+    assert one.plus(two) == both
+    assert two.plus(one).why == "votes"
+    assert not one.plus(Standing()).probation
+    assert one.tallies[("map", 0, "zen")] == [7, 2]  # nothing was added to it
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "why"),
+    [("", "", ""), ("", "votes", "votes"), ("record", "votes", "votes"), ("record", "", "record"), ("", "record", "record"),
+     ("votes", "record", "votes"), ("probation", "", "probation")],
+)  # fmt: skip
+def test_what_this_job_has_seen_says_more_than_a_record(mine: Why, other: Why, why: Why) -> None:
+    assert Standing(why=mine).plus(Standing(why=other)).why == why
