@@ -603,7 +603,7 @@ class Schedule:
     def run(self) -> Cluster:
         rng = self.rng
         self.cluster.start()
-        for _ in range(3000):
+        for _ in range(3000 + 100 * (self.plan.maps + self.plan.reduces)):
             cluster = self.cluster
             if cluster.result is not None:
                 break
