@@ -307,12 +307,11 @@ def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
     return mutants
 
 
-def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Callable[[str], None]) -> Score:
-    """Show each mutant to its tests, `jobs` at a time, and start none after `minutes` of it.
+def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Score, say: Callable[[str], None]) -> None:
+    """Show each mutant to its tests, `jobs` at a time, start none after `minutes` of it, and note in `score` how they end.
 
     First a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything (RuntimeError).
     """
-    score = Score()
     seen = {}
     for area in sorted({area_of(mutant) for mutant in mutants}):
         start = time.perf_counter()
@@ -370,7 +369,7 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
             folder = free.pop()
             child = in_child(mutant, tests, seconds, folder)
             running[child.fd] = child
-            if not free:
+            while not free:  # one that is killed for its time has not ended at once
                 collect()
         while running:
             collect()
@@ -378,7 +377,6 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, say: Call
         for child in running.values():
             child.kill()
         shutil.rmtree(scratch, ignore_errors=True)
-    return score
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -460,13 +458,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {key_of(mutant): before[key_of(mutant)] for mutant in mutants if key_of(mutant) in before}
     new = [mutant for mutant in mutants if known.get(key_of(mutant), SURVIVED) == SURVIVED]
     minutes = float("inf") if options.minutes is None else options.minutes
-    score = run_campaign(new if minutes else [], options.jobs, minutes, lambda line: print(line, flush=True))
+    score = Score()
+    try:
+        run_campaign(new if minutes else [], options.jobs, minutes, score, lambda line: print(line, flush=True))
+    finally:
+        if options.state:  # whatever happens, what was learnt is kept
+            options.state.write_text(json.dumps(before | {key_of(mutant): end for mutant, end in score.ends}, indent=0))
     shown = {key_of(mutant) for mutant, _ in score.ends}
     old = [(mutant, known[key]) for mutant in mutants if (key := key_of(mutant)) in known and key not in shown]
     score.ends += old
     score.left = len(mutants) - len(score.ends)
-    if options.state:
-        options.state.write_text(json.dumps(before | {key_of(mutant): end for mutant, end in score.ends}, indent=0))
     took = f"{(time.monotonic() - start) / 60:.0f} minutes, {options.jobs} at a time"
     print("\n".join(table(score, every)), f"{took}; {score.left} mutants were left for want of time", sep="\n")
     if options.report:
