@@ -842,6 +842,12 @@ def test_what_no_job_wrote_behind_a_uri_is_refused(tmp_path: Path, kind: str) ->
     assert not os.listdir(tmp_path / "scratch")
 
 
+def test_in_a_store_without_directories_a_name_with_a_slash_is_no_jobs(tmp_path: Path) -> None:
+    commit._refuse_foreign("s3://bucket/out", [("_SUCCESS", True), ("_logs", True), ("part-r-00000", True)])
+    with pytest.raises(OutputError, match=r"holds '_private/thesis\.tex', which no job wrote"):
+        commit._refuse_foreign("s3://bucket/out", [("_SUCCESS", True), ("_private/thesis.tex", True)])
+
+
 @pytest.mark.parametrize("place", ["out", "out/", "out/deep", ""])
 def test_a_uri_that_is_in_an_input_or_holds_it_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError, match="inside each other"):

@@ -377,6 +377,9 @@ def test_r6_a_reader_can_refuse_only_what_it_was_told_to_read() -> None:
     commands = job.tracker.handle(Refused(reduce.attempt, (1, 3, 99, reduce.attempt)))
     assert [type(c) for c in commands] == [Launch]
     assert job.ledger.lost_blocks == 0
+    (again,) = commands
+    job.tracker.handle(Refused(again.attempt, ()))
+    assert job.tracker._reduces[0].refused == 2  # which a job that fails tells
 
 
 def test_slide_21_switched_off_every_replica_stores_and_reduces_read_all_copies() -> None:
@@ -504,7 +507,17 @@ def test_r10_a_reply_with_the_wrong_number_of_partitions_is_no_vote() -> None:
     job = Play(reduces=2)
     job.tracker.handle(Finished(0, output_of((b"one part where two are due",))))
     assert (job.ledger.malformed, job.ledger.votes, job.ledger.crashed) == (1, 0, 1)
+    job.tracker.handle(Finished(1, output_of((b"and another",))))
+    assert (job.ledger.malformed, job.ledger.crashed) == (2, 2)
     job.tracker.check()
+
+
+def test_whether_a_job_has_started_is_known() -> None:
+    tracker = JobTracker(Plan(1, 1, 0, "original"))
+    assert tracker.started is False
+    tracker.handle(WorkerJoined("w", "d", 1))
+    tracker.start()
+    assert tracker.started is True
 
 
 def test_nothing_follows_the_end() -> None:

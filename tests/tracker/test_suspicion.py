@@ -145,3 +145,63 @@ def test_standings_of_one_core_add_up() -> None:
 )  # fmt: skip
 def test_what_this_job_has_seen_says_more_than_a_record(mine: Why, other: Why, why: Why) -> None:
     assert Standing(why=mine).plus(Standing(why=other)).why == why
+
+
+def test_the_bound_is_chernoffs() -> None:
+    from math import exp, log
+
+    rate = 3 / 40
+    bound = exp(-3 * log(0.3 / rate) - 7 * log(0.7 / (1 - rate)) - 30 * log(1 / (1 - rate)))
+    assert chance(3, 10, 0, 30) == pytest.approx(bound)
+    assert chance(0, 0, 0, 9) == chance(1, 10, 5, 10) == 1.0
+    assert stands_out(TASKS_LEAST, 3, 0, 10**6)
+    assert not stands_out(TASKS_LEAST - 1, 2, 0, 10**6)
+    assert TASKS_LEAST == 3
+
+
+MAPS = ("map", 0, "zen")  # a group
+
+
+def test_a_new_domain_has_a_clean_record() -> None:
+    assert Standing() == Standing(0, 0, 0, {}, 0, 0, probation=False, why="")
+
+
+def test_votes_are_counted_of_a_domain_and_of_all() -> None:
+    suspicion = Suspicion({})
+    for name, lost in (("a", False), ("b", True), ("a", True), ("a", False)):
+        assert suspicion.compare(name, MAPS, lost) is False
+    assert suspicion.standings["a"].tallies == {MAPS: [3, 1]}
+    assert suspicion.standings["b"].tallies == {MAPS: [1, 1]}
+    assert suspicion._tallies == {MAPS: [4, 2]}
+
+
+def test_the_others_of_a_domain_are_all_without_it() -> None:
+    suspicion = Suspicion({})
+    for _ in range(6):
+        suspicion.compare("b", MAPS, False)
+    for n in range(90):
+        assert not suspicion.compare("a", MAPS, n % 3 < 2)  # 60 of 90, against 0 of 6: that can be chance
+    assert not suspicion.named
+
+
+def test_nobody_is_named_by_a_vote_that_was_won() -> None:
+    suspicion = Suspicion({})
+    for _ in range(3):
+        assert not suspicion.compare("a", MAPS, True)  # there is nobody to compare with yet
+    for _ in range(1000):
+        suspicion.compare("b", MAPS, False)
+    assert not suspicion.compare("a", MAPS, False)
+    assert not suspicion.named
+    assert suspicion.compare("a", MAPS, True)
+    assert suspicion.standings["a"].why == "votes"
+
+
+def test_who_is_named_is_reviewed_at_each_task_that_it_loses_and_not_tested_again() -> None:
+    suspicion = Suspicion({"b": "probation"})
+    assert suspicion.dispute("a")
+    assert suspicion.tested("a", passed=False)
+    assert [suspicion.dispute("a") for _ in range(15)] == [False] * 15
+    assert [suspicion.judge("a", True, lost) for lost in (True, False)] == [True, False]
+    assert not suspicion.judge("c", True, True)
+    assert suspicion.judge("b", True, True)
+    assert list(suspicion.named) == ["a", "b"]
