@@ -24,10 +24,12 @@ from quoreduce.tracker import (
     Part,
     Plan,
     Published,
+    Recovered,
     Refused,
     Retest,
     Retested,
     Slow,
+    Source,
     Stalled,
     Task,
     WorkerJoined,
@@ -508,8 +510,55 @@ def test_r10_a_reply_with_the_wrong_number_of_partitions_is_no_vote() -> None:
     job.tracker.handle(Finished(0, output_of((b"one part where two are due",))))
     assert (job.ledger.malformed, job.ledger.votes, job.ledger.crashed) == (1, 0, 1)
     job.tracker.handle(Finished(1, output_of((b"and another",))))
-    assert (job.ledger.malformed, job.ledger.crashed) == (2, 2)
+    assert (job.ledger.malformed, job.ledger.crashed, job.tracker._maps[0].crashed) == (2, 2, 2)
     job.tracker.check()
+
+
+def test_r12_an_earlier_life_is_told_before_the_start_once_and_its_attempts_are_over() -> None:
+    tracker, task, output = JobTracker(Plan(1, 1, 1, "bft", first_attempt=100)), Task("map", 0), output_of((b"m",))
+    for name in ("a", "b"):
+        assert tracker.handle(WorkerJoined(f"w{name}", name, 1)) == []
+    for attempt in (7, 8, 9):
+        assert tracker.handle(Recovered(task, attempt, output, ("a", "b"), True)) == []
+    assert tracker.ledger.ignored == 2
+    launches = [command for command in tracker.start() if isinstance(command, Launch)]
+    assert [(one.attempt, str(one.task), one.sources) for one in launches] == [
+        (100, "reduce 0", ((Source(0, 7, ""),),)), (101, "reduce 0", ((Source(0, 7, ""),),)),
+    ]  # fmt: skip
+    assert tracker.handle(Recovered(Task("reduce", 0), 9, output, ("a", "b"), True)) == []
+    assert tracker.handle(Finished(7, output)) == []
+    assert tracker.ledger.ignored == 4
+    tracker.check()
+
+
+def test_a_job_whose_driver_waits_for_nothing_has_failed() -> None:
+    """The reduce is agreed on, and the driver neither publishes it nor says that it is gone."""
+    job = Play(domains=1, f=0, confirm=True)
+    job.finish()
+    assert job.tracker.handle(Stalled()) == [JobFailed("no_quorum", None, "no worker is left that could help with anything.")]
+
+
+def test_r1_a_task_with_a_vote_of_a_dead_domain_goes_on_in_a_live_one() -> None:
+    """Fewer domains live than must agree, but with the vote that was cast they are enough."""
+    job = Play(domains=2)
+    job.cluster.join("spare", "d1", 1)
+    job.answer("map 0", 0)
+    job.cluster.crash("w0", blocks_lost=False)
+    job.cluster.crash("w1", blocks_lost=False)
+    assert [c.worker for c in job.running("map 0")] == ["spare"]
+
+
+def test_r1_a_quarantined_domain_counts_as_asked_once_more_than_it_was() -> None:
+    job = Play(domains=3, known={"d2": "quarantined"})
+    while len(job.of("map 0")) < 9:
+        job.answer("map 0", None, "alone")
+    assert job.domains("map 0") == ["d0", "d1", "d1", "d2", "d0", "d1", "d2", "d0", "d1"]
+
+
+def test_what_was_begun_comes_before_what_was_not() -> None:
+    job = Play(domains=1, slots=1, maps=3, mode="original", f=0)
+    job.cluster.crash("w0", blocks_lost=False, replacement="again")
+    assert [str(c.task) for c in job.cluster.flying] == ["map 0"]
 
 
 def test_whether_a_job_has_started_is_known() -> None:
@@ -726,6 +775,7 @@ def test_r11_a_job_whose_output_depends_on_the_type_of_cpu_is_not_deterministic(
     assert job.result.reason == "not_deterministic"
     assert "(quoreduce check --settings cpu looks for the cause)" in job.result.message
     assert "(old and new)" in job.result.message
+    assert job.result.task == Task("map", 0)
     assert job.ledger.lost_votes == 0
     assert job.ledger.suspects == {}
 
@@ -958,6 +1008,16 @@ def test_r9_what_a_slow_worker_owes_is_overtaken_too_even_when_nobody_wants_what
     assert job.done()
 
 
+def test_r9_a_spare_that_refuses_its_sources_executed_nothing() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    job.slow("reduce 0", 0)
+    (spare,) = job.last
+    assert job.ledger.spares == 1
+    job.tracker.handle(Refused(spare.attempt, ()))
+    assert (job.ledger.spares, job.ledger.refused) == (0, 1)
+
+
 def test_r9_the_original_mode_has_speculative_execution() -> None:
     job = Play(domains=2, mode="original", f=0)
     job.slow("map 0", 0)
@@ -990,3 +1050,158 @@ def test_r9_a_spare_reduce_does_not_start_on_a_map_that_nobody_can_read() -> Non
     job.slow("reduce 0", 0)
     assert job.last == []
     assert job.done()
+
+
+# ---- to the last execution, copy and test ----------------------------------------------------------------------------
+
+
+def test_an_up_front_plan_replaces_each_crash_by_one_execution() -> None:
+    """Slide 18: 2f+1 are executed, whatever the vote says; here one of the three still waits for a slot when another crashes."""
+    for domains, slots in ((4, 9), (2, 1)):
+        job = Play(domains=domains, slots=slots, mode="basic")
+        job.cluster.crash("w0", blocks_lost=False, replacement="again")
+        assert job.done()
+        assert len(job.of("map 0")) == 4
+
+
+def test_an_up_front_plan_begins_anew_after_a_contradiction() -> None:
+    job = Play(domains=5, deferred=False)
+    job.answer("map 0", 0, "alone")
+    assert len(job.of("reduce 0")) == 3
+    assert job.done()
+    assert len(job.of("reduce 0")) == 6
+
+
+def test_all_reduces_that_have_read_a_losing_output_are_restarted() -> None:
+    job = Play(domains=5, reduces=3)
+    c = job.running("map 0")[0]
+    job.cluster.reply(job.cluster.flying.index(c), lambda _, parts: (parts[0], parts[1] + b"!", parts[2] + b"!"))
+    readers = [c.attempt for r in (1, 2) for c in job.running(f"reduce {r}")]
+    job.answer("map 0", 1)
+    commands = job.answer("map 0", 2)
+    assert sorted(command.attempt for command in commands if isinstance(command, Cancel)) == sorted(readers)
+    assert job.done()
+
+
+def test_a_copy_that_was_kept_for_a_reader_goes_with_it() -> None:
+    """The map's vote goes against the copy, but not against the partition that the reader reads; then the reader is cancelled."""
+    job = Play(domains=5, reduces=2)
+    job.answer("map 0", 0, "alone")  # wrong in the last partition
+    job.answer("map 0", 1)
+    assert Discard(0) not in job.answer("map 0", 2)
+    job.answer("reduce 0", 0)
+    job.slow("reduce 0", 1)
+    commands = job.answer("reduce 0", 2)
+    assert {type(command) for command in commands} >= {Agreed, Cancel}
+    assert Discard(0) in commands
+    assert job.done()
+
+
+def test_a_losing_copy_that_comes_late_is_discarded() -> None:
+    job = Play(domains=3, mode="basic")
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    assert Discard(2) in job.answer("map 0", 2, "alone")
+    job.cluster.send(BlockLost(2))
+    assert job.ledger.ignored == 1
+
+
+def test_who_stores_is_let_finish_while_the_winner_has_no_copy() -> None:
+    job = Play(domains=4)
+    job.slow("map 0", 0)
+    job.answer("map 0", 2)  # the spare, whose copy is lost
+    job.cluster.lose_block(job.of("map 0")[2].attempt, told=True)
+    commands = job.answer("map 0", 1)
+    assert job.agreed("map 0")
+    assert [c.replica for c in job.running("map 0")] == [0]
+    assert not any(isinstance(command, Cancel) for command in commands)
+    assert job.done()
+
+
+def test_a_reduce_that_wins_by_its_maps_vote_without_a_copy_is_made_again() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    stored = job.running("reduce 0")[0].attempt
+    job.answer("reduce 0", 0)
+    job.answer("reduce 0", 1)
+    job.cluster.lose_block(stored, told=True)
+    job.answer("map 0", 1)
+    assert [c.replica for c in job.running("reduce 0")] == [2]
+    assert job.done()
+
+
+def test_answers_that_were_cancelled_are_counted_and_nothing_else() -> None:
+    job = Play(domains=5, f=2)
+    for replica in (0, 1):
+        job.slow("map 0", replica)
+    for replica in (2, 3, 4):
+        job.answer("map 0", replica)
+    late = [c.attempt for c in job.of("map 0")[:2]]
+    for n, attempt in enumerate(late, 1):
+        job.reply(attempt)
+        assert job.ledger.ignored == n
+
+
+@pytest.mark.parametrize("lost", ["map 0", "reduce 0"])
+def test_r3_what_was_made_and_lost_is_no_attempt_without_success(lost: str) -> None:
+    """The bound is on attempts since a task last got further, and here it is one."""
+    job = Play(domains=2, f=0, mode="original", max_attempts=1, confirm=True)
+    job.answer("map 0", 0)
+    if lost == "reduce 0":
+        job.answer("reduce 0", 0)
+    job.cluster.lose_block(job.of(lost)[0].attempt, told=True)
+    assert [c.replica for c in job.running(lost)] == [1]
+
+
+def test_r11_votes_are_compared_by_replica_and_only_those_of_the_first_plan() -> None:
+    job = Play(domains=4)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1, "alone")
+    job.answer("map 0", 2)
+    tallies = {name: standing.tallies for name, standing in job.tracker.standings.items()}
+    assert tallies == {"d0": {("map", 0, ""): [1, 0]}, "d1": {("map", 1, ""): [1, 1]}, "d2": {}}
+
+
+def test_r11_a_domain_that_loses_a_second_vote_of_a_task_late_is_judged_once() -> None:
+    job = Play(domains=2, mode="basic")
+    again = job.domains("map 0")[2]
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    job.answer("map 0", 2, "alone")
+    standing = job.tracker.standings[again]
+    assert (standing.judged, standing.lost, standing.tallies[("map", 2, "")]) == (1, 1, [1, 1])
+
+
+def retests(commands: list[object]) -> list[tuple[str, str]]:
+    return [(command.domain, command.worker) for command in commands if isinstance(command, Retest)]
+
+
+@pytest.mark.parametrize(("dead", "expected"), [(False, "b2"), (True, "b1")])
+def test_r11_the_worker_that_gave_a_disputed_answer_is_tested_or_another_of_its_domain(dead: bool, expected: str) -> None:
+    tracker = JobTracker(Plan(2, 1, 1, "bft"))
+    for worker in ("a", "b1", "b2", "c"):
+        tracker.handle(WorkerJoined(worker, worker[0].upper(), 1))
+    launched = {command.worker: command for command in tracker.start() if isinstance(command, Launch)}
+    assert [str(launched[worker].task) for worker in ("b2", "c")] == ["map 1", "map 1"]
+    tracker.handle(Finished(launched["b2"].attempt, output_of((b"right",))))
+    if dead:
+        tracker.handle(WorkerLost("b2", False))
+    commands = tracker.handle(Finished(launched["c"].attempt, output_of((b"wrong",))))
+    assert retests(commands) == [("C", "c"), ("B", expected)]
+
+
+def test_r11_of_a_contradiction_both_sides_are_tested() -> None:
+    job = Play(domains=3)
+    job.answer("map 0", 0)
+    assert retests(job.answer("map 0", 1, "alone")) == [("d1", "w1"), ("d0", "w0")]
+
+
+def test_r11_who_is_not_to_be_tested_again_does_not_keep_others_from_it() -> None:
+    """A domain contradicts a second one: no reason to test it again, but the other is tested."""
+    job = Play(domains=3, slots=1, maps=2)
+    assert (job.domains("map 0"), job.domains("map 1")) == (["d0", "d1"], ["d2"])
+    job.answer("map 0", 0)
+    assert retests(job.answer("map 0", 1, "alone")) == [("d1", "w1"), ("d0", "w0")]
+    job.answer("map 1", 0)
+    assert job.domains("map 1")[1] in ("d0", "d1")  # whoever of those two that were tested
+    assert retests(job.answer("map 1", 1, "alone")) == [("d2", "w2")]
