@@ -1205,3 +1205,20 @@ def test_r11_who_is_not_to_be_tested_again_does_not_keep_others_from_it() -> Non
     job.answer("map 1", 0)
     assert job.domains("map 1")[1] in ("d0", "d1")  # whoever of those two that were tested
     assert retests(job.answer("map 1", 1, "alone")) == [("d2", "w2")]
+
+
+@pytest.mark.parametrize("all_die", [False, True])
+def test_an_up_front_plan_is_executed_in_full_while_there_is_anybody(all_die: bool) -> None:
+    """Slide 18: everything is agreed on, but a last replica waits for the one domain that is new to its task."""
+    job = Play(domains=3, slots=1, mode="basic", maps=0, reduces=2)
+    for task, replica in (("reduce 0", 0), ("reduce 0", 1), ("reduce 1", 0), ("reduce 1", 1)):
+        job.answer(task, replica)
+    assert job.agreed("reduce 1")
+    assert job.result is None
+    if all_die:
+        for worker in ("w0", "w1", "w2"):
+            job.cluster.crash(worker, blocks_lost=False)
+    else:
+        job.answer("reduce 0", 2)
+        assert job.domains("reduce 1") == ["d0", "d1", "d2"]
+    assert isinstance(job.result, JobDone)

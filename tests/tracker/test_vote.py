@@ -120,3 +120,13 @@ def test_parts_that_are_equal_or_of_equal_digests_are_one_output_and_others_are_
     assert ballot.cast(2, "c", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"q", 1, 9)))) is first
     assert ballot.cast(3, "d", b"w", Output(b"w", (Part(b"p", 1, 1), Part(b"x", 1, 1)))) is not first
     assert ballot.cast(4, "e", b"v", Output(b"v", first.output.parts)) is not first  # type: ignore[union-attr]
+
+
+def test_votes_split_along_types_only_if_each_side_has_one_that_is_known() -> None:
+    """R11. Domains of an earlier life have no type."""
+    two = ballot_of([("a", 1), ("b", 1), ("c", 2), ("d", 2)])
+    assert two.split_along({"a": "old", "b": "old", "c": "new", "d": "new"})
+    assert not two.split_along({"c": "new", "d": "new"})
+    assert not two.split_along({"a": "", "b": "", "c": "new", "d": "new"})
+    assert not two.split_along({})
+    assert not ballot_of([("a", 1), ("b", 1)]).split_along({"a": "old", "b": "old"})
