@@ -72,7 +72,8 @@ import sys
 from mutants import *
 os.chdir(ROOT)
 source = (PACKAGE / "tracker" / "ledger.py").read_text()
-ends = run_campaign([
+score = Score()
+run_campaign([
     Mutant("tracker/ledger", "nothing", (1, 1), True, source + "# a comment\\n"),
     Mutant("tracker/ledger", "executions", (1, 1), True, source.replace("sum(self.launched.values())", "0")),
     Mutant("tracker/ledger", "no module", (1, 1), True, "raise RuntimeError\\n"),
@@ -80,8 +81,8 @@ ends = run_campaign([
     Mutant("tracker/ledger", "eats memory", (1, 1), True, source.replace("self.refused += 1", "bytearray(1 << 40)")),
     Mutant("tracker/ledger", "no Python", (1, 1), True, "def"),
     Mutant("tracker/ledger", "seen by no test", (10**6, 10**6), False, source),
-], 2, 9, print).ends
-print({mutant.name: end for mutant, end in ends})
+], 2, 9, score, print)
+print({mutant.name: end for mutant, end in score.ends})
 """
 
 

@@ -36,7 +36,10 @@ def test_it_would_see_a_task_executed_again() -> None:
 
 
 def test_it_would_see_a_process_that_is_left(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()", str(tmp_path)], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "print(flush=True); input()", str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # only now its command line is there for certain
     try:
         assert [line for line in campaign.processes(str(tmp_path)) if line.startswith(f"{process.pid}:")]
     finally:

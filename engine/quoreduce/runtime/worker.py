@@ -7,8 +7,8 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,8 +237,9 @@ class Worker:
                 task.index, self._setup.reducers, task.side, self._seed("reduce", task.index), self._digester, stride,
                 files, spoil,
             )  # fmt: skip
-            self._job.reduce([block for block in blocks if block is not None], ctx)
-            part = wire.PartReply(ctx.finish(), ctx.records, ctx.nbytes, 0)
+            with inputs.unchanged() if self._setup.recheck else nullcontext():
+                self._job.reduce([block for block in blocks if block is not None], ctx)
+                part = wire.PartReply(ctx.finish(), ctx.records, ctx.nbytes, 0)
         if task.fault:
             part = self._after_reduce(task.fault, part, task.paths)
         return wire.Reply(
@@ -305,6 +306,7 @@ class _Inputs:
     def __init__(self, worker: Worker, tampered: bool) -> None:
         self._worker = worker
         self._tampered = tampered
+        self._shared: list[tuple[Block, wire.Stored]] = []
         self.bad: list[int] = []
         self.missing = False
         self.refetched = 0
@@ -319,11 +321,27 @@ class _Inputs:
             block = self._checked(stored)
             if block is None:
                 self.bad.append(stored.attempt)
-            else:
-                good = good or block
+            elif good is None:
+                good = block
+                if stored.node in ("", self._worker.node):
+                    self._shared.append((block, stored))
         if good is None:
             self.missing = True
         return good
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, whatever came of it, if a copy on this node has changed since it was checked (R6).
+
+        Replicas on a node read the same memory. A bit that flips there after all of them have checked it gives all of them the
+        same wrong bytes, and they would agree.
+        """
+        try:
+            yield
+        finally:
+            changed = [stored.attempt for block, stored in self._shared if self._worker.digest(block) != stored.digest]
+            if changed:
+                raise _Refused([*self.bad, *changed])
 
     def _checked(self, stored: wire.Stored) -> Block | None:
         first: Buffer | None = None
