@@ -50,7 +50,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
 
     ``store``: the folder for what maps store, if it is to outlive the session (durable jobs).
     ``gone``: workers that died before this job; nobody reads any more what they have stored.
-    ``recheck``: reduces look once more at what they have read when they are done.
+    ``recheck``: reduces look once more at what they have read when they are done (R6).
     """
 
     generation: int

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[wire.Stored], bytes]
 FETCH_TRIES = 2
+CHECKSUM = Digester("checksum")
 COMPUTE_FAULTS = ("flip", "wrong", "stuck", "bad")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
@@ -299,6 +300,11 @@ class Worker:
         """Digest a block with the job's algorithm."""
         return self._digester.block(block)
 
+    def mark(self, block: Block) -> bytes:
+        """Return what tells whether a block has changed by accident, fast; empty if nobody looks (mode ``original``)."""
+        assert self._setup is not None
+        return CHECKSUM.block(block) if self._setup.recheck else b""
+
 
 class _Inputs:
     """The partitions that a reduce reads: each copy's digest is recomputed over the very bytes that will be used (R6)."""
@@ -306,7 +312,7 @@ class _Inputs:
     def __init__(self, worker: Worker, tampered: bool) -> None:
         self._worker = worker
         self._tampered = tampered
-        self._shared: list[tuple[Block, wire.Stored]] = []
+        self._shared: list[tuple[Block, bytes, int]] = []
         self.bad: list[int] = []
         self.missing = False
         self.refetched = 0
@@ -323,8 +329,6 @@ class _Inputs:
                 self.bad.append(stored.attempt)
             elif good is None:
                 good = block
-                if stored.node in ("", self._worker.node):
-                    self._shared.append((block, stored))
         if good is None:
             self.missing = True
         return good
@@ -334,12 +338,12 @@ class _Inputs:
         """Refuse, whatever came of it, if a copy on this node has changed since it was checked (R6).
 
         Replicas on a node read the same memory. A bit that flips there after all of them have checked it gives all of them the
-        same wrong bytes, and they would agree.
+        same wrong bytes, and they would agree. Checksums see it, for it is an accident; they are taken before the digest.
         """
         try:
             yield
         finally:
-            changed = [stored.attempt for block, stored in self._shared if self._worker.digest(block) != stored.digest]
+            changed = [attempt for block, mark, attempt in self._shared if self._worker.mark(block) != mark]
             if changed:
                 raise _Refused([*self.bad, *changed])
 
@@ -351,8 +355,12 @@ class _Inputs:
                 self.nbytes += stored.nbytes
                 self.shipped += stored.nbytes if stored.worker != self._worker.name else 0
                 block = Block.open(raw)
+                shared = stored.node in ("", self._worker.node)
+                mark = self._worker.mark(block) if shared else b""  # before the digest: nothing flips unseen between the two
                 if self._worker.digest(block) == stored.digest:
                     self.refetched += attempt
+                    if shared:
+                        self._shared.append((block, mark, stored.attempt))
                     if first is not None and len(self.slips) < wire.SLIPS_MAX:
                         self.slips.append(slip(stored.attempt, first, raw))
                     return block
