@@ -42,7 +42,9 @@ class Requests:
             return wire.MapTask(launch.attempt, task.index, self.splits[task.index], self.side, launch.store, fault)
         sources = tuple(tuple(self._stored(s, task.index) for s in copies) for copies in launch.sources)
         paths = tuple(self._paths(task.index, launch.attempt)) if launch.store else ()
-        return wire.ReduceTask(launch.attempt, task.index, self.side, sources, paths, fault)
+        # Of any f+1 replicas that agree one is not among the first f: it watches what they share, and the others need not (R6).
+        watch = self.options.mode != "original" and launch.replica >= self.options.f
+        return wire.ReduceTask(launch.attempt, task.index, self.side, sources, paths, fault, watch)
 
     def release(self, part: int, reducers: int) -> dict[str, wire.Discard]:
         """By worker, the request that gives back the memory of partition ``part`` of all maps."""

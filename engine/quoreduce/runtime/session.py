@@ -197,8 +197,7 @@ class Session:
         gone = tuple(sorted(self._known - self._workers.keys()))  # what they stored, their node kept for that job alone
         self._known = set(self._workers)
         return wire.Setup(
-            self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits), gone=gone,
-            recheck=options.mode != "original",
+            self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits), gone=gone
         )  # fmt: skip
 
     def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:

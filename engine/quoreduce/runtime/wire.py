@@ -50,7 +50,6 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
 
     ``store``: the folder for what maps store, if it is to outlive the session (durable jobs).
     ``gone``: workers that died before this job; nobody reads any more what they have stored.
-    ``recheck``: reduces look once more at what they have read when they are done (R6).
     """
 
     generation: int
@@ -64,7 +63,6 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     attested: Attested | None = None
     store: str = ""
     gone: tuple[str, ...] = ()
-    recheck: bool = False
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -101,7 +99,10 @@ class MapTask(msgspec.Struct, frozen=True, tag="map"):
 
 
 class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
-    """Run a reduce over partition ``index``; ``sources[m]`` are the copies of map m's; write to ``paths`` if there are any."""
+    """Run a reduce over partition ``index``; ``sources[m]`` are the copies of map m's; write to ``paths`` if there are any.
+
+    ``watch``: look once more at what was read from shared memory when it is done (R6).
+    """
 
     attempt: int
     index: int
@@ -109,6 +110,7 @@ class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
     sources: tuple[tuple[Stored, ...], ...]
     paths: tuple[str, ...]
     fault: Fault | None = None
+    watch: bool = False
 
 
 class SampleTask(msgspec.Struct, frozen=True, tag="sample"):

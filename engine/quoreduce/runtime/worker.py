@@ -8,7 +8,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +228,7 @@ class Worker:
         if task.fault and task.fault.kind in COMPUTE_FAULTS:
             fault, width = task.fault, record_width(self._job.output)
             spoil = lambda data: faults.spoil_bytes(fault, data, width)  # noqa: E731
-        inputs = _Inputs(self, tampered=bool(task.fault and task.fault.kind == "wire"))
+        inputs = _Inputs(self, task.watch, tampered=bool(task.fault and task.fault.kind == "wire"))
         blocks = [inputs.read(copies) for copies in task.sources]
         if inputs.missing:
             raise _Refused(inputs.bad)
@@ -238,7 +238,7 @@ class Worker:
                 task.index, self._setup.reducers, task.side, self._seed("reduce", task.index), self._digester, stride,
                 files, spoil,
             )  # fmt: skip
-            with inputs.unchanged() if self._setup.recheck else nullcontext():
+            with inputs.unchanged():
                 self._job.reduce([block for block in blocks if block is not None], ctx)
                 part = wire.PartReply(ctx.finish(), ctx.records, ctx.nbytes, 0)
         if task.fault:
@@ -300,17 +300,13 @@ class Worker:
         """Digest a block with the job's algorithm."""
         return self._digester.block(block)
 
-    def mark(self, block: Block) -> bytes:
-        """Return what tells whether a block has changed by accident, fast; empty if nobody looks (mode ``original``)."""
-        assert self._setup is not None
-        return CHECKSUM.block(block) if self._setup.recheck else b""
-
 
 class _Inputs:
     """The partitions that a reduce reads: each copy's digest is recomputed over the very bytes that will be used (R6)."""
 
-    def __init__(self, worker: Worker, tampered: bool) -> None:
+    def __init__(self, worker: Worker, watch: bool, tampered: bool) -> None:
         self._worker = worker
+        self._watch = watch
         self._tampered = tampered
         self._shared: list[tuple[Block, bytes, int]] = []
         self.bad: list[int] = []
@@ -335,7 +331,7 @@ class _Inputs:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Refuse, whatever came of it, if a copy on this node has changed since it was checked (R6).
+        """Refuse, whatever came of it, if a copy on this node that is watched has changed since it was checked (R6).
 
         Replicas on a node read the same memory. A bit that flips there after all of them have checked it gives all of them the
         same wrong bytes, and they would agree. Checksums see it, for it is an accident; they are taken before the digest.
@@ -343,7 +339,7 @@ class _Inputs:
         try:
             yield
         finally:
-            changed = [attempt for block, mark, attempt in self._shared if self._worker.mark(block) != mark]
+            changed = [attempt for block, mark, attempt in self._shared if CHECKSUM.block(block) != mark]
             if changed:
                 raise _Refused([*self.bad, *changed])
 
@@ -355,8 +351,8 @@ class _Inputs:
                 self.nbytes += stored.nbytes
                 self.shipped += stored.nbytes if stored.worker != self._worker.name else 0
                 block = Block.open(raw)
-                shared = stored.node in ("", self._worker.node)
-                mark = self._worker.mark(block) if shared else b""  # before the digest: nothing flips unseen between the two
+                shared = self._watch and stored.node in ("", self._worker.node)
+                mark = CHECKSUM.block(block) if shared else b""  # before the digest: nothing flips unseen between the two
                 if self._worker.digest(block) == stored.digest:
                     self.refetched += attempt
                     if shared:
