@@ -6,10 +6,10 @@
     python tests/campaigns/mutants.py --state FILE               ends are kept in FILE; what was killed there is not shown again
 
 What a mutant is stands in operators.py. A mutant of tracker/ or data/ is shown to the tests of the same name, tests/tracker or
-tests/data, and of these to the ones that run the changed statement (all that use the module, if it runs at import), the
-fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have all libraries and
-kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of them changed. Tests
-that work in processes of their own see the unchanged module. Hypothesis repeats the same examples.
+tests/data, and of these to the ones that run the changed statement (all that use the module, and those of its own file, if it
+runs at import), the fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have
+all libraries and kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of
+them changed. Tests that work in processes of their own see the unchanged module. Hypothesis repeats the same examples.
 
 A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or memory than
 the tests did. Survivors are explained, one by one, in survivors.toml.
@@ -253,7 +253,7 @@ def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
     """The tests that run the changed statement, fastest first: those of the module's own file, and the fastest others."""
     file, own = str(PACKAGE / f"{mutant.module}.py"), own_file(mutant)
     if mutant.imported:
-        tests = seen.users[file]
+        tests = seen.users[file] | {test for test in seen.seconds if test.startswith(own)}  # dataclasses run no line of it
     else:
         first, last = mutant.lines
         tests = set().union(*(seen.lines.get((file, line), set()) for line in range(first, last + 1)))

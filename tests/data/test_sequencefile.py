@@ -31,6 +31,7 @@ MANY = settings(SHARED_TMP, max_examples=300)
 Record = tuple[bytes, bytes]
 WAYS = [("block", "zlib"), ("block", "gzip"), ("record", "zlib"), ("record", "gzip"), ("none", "zlib")]
 WAY = st.sampled_from(WAYS)
+KINDS = ("Text", "BytesWritable")
 PAYLOAD = st.one_of(st.binary(max_size=6), st.sampled_from([b"a" * n for n in (0, 127, 128, 255, 256, 70_000)]))
 SHORT_RECORDS = st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=90)), max_size=12)
 RECORDS = st.lists(st.tuples(PAYLOAD, PAYLOAD), max_size=12)
@@ -123,10 +124,12 @@ def test_what_is_written_is_read(tmp_path: Path, records: list[Record], way: Any
     assert Plain(data).records == records
 
 
-@given(RECORDS, WAY, st.integers(1, 1000), st.lists(st.integers(0, 12), max_size=4))
-def test_columns_are_written_as_single_records_are(records: list[Record], way: Any, block_bytes: int, cuts: list[int]) -> None:
+@given(RECORDS, WAY, st.integers(1, 1000), st.lists(st.integers(0, 12), max_size=4), st.sampled_from([KINDS, KINDS[::-1]]))
+def test_columns_are_written_as_single_records_are(
+    records: list[Record], way: Any, block_bytes: int, cuts: list[int], kinds: Any
+) -> None:
     out = bytearray()
-    options: Any = {"compression": way[0], "codec": way[1], "block_bytes": block_bytes}
+    options: Any = {"compression": way[0], "codec": way[1], "block_bytes": block_bytes, "key": kinds[0], "value": kinds[1]}
     with SequenceWriter(out.extend, 1, **options) as writer:
         bounds = sorted({0, len(records), *(min(cut, len(records)) for cut in cuts)})
         for start, stop in pairwise(bounds):
@@ -345,6 +348,21 @@ def test_a_marker_across_the_edge_of_a_window_is_found(tmp_path: Path, monkeypat
     for window in (1, 7, 19, 20, 21, 64):
         monkeypatch.setattr(sf, "_WINDOW", window)
         check_all_splits(path, records, 97, False)
+
+
+@pytest.mark.parametrize("window", [1, 7, 19, 20, 21, 64, 1 << 18])
+def test_a_range_is_from_the_first_marker_in_it_to_the_first_after_it_whatever_the_window(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """Where a marker lies across two windows too: what a split leaves out, another would read, and the whole would be right."""
+    monkeypatch.setattr(sf, "_WINDOW", window)
+    data = written([(b"k%d" % i, b"v" * i) for i in range(6)], block_bytes=1)
+    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
+    bounds = sorted({at + by for at in groups_of(data) for by in (-21, -20, -19, -1, 0, 1)} | {0, len(data)})
+    for start, end in pairwise(bounds):
+        begin, stop = (next((at for at in groups_of(data) if at >= bound), len(data)) for bound in (start, end))
+        expected = (begin, stop) if begin < end else (end, end)
+        assert sf.sync_range(lambda at, n: data[at : at + n], header, start, end, len(data)) == expected
 
 
 def test_a_whole_file_may_be_compressed_once_more(tmp_path: Path) -> None:

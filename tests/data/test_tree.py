@@ -18,21 +18,24 @@ def some_bytes(size: int, seed: int = 0) -> np.ndarray:
 
 
 class Holder:
-    """A copy in memory; ``asked`` counts the nodes and bytes that went over the wire."""
+    """A copy in memory; ``asked`` has the questions for nodes, and ``shipped`` the bytes that went over the wire."""
 
     def __init__(self, data: np.ndarray, digest: bytes | None = None) -> None:
         self.data = data
-        self.asked = self.shipped = 0
+        self.asked: list[tuple[int, int, int]] = []
+        self.reads = self.shipped = 0
         claimed = digest or blake3(data.tobytes()).digest()
         self.copy = tree.Copy(data.size, claimed, self.nodes, self.read)
 
     def nodes(self, first: int, count: int, level: int) -> np.ndarray:
         start = first * tree.CHUNK_BYTES
         values = tree.nodes(self.data[start : start + count * tree.CHUNK_BYTES], first, level)
-        self.asked += values.shape[0]
+        self.asked.append((first, count, level))
         return tree.decode(tree.encode(values))
 
     def read(self, offset: int, nbytes: int) -> bytes:
+        assert 0 <= nbytes <= max(0, self.data.size - offset), "nobody asks for what is not there"
+        self.reads += 1
         self.shipped += nbytes
         return self.data[offset : offset + nbytes].tobytes()
 
@@ -77,6 +80,7 @@ def test_a_flipped_bit_is_found(size: int, data: st.DataObject) -> None:
 
 @given(SIZES, SIZES, st.booleans())
 @example(0, 1, False)
+@example(8 * 1024, 9 * 1024, False)
 @example(64 * 1024, 65 * 1024, False)
 @example(1024, 200 * 1024, True)
 @example(2048, 300 * 1024 + 5, False)
@@ -94,8 +98,34 @@ def test_what_is_in_memory_is_compared_as_what_is_not(one: bytes, two: bytes, co
     assert tree.in_memory(*raw) == tree.first_difference(*there)
 
 
-def test_equal_copies_do_not_differ() -> None:
-    assert tree.first_difference(Holder(some_bytes(99_999)).copy, Holder(some_bytes(99_999)).copy) is None
+@pytest.mark.parametrize("at", [0, 1023, 1024, 3000, 5126])
+def test_in_memory_the_first_of_several_differences_is_found_in_its_chunk(at: int) -> None:
+    right = some_bytes(5 * 1024 + 7)
+    wrong = right.copy()
+    wrong[[at, 5126]] ^= 3
+    found = tree.in_memory(wrong, right)
+    start = at // 1024 * 1024
+    assert found == tree.Differing(at, start, wrong[start : start + 1024].tobytes(), right[start : start + 1024].tobytes())
+
+
+def test_equal_copies_do_not_differ_and_their_bytes_are_not_read() -> None:
+    for size in (8 * 1024, 99_999):
+        one, two = Holder(some_bytes(size)), Holder(some_bytes(size))
+        assert tree.first_difference(one.copy, two.copy) is None
+        assert (len(one.asked), one.reads) == (len(two.asked), two.reads) == (1, 0)
+
+
+@pytest.mark.parametrize(("count", "level"), [(1, 0), (2, 0), (64, 0), (65, 1), (127, 1), (128, 1), (129, 2), (256, 2), (257, 3)])
+def test_first_of_all_the_lowest_level_with_64_nodes_or_fewer_is_asked_for(count: int, level: int) -> None:
+    holder = Holder(some_bytes(count * tree.CHUNK_BYTES))
+    assert tree.first_difference(holder.copy, holder.copy) is None
+    assert holder.asked == [(0, count, level)] * 2
+
+
+def test_a_lone_node_is_its_own_parent_however_far_up() -> None:
+    """And that is known at once: a level that makes no sense costs nothing."""
+    lone = tree.chunks(some_bytes(100), 0)
+    assert np.array_equal(tree.lift(lone, 1_000_000), lone)
 
 
 def test_little_is_shipped() -> None:
@@ -106,7 +136,7 @@ def test_little_is_shipped() -> None:
     one, two = Holder(wrong), Holder(right)
     assert tree.first_difference(one.copy, two.copy) is not None
     for holder in (one, two):
-        assert holder.asked <= 3 * tree.FAN
+        assert holder.asked == [(0, 8192, 7), (4864, 128, 1), (4882, 2, 0)]  # 64, 64 and 2 nodes
         assert holder.shipped == tree.CHUNK_BYTES
 
 

@@ -54,6 +54,22 @@ def test_the_first_execution_of_another_kind_is_a_first_one_too() -> None:
     assert pace.overdue("reduce", "a", 1.0, 16.0)
 
 
+def test_first_executions_are_the_measure_until_two_later_ones_have_finished() -> None:
+    pace = paced(5.0)
+    pace.finished("map", "b", 64 * MB, 5.0)
+    assert not pace.overdue("map", "a", 64 * MB, 15.0)
+    assert pace.overdue("map", "a", 64 * MB, 15.1)
+
+
+def test_the_median_follows_what_finishes_after_it_was_asked_for() -> None:
+    pace = paced(9.0, 1.0, 1.0)
+    assert pace.overdue("map", "a", 64 * MB, 3.1)
+    for _ in range(3):
+        pace.finished("map", "a", 64 * MB, 8.0)
+    assert not pace.overdue("map", "a", 64 * MB, 24.0)
+    assert pace.overdue("map", "a", 64 * MB, 24.1)
+
+
 def test_a_skewed_split_is_given_time_by_its_size_and_a_short_one_not_less() -> None:
     pace = paced(1.0, 1.0, 1.0)
     assert not pace.overdue("map", "a", 640 * MB, 29.0)
@@ -64,6 +80,8 @@ def test_a_skewed_split_is_given_time_by_its_size_and_a_short_one_not_less() -> 
 def test_empty_partitions_are_no_measure_that_divides_by_nothing() -> None:
     assert not paced(1.0, 1.0, 1.0, size=0).overdue("map", "a", 5 * MB, 100.0)
     assert paced(1.0, 1.0, 1.0, size=0).overdue("map", "a", 0, 100.0)
+    assert not paced(1.0, 1.0, 1.0, size=0).overdue("map", "a", 5, 15.0)  # as if they had had one byte
+    assert paced(1.0, 1.0, 1.0, size=0).overdue("map", "a", 5, 15.1)
 
 
 @given(st.lists(st.floats(0.001, 1000.0), min_size=3, max_size=300), st.floats(1.0, 2.9))

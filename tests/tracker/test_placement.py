@@ -72,6 +72,10 @@ def test_a_domain_of_several_types_of_cpu_has_none() -> None:
     assert pool.types == {"a": "old", "b": ""}
 
 
+def test_who_does_not_say_its_type_of_cpu_has_none_that_is_known() -> None:
+    assert pool_of("ab").types == {"a": "", "b": ""}
+
+
 def test_the_domain_that_was_taken_last_comes_last() -> None:
     pool = pool_of("abc", slots=2)
     taken = []
@@ -148,6 +152,28 @@ def test_a_failed_test_is_quarantine_while_enough_others_stay() -> None:
     assert pool.quarantined == ["b"]
     pool.lose("wc")
     assert pool.quarantined == []
+
+
+def test_the_vote_that_names_a_domain_quarantines_it() -> None:
+    """R11: there and then, not when something else gives a reason to look."""
+    pool = Pool(2, {"a": "probation"})
+    for name in "abc":
+        pool.join(f"w{name}", name, 1)
+    pool.judge("a", judged=True, lost=False)
+    assert pool.quarantined == []
+    pool.judge("a", judged=True, lost=True)
+    assert pool.quarantined == list(pool.suspicion.named) == ["a"]
+
+
+def test_the_comparison_that_names_a_domain_quarantines_it() -> None:
+    pool = pool_of("abc")
+    for _ in range(200):
+        for name in "bc":
+            pool.compare(name, ("map", 0, ""), lost=False)
+    for _ in range(50):
+        pool.compare("a", ("map", 0, ""), lost=True)
+        assert pool.quarantined == list(pool.suspicion.named)
+    assert pool.quarantined == ["a"]
 
 
 def test_slots_of_a_quarantined_domain_are_not_free() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quoreduce.tracker import Output, Part, Plan, Task
-from quoreduce.tracker.state import TaskState
+from quoreduce.tracker.state import Attempt, TaskState
 
 PLANS: list[tuple[dict[str, Any], tuple[int, bool, int, bool, bool, int]]] = [
     # plan: (need, upfront, first, eager, stores_all, bound)
@@ -52,6 +52,12 @@ def state_of(*votes: tuple[str, int | str]) -> TaskState:
         state.ballot.cast(attempt, domain, b"\xab" * 9 if output is None else output.digest, output, str(said))
         state.executions += 1
     return state
+
+
+def test_an_attempt_begins_in_its_slot_without_a_vote_and_nobody_calls_it_slow_or_a_spare() -> None:
+    attempt = Attempt(0, state_of(), "w", "d", 0, True, ())
+    assert (attempt.status, attempt.seated) == ("running", True)
+    assert not any((attempt.camp, attempt.stored, attempt.slow, attempt.spare))
 
 
 def test_a_fruitless_task_is_not_deterministic_if_two_domains_contradict_themselves_and_nobody_agrees() -> None:

@@ -196,6 +196,27 @@ def test_nobody_is_named_by_a_vote_that_was_won() -> None:
     assert suspicion.standings["a"].why == "votes"
 
 
+def test_a_vote_that_was_won_names_nobody_though_those_lost_before_it_stand_out() -> None:
+    suspicion = Suspicion({})
+    for _ in range(9):
+        suspicion.compare("a", MAPS, True)  # there is nobody to compare with yet
+    for _ in range(1000):
+        suspicion.compare("b", MAPS, False)
+    assert stands_out(9, 10, 0, 1000)
+    assert not suspicion.compare("a", MAPS, False)
+    assert not suspicion.named
+
+
+def test_who_is_named_for_a_failed_test_is_not_named_for_votes_too() -> None:
+    suspicion = Suspicion({})
+    suspicion.tested("a", passed=False)
+    for _ in range(1000):
+        suspicion.compare("b", MAPS, False)
+    for _ in range(50):
+        assert not suspicion.compare("a", MAPS, True)
+    assert suspicion.standings["a"].why == "test"
+
+
 def test_who_is_named_is_reviewed_at_each_task_that_it_loses_and_not_tested_again() -> None:
     suspicion = Suspicion({"b": "probation"})
     assert suspicion.dispute("a")

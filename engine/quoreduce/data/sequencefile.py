@@ -264,7 +264,7 @@ def decode_records(raw: U8, header: Header, base: int, name: str, bytes_max: int
     Raises:
         InputError: truncated, corrupt, or over the bound.
     """
-    cursor = _Cursor(raw.data if raw.size else b"", name, base)
+    cursor = _Cursor(raw.data, name, base)
     if header.compression == "block":
         return _decode_blocks(cursor, header, bytes_max)
     return _decode_singles(cursor, raw, header, bytes_max)

@@ -29,7 +29,6 @@ U32 = NDArray[np.uint32]
 
 CHUNK_BYTES = 1024
 FAN_LEVELS = 6
-FAN = 1 << FAN_LEVELS
 BATCH_CHUNKS = 1024
 _IV = np.array(
     [0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19], np.uint32
@@ -218,7 +217,7 @@ def first_difference(one: Copy, two: Copy) -> Differing | None:
 
 
 def _top(copy: Copy) -> tuple[int, U32]:
-    """The lowest level with FAN nodes or fewer, and its nodes, which lead to the digest; one chunk is checked by its bytes."""
+    """The lowest level with 2**FAN_LEVELS nodes or fewer, and these: they lead to the digest, or one chunk's bytes do."""
     level = max(0, (copy.chunks - 1).bit_length() - FAN_LEVELS)
     values = _asked(copy, 0, copy.chunks, level)
     if copy.digest is not None and copy.chunks > 1 and root(values) != copy.digest:
