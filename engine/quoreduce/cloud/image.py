@@ -123,7 +123,10 @@ def find_busybox() -> bytes:
     path = shutil.which("busybox", path=os.environ.get("PATH", os.defpath) + ":/bin:/usr/bin")
     if path is None:
         raise VmError("busybox is not installed, and is the guest's only program: sudo apt-get install busybox-static")
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise VmError(f"cannot read {path}, the guest's only program: {error.strerror}") from error
     if not is_static(data):
         raise VmError(f"{path} needs libraries that the guest does not have: sudo apt-get install busybox-static")
     if len(data) > BUSYBOX_BYTES_MAX:
@@ -135,9 +138,10 @@ def is_static(program: bytes) -> bool:
     """Tell whether a program is a 64-bit ELF file that asks for no interpreter (*System V ABI*, program header)."""
     if len(program) < 64 or not program.startswith(_ELF64):
         return False
-    start, size, count = *struct.unpack_from("<Q", program, 32), *struct.unpack_from("<HH", program, 54)
-    headers = [program[start + size * number :][:4] for number in range(count)]
-    return all(len(kind) == 4 and struct.unpack("<I", kind)[0] != _PT_INTERP for kind in headers)
+    (start,) = struct.unpack_from("<Q", program, 32)
+    size, count = struct.unpack_from("<HH", program, 54)
+    kinds = [program[at : at + 4] for at in range(start, start + size * count, size or 1)]
+    return all(len(kind) == 4 and struct.unpack("<I", kind)[0] != _PT_INTERP for kind in kinds)
 
 
 def _write(out: Path, data: bytes) -> None:

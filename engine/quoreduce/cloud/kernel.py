@@ -188,7 +188,9 @@ def _unpack(package: Path, folder: Path) -> None:
     """Write what is kept of a .deb into ``folder``: vmlinuz, modules.builtin and the modules, without their folders."""
     folder.mkdir()
     try:
-        process = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package.name], cwd=package.parent, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", package.name], cwd=package.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
     except FileNotFoundError as error:
         raise VmError(f"dpkg-deb is not installed, and unpacks Debian's kernel: install dpkg, {_OTHERWISE}") from error
     with process:
