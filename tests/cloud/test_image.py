@@ -260,7 +260,7 @@ def test_a_cache_that_cannot_be_written_is_named(files: Path, monkeypatch: pytes
     answers = {"depends": "x\n  Depends: linux-image-9\n", "--print-uris": "'http://x/y.deb' linux-image-9_1_amd64.deb 1 SHA256:00"}
     apt(monkeypatch, lambda line: next(answers[word] for word in line if word in answers))
     monkeypatch.setattr(kernel.os, "geteuid", lambda: 1000)
-    with pytest.raises(VmError, match="vmlinuz: Not a directory; set XDG_CACHE_HOME"):
+    with pytest.raises(VmError, match="vmlinuz: File exists; set XDG_CACHE_HOME"):
         kernel.packaged(files / "vmlinuz")
 
 
