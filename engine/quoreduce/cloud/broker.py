@@ -85,6 +85,7 @@ RULES: Final = Rules(
         "tcom": {
             **_WATCH,
             "cont": {},
+            "getfd": {"fdname": ("incoming", "outgoing")},
             "migrate": {"uri": ("fd:outgoing",)},
             "migrate-incoming": {"uri": ("fd:incoming",)},
             "migrate-set-capabilities": {"capabilities": ([{"capability": "late-block-activate", "state": True}],)},
@@ -110,15 +111,23 @@ class Ruled:
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, **more: float) -> Any:
         """As :meth:`Qmp.execute`; QmpRefused, of the class ``CommandNotAllowed``, if the rules do not allow it."""
-        reason = self._rules.why_not(self.role, command, arguments or {})
-        if reason is not None:
-            raise QmpRefused(one_line(command), NOT_ALLOWED, one_line(reason))
+        self._check(command, arguments or {})
         return self._qmp.execute(command, arguments, **more)
+
+    def pass_fd(self, name: str, fd: int) -> None:
+        """As :meth:`Qmp.pass_fd`; QmpRefused if the rules do not allow it."""
+        self._check("getfd", {"fdname": name})
+        self._qmp.pass_fd(name, fd)
 
     def on_event(self, listener: Callable[[Event], None]) -> None:
         """Call ``listener`` with the events that this role hears."""
         heard = self._rules.events.get(self.role, ())
         self._qmp.on_event(lambda event: listener(event) if event.get("event") in heard else None)
+
+    def _check(self, command: str, arguments: Mapping[str, Any]) -> None:
+        reason = self._rules.why_not(self.role, command, arguments)
+        if reason is not None:
+            raise QmpRefused(one_line(command), NOT_ALLOWED, one_line(reason))
 
 
 @dataclass
