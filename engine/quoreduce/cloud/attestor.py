@@ -1,7 +1,7 @@
 """Makes evidence (:mod:`quoreduce.cloud.evidence`): a server's TPM, its µTPM, and an instance of that for each TCOM.
 
-A TPM signs some hundred quotes a second, one from a chip two: so all challenges that wait share the next quote. While one caller's
-thread has the TPM quote, others queue; the next one takes all that queued, as the leaves of one Merkle tree.
+A TPM signs some hundred quotes a second, one from a chip two: so all challenges that wait share the next quote. While one
+caller's thread has the TPM quote, others queue; the next one takes all that queued, as the leaves of one Merkle tree.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Quoting(Protocol):
 
 
 class Session:
-    """A TCOM's instance of the µTPM (:class:`quoreduce.cloud.evidence.TcomTpm`): its code is in µPCR 0. For one thread at a time."""
+    """A TCOM's instance of the µTPM (:class:`quoreduce.cloud.evidence.TcomTpm`): code in µPCR 0. For one thread at a time."""
 
     def __init__(self, attestor: TpmAttestor, micro: MicroTpm, operation: str, code: bytes) -> None:
         self._attestor, self._micro, self.operation, self._code = attestor, micro, operation, code
@@ -191,7 +191,7 @@ class TpmAttestor:
 class SwtpmAttestor(TpmAttestor):
     """A server whose TPM is swtpm, enrolled by :func:`quoreduce.trust.node.setup_node`; it stands for the CPU's late launch too.
 
-    Make it in a thread that lives as long as it is used: swtpm ends with the thread that started it. It holds the lock on the TPM.
+    Make it in a thread that lives as long as it is used, for swtpm ends with it. It holds the lock on the TPM.
 
     Args:
         state: the node's state folder.

@@ -1,10 +1,10 @@
-"""E(n): evidence that a certain TCOM, in a certain environment on a certain server, says ``content`` in answer to the nonce n. Pure.
+"""E(n): evidence that a TCOM, in an environment, on a server, says ``content`` in answer to the nonce n. Pure.
 
 Two levels, as in :mod:`quoreduce.trust.evidence`; integers are big-endian::
 
     leaf          SHA-256( "quoreduce vm challenge 1" || n 32 || SHA-256( content ) )
     level 1       quote of the server's TPM over PCR 17 (the TVE document, by a dynamic launch) and PCR 19 (the public area of its
-                  µTPM); its nonce is the Merkle root (trust.merkle) over leaves, so that one quote serves many VMs and challengers
+                  µTPM); its nonce is the Merkle root (trust.merkle) over leaves: one quote serves many VMs and challengers
     level 2       quote of the µTPM over µPCRs 0-3; its nonce is
                   SHA-256( "quoreduce vm 1" || n 32 || u8 length || operation || vmid 16 || SHA-256( content ) )
     µPCR 0        the TCOM document, whose digest the TVE document lists for this operation
@@ -157,7 +157,7 @@ def listed_codes(document: bytes) -> dict[str, str]:
 
 
 class Cache:
-    """What was found about servers: held by a caller who checks much evidence of the same quotes. Bounded; it holds no refusals."""
+    """What was found about servers: held by a caller who checks much evidence of the same quotes. Bounded; no refusals."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[object, ...], _Server] = {}

@@ -1,8 +1,8 @@
 """What is measured of a server (the TVE document, PCR 17) and of each operation (the TCOM documents, µPCR 0).
 
-Both are JSON in canonical form (keys sorted, no spaces), of hashes (BLAKE3) of files as they lie on this machine. A TCOM document is
-over exactly the files that an operation runs: its own module, what the modules of all operations share, and trust/. The TVE document
-lists the digest of each TCOM document, the broker's rules as they are (they say who may do what to a guest), and QEMU.
+Both are JSON in canonical form (keys sorted, no spaces), of hashes (BLAKE3) of files as they lie on this machine. A TCOM
+document is over exactly the files that an operation runs: its own module, what the modules of all operations share, and trust/.
+The TVE document lists the digest of each TCOM document, the broker's rules as they are (who may do what to a guest), and QEMU.
 
 What they do not say: that memory holds what the files held. Root on the host is outside of it.
 """

@@ -2,9 +2,9 @@
 
 ``hpke``     RFC 9180, base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; encapsulated key (32 bytes) || ciphertext.
              Who sealed is not said by it: the message around it is signed or attested.
-``stream``   AES-256-GCM under HKDF-SHA256( key, "quoreduce vm stream 1" || context ). A sealed chunk is ``final u8 || ciphertext``;
-             nonce = u32 0 || u64 index, associated data = context || u64 index || u8 final. So a chunk opens at its own place in its
-             own stream only, and a stream that was cut has no end.
+``stream``   AES-256-GCM under HKDF-SHA256( key, "quoreduce vm stream 1" || context ). A sealed chunk is ``u8 final ||
+             ciphertext``; nonce = u32 0 || u64 index, associated data = context || u64 index || u8 final. So a chunk opens at its
+             own place in its own stream only, and a stream that was cut has no end.
 ``channel``  the same under HKDF-SHA256( key, "quoreduce vm channel 1" || sender || context ); a message is ``u64 counter ||
              ciphertext``, and the counter has to grow: messages may be lost, never repeated or swapped.
 
@@ -43,7 +43,7 @@ def new_keypair(random: Callable[[int], bytes]) -> tuple[bytes, bytes]:
 
 
 def hpke_seal(public: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """Encrypt to an X25519 public key, for the purpose ``info``: 48 bytes more than the plaintext; VmError for a key that is none."""
+    """Encrypt to an X25519 public key, for the purpose ``info``: 48 bytes more; VmError for a key that is none."""
     try:
         return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(public), info=info)
     except ValueError as error:
@@ -81,7 +81,7 @@ class StreamSealer:
         return self._stream.size
 
     def chunk(self, data: bytes, final: bool) -> bytes:
-        """Seal the next chunk, at most CHUNK_BYTES; VmError after the final one, for an empty one that is not final, beyond the limit."""
+        """Seal the next chunk, 1 to CHUNK_BYTES (the final one may be empty); VmError after that, or beyond the limit."""
         stream = self._stream
         stream.check(len(data), final)
         sealed = (b"\1" if final else b"\0") + stream.aead.encrypt(stream.nonce(), data, stream.aad(final))
@@ -128,7 +128,9 @@ class StreamOpener:
         try:
             data = stream.aead.decrypt(stream.nonce(), memoryview(sealed)[1:], stream.aad(final))
         except InvalidTag as error:
-            raise VmError(f"stream: chunk {stream.index} was altered, or another is missing, repeated or of another stream") from error
+            raise VmError(
+                f"stream: chunk {stream.index} was altered, or is another one: one is missing, repeated or of another stream"
+            ) from error
         stream.advance(sealed, len(data), final)
         self._refused = False
         return data, final

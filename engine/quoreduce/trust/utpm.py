@@ -88,7 +88,7 @@ class MicroTpm:
         self._pid = os.getpid()
 
     def instance(self) -> MicroTpm:
-        """Return another µTPM with the same key and secrets, and µPCRs of its own, all zeros: one for each piece of code that is run.
+        """Return another µTPM with the same key and secrets, and µPCRs of its own, all zeros: for one piece of code.
 
         As in TrustVisor (McCune et al., IEEE S&P 2010): one root vouches for one key, and what a quote by it says of one piece of
         code does not depend on what ran before it or beside it. Closing an instance does not close the others.
