@@ -90,7 +90,8 @@ def _folder(name: str) -> Path | None:
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of those of these packages (names in lower case) that are installed; of several, the first on the path.
 
-    By the names of their folders, ``NAME-VERSION.dist-info``: ``importlib.metadata`` says the same, and takes longer than all the rest of a measurement.
+    By the names of their folders, ``NAME-VERSION.dist-info``: ``importlib.metadata`` says the same, and takes longer than
+    all the rest of a measurement.
     """
     found: dict[str, str] = {}
     for entry in sys.path:
