@@ -34,9 +34,9 @@ MODULES: Final = {  # of each operation, in cloud/
     "migrate_in": "tcom/migrate_in.py",
     "backup": "tcom/backup.py",
     "terminate": "tcom/terminate.py",
-    "status": "server.py",
+    "status": "tcom/status.py",
 }
-SHARED: Final = ("evidence.py", "ports.py", "sealing.py", "wire.py")
+SHARED: Final = ("__init__.py", "evidence.py", "ports.py", "sealing.py", "tcom/__init__.py", "wire.py")
 _OURS: Final = Path(__file__).parents[1]
 _VERSION_TIMEOUT_S: Final = 20.0
 
