@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -103,7 +103,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The command that makes it durable."""
         return Persist(self.vmid, _RECORDS.encode(self))
 
-    def with_(self, **changes: object) -> Record:
+    def with_(self, **changes: Any) -> Record:
         """A copy in which these attributes are different."""
         return msgspec.structs.replace(self, **changes)
 

@@ -66,7 +66,7 @@ from quoreduce.cloud.tcom.launch import Launch
 from quoreduce.cloud.tcom.migrate_in import MigrateIn
 from quoreduce.cloud.tcom.migrate_out import MigrateOut
 from quoreduce.cloud.tcom.terminate import Terminate
-from quoreduce.errors import QuoreduceError, VmError, one_line
+from quoreduce.errors import VmError, one_line
 from quoreduce.trust.policy import decode_policy
 
 VMS_MAX: Final = 256  # with a guest, or about to have one

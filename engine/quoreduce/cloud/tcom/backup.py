@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 from quoreduce.cloud import wire
+from quoreduce.cloud.evidence import IMAGE
 from quoreduce.cloud.ports import (
     NO_ORDER,
     REFUSED,
@@ -38,7 +39,6 @@ from quoreduce.cloud.ports import (
     TimedOut,
     VmSpec,
 )
-from quoreduce.cloud.evidence import IMAGE
 from quoreduce.cloud.sealing import StreamSealer, hpke_seal
 
 STREAM: bytes = b"quoreduce vm backup 1"

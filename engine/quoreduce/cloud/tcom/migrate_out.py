@@ -236,8 +236,9 @@ class MigrateOut:
         self._record = record = self._record.with_(phase=phase)
         order, user_nonce = self._answers
         digest = wire.digest(record.report) if done else NO_ORDER
+        sequence = record.sequence + (phase in ("released", "moved"))  # there, not here
         receipt = wire.Receipt(
-            "migrate_out", record.vmid, order, done, record.sequence, user_nonce, self._nonce, digest,
+            "migrate_out", record.vmid, order, done, sequence, user_nonce, self._nonce, digest,
             report=record.report, reason=reason[:600],
         )  # fmt: skip
         return [
