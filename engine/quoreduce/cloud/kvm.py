@@ -68,5 +68,5 @@ def choose(accel: str | None = None) -> str:
     if accel not in ACCELS:
         raise UsageError(f"accelerator {accel!r}: use {' or '.join(ACCELS)}")
     if not runs(accel):
-        raise VmError(f"{accel} does not run guests on this machine (tried for {PROBE_S:g} s): take another accelerator, or none")
+        raise VmError(f"{accel} does not run guests on this machine (tried for {PROBE_S:g} s): name none, or another")
     return accel
