@@ -31,7 +31,7 @@ def folder_in_memory() -> Iterator[Path]:
     try:
         yield path
     finally:
-        left = living_in(path) if path.exists() else []
+        left = living_in(path)
         scrub(path)
         assert not left, f"left running: {left}"
 

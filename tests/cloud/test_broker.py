@@ -134,7 +134,10 @@ def test_a_request_without_end_is_cut_off(broker: Broker) -> None:
 def test_answers_and_errors_of_qemu_come_through(broker: Broker) -> None:
     client = Client(broker.path)
     assert client.ask(b'{"execute": "qmp_capabilities"}') == {"return": {}}
-    assert client.ask(b'{"execute": "query-name", "id": "a"}') == {"error": {"class": "GenericError", "desc": "it has none"}, "id": "a"}
+    assert client.ask(b'{"execute": "query-name", "id": "a"}') == {
+        "error": {"class": "GenericError", "desc": "it has none"},
+        "id": "a",
+    }
 
 
 def test_the_ordinary_client_is_served(broker: Broker) -> None:
@@ -202,7 +205,8 @@ def test_the_document_changes_with_any_rule_and_not_with_their_order() -> None:
     document = json.loads(RULES.document())
     assert document["commands"]["manager"] == {"query-migrate": {}, "query-name": {}, "query-status": {}, "query-version": {}}
     backwards = Rules(
-        {role: dict(reversed(table.items())) for role, table in reversed(RULES.commands.items())}, dict(reversed(RULES.events.items()))
+        {role: dict(reversed(table.items())) for role, table in reversed(RULES.commands.items())},
+        dict(reversed(RULES.events.items())),
     )
     assert backwards.document() == RULES.document()
     manager = {**RULES.commands["manager"], "dump-guest-memory": {"paging": (), "protocol": ()}}
@@ -210,7 +214,11 @@ def test_the_document_changes_with_any_rule_and_not_with_their_order() -> None:
     assert Rules(RULES.commands, {**RULES.events, "manager": ("STOP",)}).document() != RULES.document()
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
 
 
 @given(st.lists(st.dictionaries(st.text(), JSON), max_size=4), st.integers(1, 50), st.sampled_from(["", "\n", " \r\n"]))

@@ -58,7 +58,7 @@ def scrub(folder: Path, io: Io = Io()) -> ScrubReport:
     Raises:
         VmError: naming the first file that could not be overwritten, read back or unlinked, and how many there are.
     """
-    for process in processes.living_in(folder) if folder.is_dir() else ():
+    for process in processes.living_in(folder):
         process.end()
     done: list[tuple[str, int, str]] = []
     for _ in range(ROUNDS_MAX):
