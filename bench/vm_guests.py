@@ -1,7 +1,7 @@
-"""What guests cost: the start of QEMU with a vTPM, plainly and as ours, and how fast a state leaves: ``python -m bench.vm_guests``.
+"""What guests cost: a start of QEMU with a vTPM, plainly and as ours; how fast a state leaves: ``python -m bench.vm_guests``.
 
-Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. Needs QEMU, swtpm and
-what ``quoreduce vm image`` needs.
+Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. Needs QEMU, swtpm
+and what ``quoreduce vm image`` needs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
     a = parser.parse_args()
     accel = kvm.choose(a.accel)
     spec = VmSpec()
-    with tempfile.TemporaryDirectory(dir=DEFAULT_ROOT, prefix="quoreduce-bench-") as root:
+    with tempfile.TemporaryDirectory(dir=DEFAULT_ROOT, prefix="vm-bench-") as root:
         folder = Path(root) / "guest"
         bundle = Bundle.decode(build(Path(root) / "image").path.read_bytes())
         starts: dict[str, list[float]] = {"plain": [], "ours": []}

@@ -26,8 +26,8 @@ def require_programs() -> None:
 
 @contextlib.contextmanager
 def folder_in_memory() -> Iterator[Path]:
-    """A path in memory at which nothing is; scrubbed afterwards, which ends what still runs there."""
-    path = DEFAULT_ROOT / f"quoreduce-test-{secrets.token_hex(6)}"
+    """A path in memory at which nothing is (not ``quoreduce-``: sessions of jobs sweep such folders there); scrubbed afterwards, which ends what still runs there."""
+    path = DEFAULT_ROOT / f"vm-test-{secrets.token_hex(6)}"
     try:
         yield path
     finally:

@@ -1,4 +1,4 @@
-"""Guests under real QEMU with a real vTPM: they start, move, are taken up again, end; and what is broken leaves nothing behind."""
+"""Guests under real QEMU with a real vTPM: they start, move, are taken up again, end; what is broken leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -264,9 +264,10 @@ def test_a_guest_that_dies_is_noticed(bundle: Bundle, folder: Path) -> None:
 
 def test_a_kernel_that_never_boots_is_given_up(bundle: Bundle, folder: Path) -> None:
     header = bundle.kernel[:0x4000]  # QEMU takes it; there is nothing behind it
-    with Guest.start(folder, SPEC, Bundle(header + bytes(1 << 16), b"x", "")) as guest:
-        with pytest.raises(VmError, match="did not within 0.5 s say 'GUEST-READY'|ended before it said"):
-            guest.serial.wait(READY, 0.5)
+    broken = Bundle(header + bytes(1 << 16), b"x", "")
+    never = pytest.raises(VmError, match=r"did not within 0.5 s say 'GUEST-READY'|ended before it said")
+    with Guest.start(folder, SPEC, broken) as guest, never:
+        guest.serial.wait(READY, 0.5)
     assert living_in(folder) == []
 
 
@@ -275,7 +276,7 @@ def gone(folder: Path) -> bool:
 
 
 def test_a_truncated_kernel_is_refused(bundle: Bundle, folder: Path) -> None:
-    with pytest.raises(VmError, match="did not start: QEMU said: .*kernel"):
+    with pytest.raises(VmError, match=r"did not start: QEMU said: .*kernel"):
         Guest.start(folder, SPEC, Bundle(bundle.kernel[:1000], b"x", ""))
     assert gone(folder)
 
@@ -289,9 +290,9 @@ def test_an_image_of_no_bytes_is_refused() -> None:
 
 def test_a_missing_program_is_named(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(VmError, match="qemu-system-x86_64 is not installed; .* apt-get install qemu-system-x86 seabios"):
+    with pytest.raises(VmError, match=r"qemu-system-x86_64 is not installed; .* apt-get install qemu-system-x86 seabios"):
         Guest.start(folder, SPEC, bundle, accel="tcg")
-    with pytest.raises(VmError, match="apt-get install swtpm$"):
+    with pytest.raises(VmError, match=r"apt-get install swtpm$"):
         processes.program("swtpm")
     assert gone(folder)
 
@@ -312,7 +313,7 @@ def test_a_qemu_that_does_not_answer_is_ended(
     hanging.symlink_to("/bin/sleep")
     monkeypatch.setattr("quoreduce.cloud.hypervisor.START_S", 0.3)
     monkeypatch.setattr("quoreduce.cloud.machine.line", lambda *_, **__: [str(hanging), "600"])
-    with pytest.raises(VmError, match="does not answer on qmp.sock within 0.3 s"):
+    with pytest.raises(VmError, match=r"does not answer on qmp.sock within 0.3 s"):
         Guest.start(folder, SPEC, bundle, accel="tcg")
     assert gone(folder)
 

@@ -1,4 +1,4 @@
-"""The insider's attack finds the guest's key in the open, and not where we stand before it; what it finds is a key, not a pattern."""
+"""The insider's attack finds the guest's key in the open, and not where we stand before it; what it finds is a key."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_compressed_images_are_unpacked() -> None:
     key = rsa.generate_private_key(65537, 2048)
     bundle = Bundle(b"kernel", gzip.compress(b"archive" + der(key)), "")
     assert attack.planted(bundle) == {modulus(key)}
-    with pytest.raises(VmError, match="holds no RSA key .* --plant KEY"):
+    with pytest.raises(VmError, match=r"holds no RSA key .* --plant KEY"):
         attack.planted(Bundle(b"kernel", der(key)[:-1], ""))

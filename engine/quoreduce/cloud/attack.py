@@ -1,9 +1,9 @@
-"""What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against what we do.
+"""What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against us.
 
-Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, the migration stream on the wire. What
-is got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers agree, from
-which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: the kernel holds test keys as well.
-That nothing is found says something only beside the same search that finds it.
+Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, the migration stream on the wire.
+What is got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers
+agree, from which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a kernel holds test
+keys as well. That nothing is found says something only beside the same search that finds it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def find_keys(data: bytes | mmap.mmap) -> list[RsaKey]:
 
 def _integers(der: bytes) -> list[int] | None:
     """Read a DER sequence of nine INTEGERs; None if it is none."""
-    end, at, numbers = 4 + int.from_bytes(der[2:4], "big"), 4, []
+    end, at = 4 + int.from_bytes(der[2:4], "big"), 4
+    numbers: list[int] = []
     while at < end and len(numbers) < _NUMBERS:
         if der[at : at + 1] != b"\x02":
             return None
@@ -111,7 +112,7 @@ def _agree(n: int, e: int, d: int, p: int, q: int) -> bool:
 
 
 def planted(bundle: Bundle) -> frozenset[str]:
-    """The moduli (SHA-256, hex) of the keys in an image's initrd; VmError if there is none. A kernel has keys too: test vectors."""
+    """The moduli (SHA-256, hex) of the keys in an image's initrd; VmError if there is none."""
     moduli = frozenset(key.modulus for part in (bundle.initrd, *_unpacked(bundle.initrd)) for key in find_keys(part))
     if not moduli:
         raise VmError("the image holds no RSA key that could be found: make one with `quoreduce vm image --plant KEY`")

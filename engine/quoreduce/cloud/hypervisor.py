@@ -201,9 +201,7 @@ def prepare(folder: Path) -> None:
         raise VmError(f"cannot use {folder} for a guest: {error.strerror}") from error
     kind = _file_system(folder)
     if kind not in IN_MEMORY:
-        raise VmError(
-            f"{folder} is on {kind}: a guest's memory would reach a disk; use a folder on tmpfs, such as {DEFAULT_ROOT}"
-        )
+        raise VmError(f"{folder} is on {kind}: a guest's memory would reach a disk; use one on tmpfs, such as {DEFAULT_ROOT}")
 
 
 def _file_system(folder: Path) -> str:

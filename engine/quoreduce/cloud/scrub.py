@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from quoreduce.cloud import processes
 from quoreduce.errors import VmError
@@ -26,15 +26,18 @@ PIECE_BYTES: Final = 1 << 20
 ROUNDS_MAX: Final = 3  # over a file that grows, and over a folder in which files appear
 
 
+Bytes: TypeAlias = bytes  # the report has an attribute of that name
+
+
 @dataclass(frozen=True, slots=True)
 class ScrubReport:
-    """What was overwritten: files, their bytes (holes included), SHA-256 (hex) over the name, size and SHA-256 read back of each."""
+    """What was overwritten: files, their bytes (holes included), SHA-256 (hex) over name, size and SHA-256 of each."""
 
     files: int
     bytes: int
     digest: str
 
-    def document(self) -> bytes:
+    def document(self) -> Bytes:
         """The report as canonical JSON: keys sorted, no spaces."""
         return json.dumps({"bytes": self.bytes, "digest": self.digest, "files": self.files}, separators=(",", ":")).encode()
 
