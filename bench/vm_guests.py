@@ -1,7 +1,7 @@
 """What guests cost: a start of QEMU with a vTPM, plainly and as ours; how fast a state leaves: ``python -m bench.vm_guests``.
 
-Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. Needs QEMU, swtpm
-and what ``quoreduce vm image`` needs.
+Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. It needs QEMU,
+swtpm and what ``quoreduce vm image`` needs.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ def require_programs() -> None:
 
 @contextlib.contextmanager
 def folder_in_memory() -> Iterator[Path]:
-    """A path in memory at which nothing is (not ``quoreduce-``: sessions of jobs sweep such folders there); scrubbed afterwards, which ends what still runs there."""
+    """A path in memory at which nothing is; scrubbed afterwards, which ends what still runs there.
+
+    Not ``quoreduce-*``: a session of jobs that starts sweeps such folders.
+    """
     path = DEFAULT_ROOT / f"vm-test-{secrets.token_hex(6)}"
     try:
         yield path

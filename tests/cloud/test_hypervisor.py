@@ -199,8 +199,12 @@ guest = Guest.start(Path(sys.argv[1]), VmSpec(128, 8), Bundle.decode(Path(sys.ar
 guest.serial.wait("GUEST-READY", 120)
 guest.serial.send("SECRET of an agent that was killed")
 guest.serial.wait("STORED")
-print("up", flush=True)
-guest.outgoing(lambda piece: sys.stdin.read())  # hangs in the middle of a move
+
+def hang(piece):
+    print("moves", flush=True)
+    sys.stdin.read()
+
+guest.outgoing(hang)
 """
 
 
@@ -208,7 +212,7 @@ def test_a_guest_outlives_its_agent_and_is_taken_up(image: Path, folder: Path) -
     line = [sys.executable, "-c", AGENT, str(folder), str(image)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
-        assert agent.stdout.readline() == b"up\n"
+        assert agent.stdout.readline() == b"moves\n"
         agent.kill()
     assert len(living_in(folder)) == 2
     with Guest.adopt(folder) as guest:

@@ -1,9 +1,9 @@
 """What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against us.
 
-Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, the migration stream on the wire.
-What is got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers
-agree, from which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a kernel holds test
-keys as well. That nothing is found says something only beside the same search that finds it.
+Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, a migration on the wire. What is
+got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers agree, from
+which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a kernel holds test keys as well.
+That nothing is found says something only beside the same search that finds it.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def search(path: Path, way: str, setting: str, secret: frozenset[str], *before: 
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             keys = find_keys(data)
     hits = [key for key in keys if key.modulus in secret]
-    said = [
-        f"FOUND at byte {key.offset:,}: an RSA-{key.bits} private key, the guest's: modulus {key.modulus[:16]}..." for key in hits
-    ]
+    said = [f"FOUND the guest's RSA-{key.bits} private key at byte {key.offset:,}: modulus {key.modulus[:16]}..." for key in hits]
     said = said or [f"the guest's private key is not in these {size:,} bytes"]
     if others := {key.modulus for key in keys} - secret:
         said.append(f"other RSA private keys there: {len(others)} (the kernel's test vectors, for one)")
