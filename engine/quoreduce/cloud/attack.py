@@ -1,9 +1,9 @@
 """What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against us.
 
-Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, a migration on the wire. What is
-got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers agree, from
-which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a kernel holds test keys as well.
-That nothing is found says something only beside the same search that finds it.
+Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, a migration on the wire.
+What is got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose
+numbers agree, from which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a
+kernel holds test keys as well. That nothing is found says something only beside the same search that finds it.
 """
 
 from __future__ import annotations

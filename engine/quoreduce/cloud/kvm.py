@@ -1,8 +1,8 @@
 """How guests run: KVM where it was seen to run one, else TCG, QEMU's emulation.
 
 That /dev/kvm opens says little: under some hypervisors a guest's kernel mode is emulated, so slowly that it seems to stand
-still. So a guest is run, 64 KiB of firmware: it enters 64-bit mode, counts to 2^24 there, and ends QEMU with a status that only it
-can cause.
+still. So a guest is run, 64 KiB of firmware: it enters 64-bit mode, counts to 2^24 there, and ends QEMU with a status that
+only it can cause.
 """
 
 from __future__ import annotations
