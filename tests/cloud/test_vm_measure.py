@@ -110,5 +110,5 @@ def test_a_package_without_its_files_cannot_be_measured(package: Path) -> None:
 
 
 def test_the_files_that_this_package_names_exist() -> None:
-    for name in SHARED:
+    for name in (*SHARED, *MODULES.values()):
         assert (Path(measure.__file__).parent / name).is_file()
