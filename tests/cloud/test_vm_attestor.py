@@ -1,4 +1,4 @@
-"""Evidence of a server with a real TPM in software, from its enrolment to a check of what it says; and what happens without one."""
+"""Evidence of a server with a real TPM in software, from enrolment to a check of what it says; and without a TPM."""
 
 from __future__ import annotations
 

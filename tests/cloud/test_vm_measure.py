@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from hashlib import sha256
@@ -12,7 +13,7 @@ from blake3 import blake3
 
 from quoreduce.cloud import measure
 from quoreduce.cloud.evidence import listed_codes
-from quoreduce.cloud.measure import MODULES, SHARED, environment, qemu_document, tcom_document
+from quoreduce.cloud.measure import MODULES, PACKAGE, SHARED, environment, qemu_document, tcom_document
 from quoreduce.errors import HostError, VmError
 
 RULES = {"manager": ["query-status", "query-version"]}
@@ -21,7 +22,8 @@ RULES = {"manager": ["query-status", "query-version"]}
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A package with the files that operations run, and others."""
-    for name in (*(f"cloud/{one}" for one in {*SHARED, *MODULES.values()}), "cloud/hypervisor.py", "trust/utpm.py", "trust/a.txt"):
+    files = (*(f"cloud/{one}" for one in {*SHARED, *MODULES.values()}), *PACKAGE, "cli.py", "cloud/hypervisor.py")
+    for name in (*files, "trust/utpm.py", "trust/a.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -50,7 +52,9 @@ def test_an_operations_document_names_exactly_the_files_that_it_runs(package: Pa
     ("cloud/wire.py", set(MODULES)),
     ("cloud/evidence.py", set(MODULES)),
     ("trust/utpm.py", set(MODULES)),
+    ("errors.py", set(MODULES)),
     ("cloud/hypervisor.py", set()),
+    ("cli.py", set()),
     ("trust/a.txt", set()),
 ])  # fmt: skip
 def test_a_changed_file_changes_the_documents_of_what_runs_it(package: Path, file: str, operations: set[str]) -> None:
@@ -58,7 +62,7 @@ def test_a_changed_file_changes_the_documents_of_what_runs_it(package: Path, fil
     (package / file).write_text("changed")
     after = environment(RULES, None, package)
     assert {name for name in MODULES if before.codes[name] != after.codes[name]} == operations
-    assert (before.digest != after.digest) == file.endswith(".py")
+    assert (before.digest != after.digest) == (file not in ("cli.py", "trust/a.txt"))
 
 
 def test_each_operation_has_a_document_of_its_own_and_the_environment_lists_them(package: Path) -> None:
@@ -112,3 +116,25 @@ def test_a_package_without_its_files_cannot_be_measured(package: Path) -> None:
 def test_the_files_that_this_package_names_exist() -> None:
     for name in (*SHARED, *MODULES.values()):
         assert (Path(measure.__file__).parent / name).is_file()
+
+
+@pytest.mark.parametrize("name", sorted({*SHARED, *MODULES.values()}))
+def test_what_is_measured_imports_nothing_of_ours_that_is_not(name: str) -> None:
+    """An operation's document stands for all that it runs: so no module of it may import one that is not in it."""
+    folder = Path(measure.__file__).parents[1]
+    allowed = {"quoreduce.errors", "quoreduce.cloud", *(f"quoreduce.cloud.{one.removesuffix('.py')}" for one in SHARED)}
+    for module in imported(folder / "cloud" / name):
+        assert module in allowed or module == "quoreduce.trust" or module.startswith("quoreduce.trust."), module
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports, anywhere in it; ``from package import module`` counts as the module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "quoreduce.cloud":
+            found |= {f"quoreduce.cloud.{one.name}" for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {one for one in found if one.split(".")[0] == "quoreduce"}
