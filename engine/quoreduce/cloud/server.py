@@ -311,7 +311,7 @@ class Server:
         return commands
 
     def _busy(self, vmid: bytes) -> bool:
-        return any(one.vmid == vmid for one in (*self._sessions.values(), *self._clearing.values()))
+        return any(one.vmid == vmid for one in self._sessions.values()) or any(one.vmid == vmid for one in self._clearing.values())
 
     def _time(self) -> datetime:
         assert self._now is not None, "a server is told the time before anything else"
