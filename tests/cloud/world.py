@@ -221,6 +221,7 @@ class Host:
         self._stop(command.session)
         if guest is None or guest.state == "loading":
             self.events.append(self.world.kit.ports.Failed(command.session, "there is no guest to resume"))
+            self.events.append(self.world.kit.ports.Gone(command.vmid))
         elif not self._fails(command.session, "resume"):
             guest.state = "running"
             self.events.append(self.world.kit.ports.Resumed(command.session))
@@ -600,7 +601,9 @@ class World:
         vm = self.user.vms[vmid]
         dead = {host.identity for host in self.hosts.values() if host.dead}
         text = next((text for whom, text, _ in reversed(self.told) if whom == vmid), "")
-        if vm.phase in ("migrating", "abandoning") and vm.peer in dead and vm.server not in dead:
+        if vm.phase == "terminating" and "terminate it again" in text:
+            self.wish("terminate", number)
+        elif vm.phase in ("migrating", "abandoning") and vm.peer in dead and vm.server not in dead:
             if "abandon" not in text:
                 raise Wrong(f"the user is not told how to resume: {text}")
             self.wish("abandon", number)
