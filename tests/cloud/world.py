@@ -23,6 +23,12 @@ from towers import AT, Environment, Maker, Tower, maker, policy
 
 from quoreduce.cloud import evidence, ports, sealing, server, user, wire
 
+ATTACKS = ("drop", "hold", "twice", "flip", "cut", "final", "splice", "replay", "substitute", "stale", "reroute", "impostor", "both")
+LETTERS = ("Hello", "Offer", "Accept", "Chunk", "Sealed", "Receipt", "Status", "StatusQuery", "Package", "Order settle", "Order migrate",
+           "Order terminate", "Order backup", "Order abandon", "Order launch", "Order restore")  # fmt: skip
+MOMENTS = ("Persist leaving", "Persist released", "Persist arriving", "Persist prepared", "Persist resuming", "Persist running",
+           "Persist aborted", "Persist ending", "Persist launching", "Send Hello", "Send Sealed", "Resume", "Destroy", "Boot",
+           "SendAttested", "FeedEnd", "Outgoing")  # fmt: skip
 PARTS = 4  # Data events of a guest's state, and of an image
 KIT = SimpleNamespace(ports=ports, sealing=sealing, Server=server.Server, user=user)
 
@@ -79,6 +85,7 @@ class Host:
         self.disk: dict[bytes, bytes] = {}
         self.guests: dict[bytes, Guest] = {}
         self.dead = False
+        self.orders: set[bytes] = set()
         self.core: Any = None
         self.fed_ever = False
         self._clear()
@@ -108,6 +115,7 @@ class Host:
                 self.world.maybe_crash(self.name)
                 self._do(command)
                 self.world.judge()
+                self.world.crash_focused(self.name, command)
             self.world.maybe_crash(self.name)
         except Crash:
             self.world.tell(f"{self.name} is killed")
@@ -138,6 +146,12 @@ class Host:
         return True
 
     def _do_Persist(self, command: Any) -> None:
+        decode = self.world.kit.ports.decode_record
+        order = decode(command.record).order
+        if command.vmid not in self.disk or decode(self.disk[command.vmid]).order != order:
+            if order in self.orders:
+                raise Wrong(f"{self.name} used an order twice")
+            self.orders.add(order)
         self.disk[command.vmid] = command.record
 
     def _do_StartTcom(self, command: Any) -> None:
@@ -190,7 +204,10 @@ class Host:
         vmid, incoming = self.opened[command.session]
         if not incoming or self._fails(command.session, "loading"):
             return
-        image, marker = msgspec.msgpack.decode(bytes(self.fed[command.session]), type=tuple[bytes, bytes])
+        try:
+            image, marker = msgspec.msgpack.decode(bytes(self.fed[command.session]), type=tuple[bytes, bytes])
+        except msgspec.DecodeError:
+            image, marker = b"", b"cut"  # QEMU may well take it
         self.guests[vmid] = Guest("paused", image, marker)
         self.events.append(self.world.kit.ports.Loaded(command.session))
 
@@ -251,6 +268,9 @@ class Faults:
     hypervisor: float = 0.0
     scrub: float = 0.0
     death: float = 0.0
+    only: str = ""  # the relay attacks letters of this kind only
+    how: str = ""  # and in this way only
+    crash_after: str = ""  # a server is killed after commands of this kind
 
 
 class World:
@@ -265,6 +285,9 @@ class World:
         self.counts: Counter[str] = Counter()
         self.storage: dict[str, list[bytes]] = {}
         self.letters: list[Letter] = []
+        self.held: list[Letter] = []
+        self.offers: dict[bytes, wire.Offer] = {}
+        self.faulty = False
         self.history: list[Letter] = []
         self.secrets: set[bytes] = set()
         self.told: list[tuple[bytes, str, str]] = []
@@ -306,6 +329,13 @@ class World:
                 self.kill_at = None
                 raise Crash
         if self.faults.crash and self.rng.random() < self.faults.crash:
+            self.counts["crashes"] += 1
+            raise Crash
+
+    def crash_focused(self, name: str, command: Any) -> None:
+        """Kill a party after a command of the kind that this schedule is about."""
+        faults = self.faults
+        if faults.crash_after and _kind(self.kit, command) == faults.crash_after and self.rng.random() < 0.4:
             self.counts["crashes"] += 1
             raise Crash
 
@@ -351,6 +381,8 @@ class World:
         letter = Letter(to, raw, what)
         self.letters.append(letter)
         self.history.append(letter)
+        if isinstance(message, wire.Attested) and isinstance(offer := wire.decode_said(message.content), wire.Offer):
+            self.offers[offer.order] = offer
         self.tell(f"  -> {what}")
 
     def seen(self, raw: bytes) -> None:
@@ -392,13 +424,18 @@ class World:
 
     def attacked(self, letter: Letter) -> list[tuple[Letter, str]]:
         """What the relay makes of a letter: letters, and where they go to (empty: where they should)."""
-        kind = self.rng.choice(("drop", "twice", "flip", "cut", "splice", "replay", "substitute", "stale", "reroute", "impostor", "both"))
+        kind = self.faults.how or self.rng.choice(ATTACKS)
         self.counts[f"relay: {kind}"] += 1
         self.tell(f"relay: {kind} {letter.what}")
         rng, other = self.rng, self.rng.choice(self.history)
         match kind:
             case "drop":
                 return []
+            case "hold":
+                self.held.append(letter)
+                return []
+            case "final":
+                return [(Letter(letter.to, _ended(letter.raw), letter.what), "")]
             case "twice":
                 return [(letter, ""), (letter, "")]
             case "flip":
@@ -445,12 +482,25 @@ class World:
         try:
             order = wire.decode(message.body, wire.Order)
         except self.kit.ports.VmError:
-            return wire.sign(self.rng.randbytes(32), mine, wire.decode(message.body, wire.Package))
+            return self._packed(wire.decode(message.body, wire.Package), mine)
         where = self.hosts[self.rng.choice("ABCD")].identity
-        order = msgspec.structs.replace(order, number=order.number + 1, server=where)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.3:
+            order = msgspec.structs.replace(order, number=order.number + 1, server=where)
+        else:
+            order = msgspec.structs.replace(order, number=order.number + 1, operation=self.rng.choice(("terminate", "abandon")))
+        if self.rng.random() < 0.3:
             return wire.Signed(wire.encode(order), message.keys, message.signature)
         return wire.sign(self.rng.randbytes(32), mine, order)
+
+    def _packed(self, package: wire.Package, mine: bytes) -> wire.Signed:
+        """A package of the relay's own: its image, sealed to the TCOM's key as anybody can, signed by itself."""
+        offer, image, key = self.offers[package.order], b"evil", self.rng.randbytes(32)
+        secrets = wire.Secrets(key, offer.nonce, sha256(image).digest(), len(image), wire.Spec())
+        sealed = sealing.hpke_seal(offer.key, b"quoreduce vm package 1" + package.order, wire.encode(secrets))
+        chunk = sealing.StreamSealer(key, b"quoreduce vm image 1" + package.order).chunk(image, True)
+        to = next(letter.to for letter in reversed(self.history) if letter.what.startswith("Package"))
+        self.letters.insert(0, Letter(to, wire.encode(wire.Chunk(package.order, chunk)), "Chunk of the relay's"))
+        return wire.sign(self.rng.randbytes(32), mine, wire.Package(package.order, offer.nonce, sealed))
 
     # The user
 
@@ -567,11 +617,16 @@ class World:
 
     def end(self) -> None:
         """The relay is honest again and everyone is up: the user finds out, and exactly one place runs each VM, or none by order."""
+        calm = not (self.faults.attack or self.faults.crash or self.faults.hypervisor or self.faults.crash_after)
         self.faults = Faults()
         for host in self.hosts.values():
             if not host.dead and host.core is None:
                 host.start()
+        self.letters += self.held
         self.settle_down()
+        for vmid in self.vmids if calm else ():
+            if vmid in self.user.vms and self.user.vms[vmid].phase == "running":
+                self._compare(vmid)
         for number, vmid in enumerate(self.vmids):
             self._resolve(number, vmid)
             self._compare(vmid)
@@ -649,6 +704,21 @@ def _flipped(raw: bytes, rng: random.Random) -> bytes:
     return raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1 :]
 
 
+def _kind(kit: Any, command: Any) -> str:
+    kind = type(command).__name__
+    if kind == "Persist":
+        return f"Persist {kit.ports.decode_record(command.record).phase}"
+    return f"Send {type(command.message).__name__}" if kind == "Send" else kind
+
+
+def _ended(raw: bytes) -> bytes:
+    """A chunk that says that it is the final one, or no more."""
+    message = wire.decode_message(raw)
+    if not isinstance(message, wire.Chunk):
+        return raw
+    return wire.encode(wire.Chunk(message.order, bytes([message.data[0] ^ 1]) + message.data[1:]))
+
+
 def _spliced(raw: bytes, other: bytes) -> bytes:
     """A message of one session under another's name."""
     message, from_ = wire.decode_message(raw), wire.decode_message(other)
@@ -693,21 +763,28 @@ class Schedule:
     VMS_MAX = 4
 
     def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False) -> None:
-        self.rng = random.Random(f"schedule {seed}")
-        mood = self.rng.choice(("calm", "relay", "relay", "crashes", "hypervisor", "all", "all"))
-        some = self.rng.choice((0.04, 0.12, 0.3))
-        attack = some if mood in ("relay", "all") else 0.0
+        self.rng = rng = random.Random(f"schedule {seed}")
+        self.mood = mood = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
         self.faults = Faults(
-            attack,
-            self.rng.choice((0.004, 0.02)) if mood in ("crashes", "all") else 0.0,
-            self.rng.choice((0.03, 0.15)) if mood in ("hypervisor", "all") else 0.0,
+            rng.choice((0.04, 0.12, 0.3)) if mood in ("relay", "all") else 0.0,
+            rng.choice((0.004, 0.02)) if mood in ("crashes", "all") else 0.0,
+            rng.choice((0.03, 0.15)) if mood in ("hypervisor", "all") else 0.0,
             0.2 if mood in ("hypervisor", "all") else 0.0,
             0.004 if mood in ("crashes", "all") else 0.0,
         )
-        self.mood = mood
+        if mood == "focus":
+            self._focus(rng)
         self.orderly = self.rng.random() < 0.6  # letters mostly come in their order
         self.launched = self.rng.random() < 0.75  # what goes wrong begins when the first VMs run
         self.world = World(seed, kit, self.faults, recorded, vms=self.rng.choice((1, 1, 2)))
+
+    def _focus(self, rng: random.Random) -> None:
+        """One way of attack on one kind of letter, or crashes at one kind of moment, or both; the rest is as it should be."""
+        what = rng.randrange(3)
+        if what != 1:
+            self.faults.attack, self.faults.only, self.faults.how = rng.choice((0.3, 0.9)), rng.choice(LETTERS), rng.choice(ATTACKS)
+        if what != 0:
+            self.faults.crash_after = rng.choice(MOMENTS)
 
     def run(self) -> World:
         """Play it; AssertionError if something happened that must not."""
@@ -751,7 +828,8 @@ class Schedule:
         can = world.work()
         if world.letters and (not can or rng.random() < 0.6):
             letter = world.letters.pop(0 if self.orderly and rng.random() < 0.95 else rng.randrange(len(world.letters)))
-            if self.faults.attack and rng.random() < self.faults.attack:
+            aimed = letter.what.startswith(self.faults.only + " ") if self.faults.only else True
+            if aimed and self.faults.attack and rng.random() < self.faults.attack:
                 try:
                     made = world.attacked(letter)
                 except world.kit.ports.VmError:  # it cannot be made sense of after an earlier attack
@@ -763,15 +841,19 @@ class Schedule:
                 world.deliver(letter)
         elif can:
             rng.choice(can)()
-        else:
+        elif rng.random() < 0.6:
             self._wish()
+        else:
+            world.tick(rng.choice((5, 15, 61)))
 
     def _wish(self) -> None:
         world, rng = self.world, self.rng
         number = rng.randrange(len(world.vmids))
         vm = world.user.vms.get(world.vmids[number])
         phase = vm.phase if vm else "idle"
-        if phase == "running":
+        if vm is not None and vm.backup is not None and rng.random() < 0.15:
+            operation = "restore"
+        elif phase == "running":
             operation = rng.choice(("migrate", "migrate", "migrate", "backup", "backup", "terminate", "ask"))
         elif phase in world.kit.user.NOWHERE:
             if vm is None or vm.backup is None:
