@@ -85,7 +85,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "the user believes a receipt of failure": [
         (
             "user",
-            'return [Tell(vm.vmid, f"failed: {receipt.reason}"), *self._resolve(vm, at)]',
+            "return [Tell(vm.vmid, how + receipt.reason), *self._resolve(vm, at)]",
             'return self._nowhere(vm, "lost", "failed")',
         )
     ],

@@ -378,13 +378,14 @@ class User:
             raise VmError("the receipt is for another order")
         if found.server not in (vm.server, vm.peer):
             raise VmError(f"the receipt is of server {found.server[:12]}, which has no part in this")
-        if operation == "migrate_out" and vm.phase == "running":
+        if operation == "migrate_out" and vm.phase == "running" and found.server != vm.server:
             how = "is overwritten" if receipt.done else f"is not overwritten: {receipt.reason}"
             return [Tell(vm.vmid, f"what {vm.name} left on server {found.server[:12]} {how}", "done")]
         if vm.phase not in UNFINISHED:
             return []
         if not receipt.done:
-            return [Tell(vm.vmid, f"failed: {receipt.reason}"), *self._resolve(vm, at)]
+            how = "" if vm.phase == "abandoning" else "failed: "
+            return [Tell(vm.vmid, how + receipt.reason), *self._resolve(vm, at)]
         return self._done(vm, receipt, found)
 
     def _done(self, vm: Vm, receipt: wire.Receipt, found: Attested) -> list[UserCommand]:
