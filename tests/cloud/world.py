@@ -671,7 +671,7 @@ class World:
         elif vm.phase not in self.kit.user.NOWHERE and {vm.server, vm.peer} & dead and vm.phase != "running":
             if "declare it lost" not in text:
                 raise Wrong(f"the user is not told how to resume: {text}")
-            if not any(vmid in host.guests for host in self.hosts.values()):
+            if not self.running(vmid):
                 self.wish("declare lost", number)
         elif vm.phase == "running" and vm.server in dead:
             self.wish("declare lost", number)

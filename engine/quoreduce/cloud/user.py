@@ -590,7 +590,7 @@ def _how_to_resume(vm: Vm, heard: dict[str, str]) -> str:
     if vm.phase in ("migrating", "abandoning"):
         return (
             f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter: resolve it"
-            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is too, declare it lost"
+            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is, declare it lost"
             " and restore it"
         )
     where = " or ".join(server[:12] for server in _places(vm))
