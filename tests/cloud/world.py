@@ -768,9 +768,10 @@ class Schedule:
     STEPS = (25, 110)
     VMS_MAX = 4
 
-    def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False) -> None:
+    def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False, mood: str = "") -> None:
         self.rng = rng = random.Random(f"schedule {seed}")
-        self.mood = mood = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
+        drawn = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
+        self.mood = mood = mood or drawn
         self.faults = Faults(
             rng.choice((0.04, 0.12, 0.3)) if mood in ("relay", "all") else 0.0,
             rng.choice((0.004, 0.02)) if mood in ("crashes", "all") else 0.0,
