@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from world import World, keys_watched
@@ -18,8 +19,8 @@ from quoreduce.errors import VmError
 TCOMS = ("launch", "migrate_out", "migrate_in", "backup", "terminate", "status")
 LINES_MAX = 300
 PURE = {"__future__", "collections.abc", "dataclasses", "datetime", "hashlib", "typing"}
-OURS = ("quoreduce.cloud.wire", "quoreduce.cloud.sealing", "quoreduce.cloud.evidence", "quoreduce.cloud.ports", "quoreduce.trust.",
-        "quoreduce.errors")  # fmt: skip
+OURS = ("quoreduce.cloud.wire", "quoreduce.cloud.sealing", "quoreduce.cloud.evidence", "quoreduce.cloud.ports",
+        "quoreduce.trust.", "quoreduce.errors")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TCOMS)
@@ -30,7 +31,11 @@ def test_a_tcom_is_small_and_imports_little(name: str) -> None:
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= PURE
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "quoreduce.cloud" else [node.module or ""]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "quoreduce.cloud"
+                else [node.module or ""]
+            )
             assert all(one in PURE or one.startswith(OURS) for one in names), names
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("__import__", "eval", "exec", "open", "compile")
@@ -121,7 +126,9 @@ def story(operation: str, party: str, moment: int) -> tuple[World, str]:
 
 
 def table() -> str:
-    """Every operation, every party killed at every step: where the VM is in the end, as the user knows (and the referee has seen)."""
+    """Every operation, every party killed at every step: where the VM is in the end, as the user knows (and the referee has
+    seen).
+    """
     lines = ["| operation | who is killed | at its step | the VM in the end |", "|---|---|---|---|"]
     for operation in STORIES:
         for party in PARTIES:
@@ -140,3 +147,8 @@ def table() -> str:
 def test_a_crash_at_any_step_leaves_the_vm_in_one_place(golden: Callable[[str, str], None]) -> None:
     """docs/vm-protocols.md has this table."""
     golden("vm/crashes.md", table())
+
+
+def test_the_table_in_the_docs_is_that_of_the_test() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "tests/golden/vm/crashes.md").read_text() in (root / "docs/vm-protocols.md").read_text()

@@ -332,7 +332,8 @@ class User:
             return [Tell(vm.vmid if vm else bytes(16), f"refused: {one_line(error)}")]
 
     def _offer(self, vm: Vm, message: wire.Attested, at: datetime) -> list[UserCommand]:
-        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once; if not, this order has come to nothing."""
+        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once; if not, this order has come to nothing.
+        """
         active = self._active.get(vm.vmid)
         if vm.phase not in ("launching", "restoring") or vm.given or active is None:
             return []
@@ -498,21 +499,25 @@ class User:
         """What a server says after it was told to settle; nothing, if that decides nothing yet."""
         failed = "failed" if vm.phase in UNFINISHED else "done"
         match vm.phase, status.phase:
-            case ("launching" | "restoring"), "running" if status.order == vm.order:
+            case (("launching" | "restoring"), "running") if status.order == vm.order:
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]}", "done")
-            case ("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released"):
+            case (("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released")):
                 return self._nowhere(vm, "idle", f"{vm.name} was not started on server {server[:12]}, and will not be")
             case _, "lost":
-                return self._nowhere(vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there")
-            case ("migrating" | "abandoning"), "running" if server == vm.peer and status.sequence > vm.sequence:
+                return self._nowhere(
+                    vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there"
+                )
+            case (("migrating" | "abandoning"), "running") if server == vm.peer and status.sequence > vm.sequence:
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]} now", "done")
-            case ("migrating" | "abandoning"), "running" if server == vm.server:
+            case (("migrating" | "abandoning"), "running") if server == vm.server:
                 moved = vm.phase == "migrating"
-                text = f"runs on server {server[:12]}" + (" as before; this order is used up, migrate it anew" if moved else " again")
+                text = f"runs on server {server[:12]}" + (
+                    " as before; this order is used up, migrate it anew" if moved else " again"
+                )
                 return self._at(vm, server, status.sequence, text, "failed" if moved else "done")
-            case ("migrating" | "abandoning"), "moved" if server == vm.server:
+            case (("migrating" | "abandoning"), "moved") if server == vm.server:
                 return self._at(vm, vm.peer, vm.sequence + 1, f"runs on server {vm.peer[:12]} now", "done")
-            case ("running" | "backing up" | "terminating"), "running":
+            case (("running" | "backing up" | "terminating"), "running"):
                 text = "" if failed == "done" else f"; the {_NOUNS[vm.phase]} was not done, order it anew"
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]}{text}", failed)
             case "terminating", "terminated":
@@ -589,9 +594,9 @@ def _how_to_resume(vm: Vm, heard: dict[str, str]) -> str:
     said = "; ".join(f"server {server[:12]} says {phase}" for server, phase in heard.items()) or "no server answers"
     if vm.phase in ("migrating", "abandoning"):
         return (
-            f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter: resolve it"
-            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is, declare it lost"
-            " and restore it"
+            f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter:"
+            f" resolve it when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is,"
+            " declare it lost and restore it"
         )
     where = " or ".join(server[:12] for server in _places(vm))
     return f"{vm.name}: {said}. Resolve it when server {where} answers; if that is gone for good, declare it lost and restore it"
