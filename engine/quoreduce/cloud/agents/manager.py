@@ -231,7 +231,7 @@ class _Agent:
         elif isinstance(message, Put):
             self._put(message)
         elif isinstance(message, Get):
-            self._get(message.blob)
+            self._get(message)
         else:
             raise VmError(f"a manager is not sent {type(message).__name__}")
 
@@ -271,16 +271,16 @@ class _Agent:
                 writer.drop()
             self._say(Stored(blob, one_line(error)[:500]))
 
-    def _get(self, blob: str) -> None:
+    def _get(self, get: Get) -> None:
         number = 0
         try:
-            for body, final in self._manager.store.parts(blob):
-                self._say(Part(blob, number, body, final))
+            for body, final in self._manager.store.parts(get.blob):
+                self._say(Part(get.ticket, number, body, final))
                 number += 1
         except ChannelClosed:
             raise
         except VmError as error:
-            self._say(Part(blob, number, b"", True, one_line(error)[:500]))
+            self._say(Part(get.ticket, number, b"", True, one_line(error)[:500]))
 
 
 def _try(agent: _Agent, message: Post) -> bool:

@@ -62,7 +62,7 @@ class Names(msgspec.Struct, frozen=True, tag="names"):
 
 
 class Put(msgspec.Struct, frozen=True, tag="put"):
-    """The next part of a blob to be stored; number 0 begins it anew, the final one makes it visible. Answered with Stored."""
+    """The next part of a blob to be stored; number 0 begins it anew, the final one makes it visible. Answered with Stored, once."""
 
     blob: Name
     number: Count
@@ -78,15 +78,16 @@ class Stored(msgspec.Struct, frozen=True, tag="stored"):
 
 
 class Get(msgspec.Struct, frozen=True, tag="get"):
-    """Asks for a blob, which comes as Parts, in the parts that it was put in."""
+    """Asks for a blob, which comes as Parts, in the parts that it was put in; ``ticket``: whoever asks knows by it which ones are his."""
 
     blob: Name
+    ticket: Count
 
 
 class Part(msgspec.Struct, frozen=True, tag="part"):
     """A part of a blob that was asked for; with a reason it cannot be had."""
 
-    blob: Name
+    ticket: Count
     number: Count
     body: Body
     final: bool
