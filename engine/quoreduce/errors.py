@@ -95,3 +95,9 @@ class AttestationError(QuoreduceError):
 
 class EvidenceError(AttestationError):
     """Bytes that are not well-formed evidence: a quote, a signature, a key, an event log, a receipt."""
+
+
+class VmError(QuoreduceError):
+    """A trusted VM operation was refused, or cannot be done."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Trusted VM operations: small attested modules launch, migrate, back up and terminate QEMU guests that an insider cannot read."""

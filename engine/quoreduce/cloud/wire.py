@@ -1,0 +1,393 @@
+"""Messages of trusted VM operations: framed, versioned, length-capped. Pure.
+
+A frame is ``version u8 (1) || length u32, big-endian || body``; a body is one struct of this module in MessagePack: an array that
+begins with the struct's name. Whatever does not decode is a :class:`~quoreduce.errors.VmError`.
+
+Digests and signatures are over *encoded bytes as they were received*, never over what they decode to: two encodings of one message
+are two messages. So what is signed or attested travels as bytes (``Signed.body``, ``Attested.content``) and is decoded once.
+
+Three kinds of protection; what has none is a hint that a relay may forge:
+
+``Signed``     by the user; its body is an :class:`Order`, a :class:`Package` or an :class:`Abandon`.
+``Attested``   by a TCOM; its content is an :class:`Offer`, an :class:`Accept`, a :class:`Receipt` or a :class:`Status`.
+``Sealed``     under the key of a session (:class:`quoreduce.cloud.sealing.Channel`); inside is a :class:`Prepared` or :class:`Commit`.
+
+Secrets never stand in a message as they are: :class:`Secrets`, :class:`Transfer` and :class:`BackupKey` are plaintexts of HPKE.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from hashlib import sha256
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from quoreduce.errors import VmError, one_line
+
+VERSION: Final = 1
+CHUNK_BYTES: Final = 1 << 20  # of plaintext in one chunk of a stream
+FRAME_BYTES_MAX: Final = CHUNK_BYTES + (1 << 16)  # of a frame's body
+BODY_BYTES_MAX: Final = 1 << 18  # of what is signed or attested
+EVIDENCE_BYTES_MAX: Final = 1 << 19
+HEADER: Final = struct.Struct(">BI")
+OPERATIONS: Final = ("launch", "restore", "migrate", "backup", "terminate", "attest")
+_DOMAIN: Final = b"quoreduce vm order 1"
+
+Operation = Literal["launch", "restore", "migrate", "backup", "terminate", "attest"]
+Phase = Literal["launching", "running", "leaving", "released", "arriving", "prepared", "aborted", "moved", "terminated", "unknown"]
+Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Nonce = Hash
+Key = Hash
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Server = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{68})?\Z")]  # name of an AK, hex; empty: none
+Box = Annotated[bytes, msgspec.Meta(max_length=1 << 16)]  # of HPKE
+Body = Annotated[bytes, msgspec.Meta(max_length=BODY_BYTES_MAX)]
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False):
+    """All messages: immutable, an array that begins with the class's name, nothing left over."""
+
+
+class Spec(_Message, frozen=True):
+    """The size of a VM: memory and disk in MiB, virtual CPUs."""
+
+    memory_mb: Annotated[int, msgspec.Meta(ge=32, le=1 << 20)] = 128
+    disk_mb: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+
+class Keys(_Message, frozen=True):
+    """A user's public keys: Ed25519, which signs orders, and X25519, to which secrets are sealed (HPKE). 32 bytes each."""
+
+    sign: Key
+    box: Key
+
+    @property
+    def user(self) -> str:
+        """The user's id: the first 16 bytes, in hex, of SHA-256( sign || box )."""
+        return sha256(self.sign + self.box).hexdigest()[:32]
+
+
+# What a user signs.
+
+
+class Order(_Message, frozen=True):
+    """What a user wants to be done with a VM.
+
+    Attributes:
+        operation: what; ``attest`` changes nothing.
+        vmid: of the VM.
+        sequence: of the VM's present place; an order holds for no other. A new VM has 0.
+        nonce: n_U, fresh for each order.
+        server: where the VM is or will be launched; at a migration the source.
+        destination: of a migration, else empty.
+        policy: what the owner trusts (a file of trust.policy); empty if it is not given anew.
+        counter: of a backup: greater than that of the one before. Of a restore: of the backup to be restored.
+    """
+
+    operation: Operation
+    vmid: Id
+    sequence: Count
+    nonce: Nonce
+    server: Server
+    destination: Server = ""
+    policy: Body = b""
+    counter: Count = 0
+
+
+class Package(_Message, frozen=True):
+    """A user's answer to an Offer: ``sealed`` is HPKE of :class:`Secrets` to the key offered; for the order with this digest."""
+
+    order: Hash
+    nonce: Nonce
+    sealed: Box
+
+
+class Abandon(_Message, frozen=True):
+    """The user declares that a migration's destination is gone for good: the source may resume, and ``order`` never ends otherwise."""
+
+    vmid: Id
+    sequence: Count
+    order: Hash
+    nonce: Nonce
+
+
+# What a TCOM attests.
+
+
+class Offer(_Message, frozen=True):
+    """A TCOM is ready: for the order with this digest, with its nonce (n_T, n_D) and its session's X25519 key (K_e, K_D)."""
+
+    order: Hash
+    nonce: Nonce
+    key: Key
+
+
+class Accept(_Message, frozen=True):
+    """A migration's source accepts a destination's Offer: ``nonce`` is its n_D; ``sealed`` is HPKE of :class:`Transfer` to its K_D."""
+
+    order: Hash
+    nonce: Nonce
+    sealed: Box
+
+
+class Receipt(_Message, frozen=True):
+    """What was done.
+
+    Attributes:
+        operation, vmid, order: of which order (its digest).
+        done: False: it failed, for the ``reason``; a failure is attested too, and is no receipt of anything.
+        sequence: of the VM afterwards.
+        user_nonce, nonce: n_U of the order, and the TCOM's own, n_T.
+        digest: of the image launched, of the stream that was moved or backed up, of the scrub's report.
+        counter: of a backup.
+        sealed: of a backup: HPKE of :class:`BackupKey` to the user.
+        manifest: of a backup: :class:`Manifest`, encoded.
+        report: in JSON, of a scrub.
+        reason: one line.
+    """
+
+    operation: Operation
+    vmid: Id
+    order: Hash
+    done: bool
+    sequence: Count
+    user_nonce: Nonce
+    nonce: Nonce
+    digest: Hash
+    counter: Count = 0
+    sealed: Box = b""
+    manifest: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
+    report: Annotated[bytes, msgspec.Meta(max_length=1 << 16)] = b""
+    reason: Annotated[str, msgspec.Meta(max_length=600)] = ""
+
+
+class Status(_Message, frozen=True):
+    """Where a server stands with a VM; ``order`` is the digest of the order that its phase is of, or zeros."""
+
+    vmid: Id
+    phase: Phase
+    sequence: Count
+    order: Hash
+    nonce: Nonce
+
+
+# What goes through a session's channel.
+
+
+class Prepared(_Message, frozen=True):
+    """The destination holds the whole VM, paused, and will keep it; ``digest`` is of the stream."""
+
+    order: Hash
+    digest: Hash
+
+
+class Commit(_Message, frozen=True):
+    """The source has let go of the VM for good: the destination runs it from now on."""
+
+    order: Hash
+    digest: Hash
+
+
+# Plaintexts of HPKE.
+
+
+class Secrets(_Message, frozen=True):
+    """What a launch or a restore needs.
+
+    Attributes:
+        key: K_VM or, for a restore, K_B: of the stream that follows.
+        nonce: n_T of the Offer.
+        image: SHA-256 of the image bundle.
+        size: of the stream's plaintext, bytes.
+        spec: of the VM.
+        manifest: of a restore: SHA-256 of the encoded :class:`Manifest`; else empty.
+        counter: of a restore: the manifest's, signed by the user.
+    """
+
+    key: Key
+    nonce: Nonce
+    image: Hash
+    size: Count
+    spec: Spec
+    manifest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    counter: Count = 0
+
+
+class Transfer(_Message, frozen=True):
+    """What a migration's destination needs: the stream's key K_S, and the VM's record with the sequence that it will have there."""
+
+    key: Key
+    vmid: Id
+    sequence: Count
+    spec: Spec
+    owner: Keys
+    policy: Body
+    image: Hash
+
+
+class BackupKey(_Message, frozen=True):
+    """What only the owner gets of a backup: K_B, the digest of the encoded :class:`Manifest`, its counter."""
+
+    key: Key
+    manifest: Hash
+    counter: Count
+
+
+class Manifest(_Message, frozen=True):
+    """What a backup is of. ``stream`` is the digest of its sealed stream, ``size`` of its plaintext in bytes."""
+
+    vmid: Id
+    sequence: Count
+    counter: Count
+    spec: Spec
+    image: Hash
+    stream: Hash
+    size: Count
+
+
+# What is sent.
+
+
+class Signed(_Message, frozen=True):
+    """Signed by the user with these keys (:func:`sign`, :func:`verify`)."""
+
+    body: Body
+    keys: Keys
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Attested(_Message, frozen=True):
+    """Attested by a TCOM; ``evidence`` is :class:`quoreduce.cloud.evidence.Evidence`, encoded, for this content."""
+
+    content: Body
+    evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)]
+
+
+class Sealed(_Message, frozen=True):
+    """A message inside a session's channel."""
+
+    order: Hash
+    data: Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
+class Hello(_Message, frozen=True):
+    """A migration's source asks its destination: the user's :class:`Signed` order, encoded, and n_S."""
+
+    order: Body
+    nonce: Nonce
+
+
+class Chunk(_Message, frozen=True):
+    """The next piece of the stream that goes with an order."""
+
+    order: Hash
+    data: Annotated[bytes, msgspec.Meta(max_length=CHUNK_BYTES + 64)]
+
+
+class StatusQuery(_Message, frozen=True):
+    """Asks a server where it stands with a VM; anyone may."""
+
+    vmid: Id
+    nonce: Nonce
+
+
+class Refusal(_Message, frozen=True):
+    """Nothing was done, for this reason, one line. Nobody vouches for it: it says why something does not go on, and decides nothing."""
+
+    order: Hash
+    reason: Annotated[str, msgspec.Meta(max_length=600)]
+
+
+Message = Signed | Attested | Sealed | Hello | Chunk | StatusQuery | Refusal
+M = TypeVar("M", bound=_Message)
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_MESSAGES: Final = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: _Message) -> bytes:
+    """Encode any struct of this module; its lengths are checked where it is decoded."""
+    return _ENCODER.encode(message)
+
+
+def decode(raw: bytes, kind: type[M]) -> M:
+    """Decode one struct of this kind (of :data:`Message`, :func:`decode_message`); VmError if it is none."""
+    if len(raw) > BODY_BYTES_MAX:
+        raise VmError(f"message: {len(raw)} bytes of a {kind.__name__}, over the bound of {BODY_BYTES_MAX}")
+    try:
+        return _decoder(kind).decode(raw)
+    except _MALFORMED as error:
+        raise VmError(f"message: no {kind.__name__}: {one_line(error)}") from error
+
+
+def decode_message(raw: bytes) -> Message:
+    """Decode what is sent, the body of a frame; VmError if it is none of :data:`Message`."""
+    if len(raw) > FRAME_BYTES_MAX:
+        raise VmError(f"message: {len(raw)} bytes, over the bound of {FRAME_BYTES_MAX}")
+    try:
+        return _MESSAGES.decode(raw)
+    except _MALFORMED as error:
+        raise VmError(f"message: {one_line(error)}") from error
+
+
+def frame(body: bytes) -> bytes:
+    """Return the frame of a message's bytes; VmError if it is too long."""
+    return HEADER.pack(VERSION, _bounded(len(body))) + body
+
+
+def frame_size(header: bytes) -> int:
+    """Return the length of the body that follows these HEADER.size bytes; VmError for another version, or if it is too long."""
+    if len(header) != HEADER.size:
+        raise VmError(f"frame: {len(header)} bytes of header, where {HEADER.size} have to be: the connection was cut")
+    version, size = HEADER.unpack(header)
+    if version != VERSION:
+        raise VmError(f"frame: version {version}, not {VERSION}: both sides have to run the same quoreduce")
+    return _bounded(size)
+
+
+def digest(raw: bytes) -> bytes:
+    """Return SHA-256 of bytes as received: what stands for an order, a manifest."""
+    return sha256(raw).digest()
+
+
+def sign(private: bytes, box: bytes, body: Order | Package | Abandon) -> Signed:
+    """Sign with a user's Ed25519 key (32 bytes), which goes with the X25519 public key ``box``."""
+    key = Ed25519PrivateKey.from_private_bytes(private)
+    keys = Keys(key.public_key().public_bytes_raw(), box)
+    raw = encode(body)
+    return Signed(raw, keys, key.sign(_signed_bytes(raw, keys)))
+
+
+def verify(signed: Signed, owner: Keys | None = None) -> None:
+    """Check a user's signature, and that it is this owner's; VmError. Who the user may be is the caller's to know."""
+    if owner is not None and signed.keys != owner:
+        raise VmError(f"signed by user {signed.keys.user}, not by {owner.user}, who owns this VM")
+    try:
+        key = Ed25519PublicKey.from_public_bytes(signed.keys.sign)
+        key.verify(signed.signature, _signed_bytes(signed.body, signed.keys))
+    except (InvalidSignature, ValueError) as error:
+        raise VmError(f"the signature of user {signed.keys.user} is wrong: it was altered, or signed by another key") from error
+
+
+_MALFORMED: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
+
+
+@lru_cache(maxsize=64)
+def _decoder(kind: type[M]) -> msgspec.msgpack.Decoder[M]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def _bounded(size: int) -> int:
+    if size > FRAME_BYTES_MAX:
+        raise VmError(f"frame: {size} bytes, over the bound of {FRAME_BYTES_MAX}")
+    return size
+
+
+def _signed_bytes(body: bytes, keys: Keys) -> bytes:
+    return _DOMAIN + keys.sign + keys.box + body
