@@ -8,7 +8,7 @@ are two messages. So what is signed or attested travels as bytes (``Signed.body`
 
 Three kinds of protection; what has none is a hint that a relay may forge:
 
-``Signed``     by the user; its body is an :class:`Order`, a :class:`Package` or an :class:`Abandon`.
+``Signed``     by the user; its body is an :class:`Order` or a :class:`Package`.
 ``Attested``   by a TCOM; its content is an :class:`Offer`, an :class:`Accept`, a :class:`Receipt` or a :class:`Status`.
 ``Sealed``     under the key of a session (:class:`quoreduce.cloud.sealing.Channel`); inside is a :class:`Prepared` or :class:`Commit`.
 
@@ -34,17 +34,22 @@ FRAME_BYTES_MAX: Final = CHUNK_BYTES + (1 << 16)  # of a frame's body
 BODY_BYTES_MAX: Final = 1 << 18  # of what is signed or attested
 EVIDENCE_BYTES_MAX: Final = 1 << 19
 HEADER: Final = struct.Struct(">BI")
-OPERATIONS: Final = ("launch", "restore", "migrate", "backup", "terminate", "attest")
+OPERATIONS: Final = ("launch", "restore", "migrate", "backup", "terminate", "settle", "abandon")  # that a user orders
 _DOMAIN: Final = b"quoreduce vm order 1"
 
-Operation = Literal["launch", "restore", "migrate", "backup", "terminate", "attest"]
-Phase = Literal["launching", "running", "leaving", "released", "arriving", "prepared", "aborted", "moved", "terminated", "unknown"]
+Operation = Literal["launch", "restore", "migrate", "backup", "terminate", "settle", "abandon"]
+TcomOperation = Literal["launch", "restore", "migrate_out", "migrate_in", "backup", "terminate", "status"]
+Phase = Literal[
+    "launching", "running", "leaving", "released", "arriving", "prepared", "resuming", "aborted", "moved", "ending", "terminated",
+    "lost", "unknown",
+]  # fmt: skip
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Nonce = Hash
 Key = Hash
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Server = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{68})?\Z")]  # name of an AK, hex; empty: none
+Address = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{32}|[0-9a-f]{68})\Z")]  # a user's id, or a server's
 Box = Annotated[bytes, msgspec.Meta(max_length=1 << 16)]  # of HPKE
 Body = Annotated[bytes, msgspec.Meta(max_length=BODY_BYTES_MAX)]
 
@@ -80,24 +85,29 @@ class Order(_Message, frozen=True):
     """What a user wants to be done with a VM.
 
     Attributes:
-        operation: what; ``attest`` changes nothing.
+        operation: what. ``settle``: what ``about`` began and has not finished is ended, and it never begins if it has not yet;
+            ``abandon``: the migration of ``about`` ends at its source, for its destination is gone for good (so the user says).
         vmid: of the VM.
-        sequence: of the VM's present place; an order holds for no other. A new VM has 0.
+        sequence: of the VM's present place; an order holds for no other. A launch or restore makes it; a migration adds 1.
+        number: of the order among all of this VM: a server takes none that is not above all that it has seen.
         nonce: n_U, fresh for each order.
-        server: where the VM is or will be launched; at a migration the source.
+        server: who shall do it: where the VM is or will be; at a migration the source.
         destination: of a migration, else empty.
-        policy: what the owner trusts (a file of trust.policy); empty if it is not given anew.
+        policy: what the owner trusts (a file of trust.policy), with a launch, a restore, a migration; else empty.
         counter: of a backup: greater than that of the one before. Of a restore: of the backup to be restored.
+        about: of settle and abandon: the digest of an earlier order; else zeros.
     """
 
     operation: Operation
     vmid: Id
     sequence: Count
+    number: Count
     nonce: Nonce
     server: Server
     destination: Server = ""
     policy: Body = b""
     counter: Count = 0
+    about: Hash = bytes(32)
 
 
 class Package(_Message, frozen=True):
@@ -106,15 +116,6 @@ class Package(_Message, frozen=True):
     order: Hash
     nonce: Nonce
     sealed: Box
-
-
-class Abandon(_Message, frozen=True):
-    """The user declares that a migration's destination is gone for good: the source may resume, and ``order`` never ends otherwise."""
-
-    vmid: Id
-    sequence: Count
-    order: Hash
-    nonce: Nonce
 
 
 # What a TCOM attests.
@@ -140,7 +141,7 @@ class Receipt(_Message, frozen=True):
     """What was done.
 
     Attributes:
-        operation, vmid, order: of which order (its digest).
+        operation, vmid, order: of which TCOM, for which VM and order (its digest).
         done: False: it failed, for the ``reason``; a failure is attested too, and is no receipt of anything.
         sequence: of the VM afterwards.
         user_nonce, nonce: n_U of the order, and the TCOM's own, n_T.
@@ -152,7 +153,7 @@ class Receipt(_Message, frozen=True):
         reason: one line.
     """
 
-    operation: Operation
+    operation: TcomOperation
     vmid: Id
     order: Hash
     done: bool
@@ -168,13 +169,25 @@ class Receipt(_Message, frozen=True):
 
 
 class Status(_Message, frozen=True):
-    """Where a server stands with a VM; ``order`` is the digest of the order that its phase is of, or zeros."""
+    """Where a server stands with a VM.
+
+    Attributes:
+        phase, sequence: see :mod:`quoreduce.cloud.server`.
+        order: digest of the order that the phase is of, or zeros.
+        number: of the newest order that the server has seen: those up to it will not be taken any more.
+        nonce: of the query, or of the order to settle.
+        peer: the other server of a migration.
+        report: of a scrub.
+    """
 
     vmid: Id
     phase: Phase
     sequence: Count
     order: Hash
+    number: Count
     nonce: Nonce
+    peer: Server = ""
+    report: Annotated[bytes, msgspec.Meta(max_length=1 << 16)] = b""
 
 
 # What goes through a session's channel.
@@ -206,7 +219,7 @@ class Secrets(_Message, frozen=True):
         image: SHA-256 of the image bundle.
         size: of the stream's plaintext, bytes.
         spec: of the VM.
-        manifest: of a restore: SHA-256 of the encoded :class:`Manifest`; else empty.
+        manifest: of a restore: the :class:`Manifest`, encoded; else empty.
         counter: of a restore: the manifest's, signed by the user.
     """
 
@@ -215,7 +228,7 @@ class Secrets(_Message, frozen=True):
     image: Hash
     size: Count
     spec: Spec
-    manifest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    manifest: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
     counter: Count = 0
 
 
@@ -240,8 +253,12 @@ class BackupKey(_Message, frozen=True):
 
 
 class Manifest(_Message, frozen=True):
-    """What a backup is of. ``stream`` is the digest of its sealed stream, ``size`` of its plaintext in bytes."""
+    """What a backup is of, and the digest of the order for it, which names the blob.
 
+    ``stream`` is the digest of its sealed stream, ``size`` of its plaintext in bytes.
+    """
+
+    order: Hash
     vmid: Id
     sequence: Count
     counter: Count
@@ -291,10 +308,11 @@ class Chunk(_Message, frozen=True):
 
 
 class StatusQuery(_Message, frozen=True):
-    """Asks a server where it stands with a VM; anyone may."""
+    """Asks a server where it stands with a VM; anyone may. The answer goes to ``reply``."""
 
     vmid: Id
     nonce: Nonce
+    reply: Address
 
 
 class Refusal(_Message, frozen=True):
@@ -356,7 +374,7 @@ def digest(raw: bytes) -> bytes:
     return sha256(raw).digest()
 
 
-def sign(private: bytes, box: bytes, body: Order | Package | Abandon) -> Signed:
+def sign(private: bytes, box: bytes, body: Order | Package) -> Signed:
     """Sign with a user's Ed25519 key (32 bytes), which goes with the X25519 public key ``box``."""
     key = Ed25519PrivateKey.from_private_bytes(private)
     keys = Keys(key.public_key().public_bytes_raw(), box)

@@ -1,0 +1,317 @@
+"""What passes between the pure machines of VM operations and the edge that does things: events in, commands out.
+
+A machine is ``step(event) -> list[Command]``. The edge carries the commands out *in their order*, and reports with events. It must
+
+* make a :class:`Persist` durable (written, fsynced, renamed) before it begins the command after it: all of recovery stands on this;
+* serialise the events of a machine (one lock), and carry out the commands of one step before those of the next for the same session;
+* on a command that fails, give :class:`Failed` (or :class:`ScrubFailed` for :class:`Destroy`) and go on.
+
+A *session* is one order at one server, named by the order's digest, 32 bytes. Its keys and its TCOM are in memory only and end with
+the server agent's process; guests (QEMU) survive it, and are given as :class:`Recovered` before anything else when it starts again.
+
+Bulk data. What leaves a VM comes as :class:`Data`, ``Data``, ..., :class:`DataEnd`, each of at most CHUNK_BYTES, and is sealed by the
+machine; what arrives is verified and decrypted by the machine and goes out as :class:`Feed`, ..., :class:`FeedEnd`. What is in the
+plaintext is the edge's affair, with one rule: what leaves by :class:`Outgoing` must be all that :class:`Open` with ``incoming`` needs
+elsewhere (so the image bundle goes in front of the migration stream).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from quoreduce.errors import VmError
+
+if TYPE_CHECKING:
+    from quoreduce.cloud.wire import Message
+
+MEMORY_MB: Final = (16, 1 << 20)
+DISK_MB: Final = (1, 1 << 20)
+CPUS: Final = (1, 256)
+IMAGE_BYTES_MAX: Final = 256 << 20
+OVERHEAD_BYTES: Final = 64 << 20  # of a stream over image, memory and disk: devices, vTPM, framing
+
+Operation: TypeAlias = Literal["launch", "restore", "migrate_out", "migrate_in", "backup", "terminate", "status"]  # of a TCOM
+Phase: TypeAlias = Literal[
+    "launching", "running", "leaving", "released", "arriving", "prepared", "aborted", "moved", "ending", "terminated", "lost"
+]  # of a VM at one server; server.py says what each means
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """What a VM gets: memory and disk in MiB, processors; VmError if one is out of bounds."""
+
+    memory_mb: int = 128
+    disk_mb: int = 16
+    cpus: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, (least, most) in (
+            ("MiB of memory", self.memory_mb, MEMORY_MB),
+            ("MiB of disk", self.disk_mb, DISK_MB),
+            ("processors", self.cpus, CPUS),
+        ):
+            if not least <= value <= most:
+                raise VmError(f"a VM has {least} to {most} {name}, not {value}")
+
+    def stream_bytes_max(self) -> int:
+        """Return how many bytes a VM's state has at most, as plaintext: image, memory, disk, and what goes with them."""
+        return ((self.memory_mb + self.disk_mb) << 20) + IMAGE_BYTES_MAX + OVERHEAD_BYTES
+
+
+# Events of a server agent
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A record of an earlier life is here; ``alive``: its guest is still there (any state: running, paused, half loaded).
+
+    Given once for each record, before other events; the edge has adopted the guest (or found none).
+    """
+
+    vmid: bytes
+    alive: bool
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message has come, from anyone; ``at``: the time now, for the validity of certificates (UTC)."""
+
+    message: Message
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passes: give it about once a second. The machine decides what is late."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Plaintext for this session: of a VM that leaves or is backed up (server), or of the image (user agent)."""
+
+    session: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataEnd:
+    """That was all of it. The guest is paused now (server)."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The next part of a blob that :class:`Get` asked for, as it was :class:`Put`; the stores are not trusted."""
+
+    session: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """The guest of :class:`Boot` runs."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that was fed is loaded; the guest is there, and paused."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The guest of :class:`Resume` runs."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A command of this session failed (any but Destroy): one line that says why. Never followed by its success."""
+
+    session: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """The guest of :class:`Destroy` is gone, and its memory, disk and vTPM state are overwritten, read back and unlinked.
+
+    ``report``: canonical bytes of the scrub report (files, bytes, digest), at most 4096.
+    """
+
+    session: bytes
+    report: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubFailed:
+    """The guest is gone, but something could not be overwritten, or did not read back: one line that names it."""
+
+    session: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A guest ended by itself, or was killed: not by a command of ours."""
+
+    vmid: bytes
+
+
+Event: TypeAlias = (
+    Recovered | Received | Tick | Data | DataEnd | Fetched | Booted | Loaded | Resumed | Failed | Scrubbed | ScrubFailed | Gone
+)
+
+
+# Commands of a server agent
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make this record (:class:`quoreduce.cloud.server.Record`, ``encode()``) of its ``vmid`` durable before going on."""
+
+    vmid: bytes
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartTcom:
+    """Begin a TCOM in a µTPM instance of its own: ``attestor.session(operation)`` (µPCR 0)."""
+
+    session: bytes
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Extend into a µPCR of the session's instance: 1 the session key, 2 the image's digest, 3 a report."""
+
+    session: bytes
+    pcr: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendAttested:
+    """Attest ``content`` (``.attest(nonce, vmid, content)``) and send ``wire.Attested`` to each address."""
+
+    session: bytes
+    to: tuple[str, ...]
+    nonce: bytes
+    vmid: bytes
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndTcom:
+    """The session is over: forget its µTPM instance, what was fed and not used, and stop its Outgoing and Get if they go on."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to an address: a user's id or a server's id. The relay may do what it likes with it."""
+
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Append to a blob of the (untrusted) storage; it is whole with ``final``. The data are sealed."""
+
+    session: bytes
+    blob: str
+    data: bytes
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a blob: it comes as :class:`Fetched` in the parts that were :class:`Put`, or :class:`Failed`."""
+
+    session: bytes
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Take what will be fed: an image for :class:`Boot` (kept in memory), or (``incoming``) the state of a VM, loaded as it comes."""
+
+    session: bytes
+    vmid: bytes
+    spec: VmSpec
+    incoming: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Bytes for :class:`Open`, verified as far as they go: what they add up to counts when FeedEnd has come."""
+
+    session: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEnd:
+    """That was all. With ``incoming``: answer :class:`Loaded` when the guest is complete and paused."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """Start a guest from the image that was fed; answer :class:`Booted`."""
+
+    session: bytes
+    vmid: bytes
+    spec: VmSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """Give the VM's state as :class:`Data`, :class:`DataEnd`; its guest is paused at the end, not gone."""
+
+    session: bytes
+    vmid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let a paused guest run (one that runs already, too); answer :class:`Resumed`. Stop an Outgoing of this VM first."""
+
+    session: bytes
+    vmid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """End the guest, if there is one, and scrub what it left, if there is something; answer Scrubbed or ScrubFailed."""
+
+    session: bytes
+    vmid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """For the log: what was refused, and why; what happened to a VM. One line, never a secret."""
+
+    vmid: bytes
+    text: str
+
+
+Command: TypeAlias = (
+    Persist | StartTcom | Extend | SendAttested | EndTcom | Send | Put | Get | Open | Feed | FeedEnd | Boot | Outgoing | Resume
+    | Destroy | Note
+)  # fmt: skip
