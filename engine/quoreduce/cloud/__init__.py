@@ -1,1 +1,1 @@
-"""Trusted VM operations: small attested modules launch, migrate, back up and terminate QEMU guests that an insider cannot read."""
+"""Trusted VM operations: launch, migrate, back up, restore and terminate VMs that the cloud's manager cannot look into."""

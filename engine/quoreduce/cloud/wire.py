@@ -3,14 +3,15 @@
 A frame is ``version u8 (1) || length u32, big-endian || body``; a body is one struct of this module in MessagePack: an array that
 begins with the struct's name. Whatever does not decode is a :class:`~quoreduce.errors.VmError`.
 
-Digests and signatures are over *encoded bytes as they were received*, never over what they decode to: two encodings of one message
-are two messages. So what is signed or attested travels as bytes (``Signed.body``, ``Attested.content``) and is decoded once.
+Digests and signatures are over *encoded bytes as they were received*, never over what they decode to: two encodings of one
+message are two messages. So what is signed or attested travels as bytes (``Signed.body``, ``Attested.content``) and is decoded
+once.
 
 Three kinds of protection; what has none is a hint that a relay may forge:
 
 ``Signed``     by the user; its body is an :class:`Order` or a :class:`Package`.
 ``Attested``   by a TCOM; its content is an :class:`Offer`, an :class:`Accept`, a :class:`Receipt` or a :class:`Status`.
-``Sealed``     under the key of a session (:class:`quoreduce.cloud.sealing.Channel`); inside is a :class:`Prepared` or :class:`Commit`.
+``Sealed``     under the key of a session (:class:`quoreduce.cloud.sealing.Channel`); inside: :class:`Prepared`, :class:`Commit`.
 
 Secrets never stand in a message as they are: :class:`Secrets`, :class:`Transfer` and :class:`BackupKey` are plaintexts of HPKE.
 """
@@ -130,7 +131,7 @@ class Offer(_Message, frozen=True):
 
 
 class Accept(_Message, frozen=True):
-    """A migration's source accepts a destination's Offer: ``nonce`` is its n_D; ``sealed`` is HPKE of :class:`Transfer` to its K_D."""
+    """A migration's source accepts an Offer: ``nonce`` is its n_D; ``sealed`` is HPKE of :class:`Transfer` to its K_D."""
 
     order: Hash
     nonce: Nonce
@@ -233,7 +234,7 @@ class Secrets(_Message, frozen=True):
 
 
 class Transfer(_Message, frozen=True):
-    """What a migration's destination needs: the stream's key K_S, and the VM's record with the sequence that it will have there."""
+    """What a migration's destination needs: the stream's key K_S, and the VM's record, with its next sequence."""
 
     key: Key
     vmid: Id
@@ -316,7 +317,7 @@ class StatusQuery(_Message, frozen=True):
 
 
 class Refusal(_Message, frozen=True):
-    """Nothing was done, for this reason, one line. Nobody vouches for it: it says why something does not go on, and decides nothing."""
+    """Nothing was done, for this reason, one line. Nobody vouches for it: it explains, and decides nothing."""
 
     order: Hash
     reason: Annotated[str, msgspec.Meta(max_length=600)]
@@ -326,7 +327,7 @@ Message = Signed | Attested | Sealed | Hello | Chunk | StatusQuery | Refusal
 M = TypeVar("M", bound=_Message)
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_MESSAGES: Final = msgspec.msgpack.Decoder(Message)
+_MESSAGES: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: _Message) -> bytes:
@@ -339,9 +340,10 @@ def decode(raw: bytes, kind: type[M]) -> M:
     if len(raw) > BODY_BYTES_MAX:
         raise VmError(f"message: {len(raw)} bytes of a {kind.__name__}, over the bound of {BODY_BYTES_MAX}")
     try:
-        return _decoder(kind).decode(raw)
+        decoded: M = _decoder(kind).decode(raw)
     except _MALFORMED as error:
         raise VmError(f"message: no {kind.__name__}: {one_line(error)}") from error
+    return decoded
 
 
 def decode_message(raw: bytes) -> Message:

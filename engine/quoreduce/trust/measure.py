@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,8 +40,8 @@ def environment() -> bytes:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "interpreter": {path.name: _hash_file(path) for path in _interpreter()},
-        "packages": _versions(),
+        "interpreter": interpreter(),
+        "packages": versions(PACKAGES),
         "sources": {name: hash_files(folder.rglob("*.py"), folder) for name in OURS if (folder := _folder(name))},
         "compiled": hash_contents(Path(cache).glob("quoreduce_kernels_*/*.nbc")) if cache else "",
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -65,20 +65,21 @@ def hash_files(files: Iterable[Path], folder: Path) -> str:
 
 def hash_contents(files: Iterable[Path]) -> str:
     """BLAKE3, in hex, over the hashes of files in their own order: names, which numba makes of paths, do not matter."""
-    return blake3("".join(sorted(map(_hash_file, files))).encode()).hexdigest()
+    return blake3("".join(sorted(map(hash_file, files))).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """BLAKE3, in hex, of a file's contents."""
     return blake3().update_mmap(path).hexdigest()
 
 
-def _interpreter() -> list[Path]:
-    """The interpreter's program and, if it has one, its shared library."""
+def interpreter() -> dict[str, str]:
+    """Hashes of the interpreter's program and, if it has one, its shared library, by their names."""
     found = [Path(sys.executable).resolve()]
     folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     if folder and name and (library := Path(folder, name)).is_file() and library.suffix != ".a":
         found.append(library.resolve())
-    return found
+    return {path.name: hash_file(path) for path in found}
 
 
 def _folder(name: str) -> Path | None:
@@ -86,10 +87,11 @@ def _folder(name: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages that are installed, by the names of their folders (``NAME-VERSION.dist-info``), first on the path.
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those of these packages (names in lower case) that are installed; of several, the first on the path.
 
-    ``importlib.metadata`` says the same, and takes longer than all the rest of a measurement.
+    By the names of their folders, ``NAME-VERSION.dist-info``: ``importlib.metadata`` says the same, and takes longer than
+    all the rest of a measurement.
     """
     found: dict[str, str] = {}
     for entry in sys.path:
@@ -98,7 +100,7 @@ def _versions() -> dict[str, str]:
         except OSError:
             continue
         for name, _, version in (one.removesuffix(".dist-info").partition("-") for one in names if one.endswith(".dist-info")):
-            if name.lower() in PACKAGES:
+            if name.lower() in packages:
                 found.setdefault(name.lower(), version)
     return found
 

@@ -87,6 +87,19 @@ class MicroTpm:
         self._secret = random(_SECRET_BYTES)
         self._pid = os.getpid()
 
+    def instance(self) -> MicroTpm:
+        """Return another µTPM with the same key and secrets, and µPCRs of its own, all zeros: for one piece of code.
+
+        As in TrustVisor (McCune et al., IEEE S&P 2010): one root vouches for one key, and what a quote by it says of one piece of
+        code does not depend on what ran before it or beside it. Closing an instance does not close the others.
+        """
+        self._own_key()
+        other = MicroTpm.__new__(MicroTpm)
+        for name in ("_clock_ms", "_key", "_pid", "_public", "_random", "_secret", "_signer"):
+            setattr(other, name, getattr(self, name))
+        other._bank, other._lock = PcrBank(MICRO), Lock()
+        return other
+
     @property
     def public(self) -> Public:
         """The public area of its attestation key: restricted, for signing; a primary key of the endorsement hierarchy."""
