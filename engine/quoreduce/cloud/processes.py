@@ -1,0 +1,127 @@
+"""Processes of guests: started so that they outlive their agent, known again by when they started, ended for good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quoreduce.errors import VmError
+
+PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86 seabios", "swtpm": "swtpm"}  # → packages of Debian and Ubuntu
+LOG_CHARS: Final = 300  # of a program's last words, in errors
+SILENT: Final = "nothing"
+_KILLED_S: Final = 10.0  # for a process to be gone after SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process: its number, and when it started (clock ticks since boot), because numbers are used again."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process that has this number now; VmError if none has."""
+        found = _state_and_start(pid)
+        if found is None:
+            raise VmError(f"process {pid} is gone")
+        return cls(pid, found[1])
+
+    def alive(self) -> bool:
+        """Whether it runs (or is stopped): it is not if it has ended, even if nobody has asked how."""
+        self._reap()
+        found = _state_and_start(self.pid)
+        return found is not None and found[0] not in "ZX" and found[1] == self.start
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it has ended; return whether it has."""
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(self.pid)
+            try:
+                if self.alive():
+                    select.select([fd], [], [], timeout_s)
+            finally:
+                os.close(fd)
+        return not self.alive()
+
+    def end(self, grace_s: float = 0.0) -> None:
+        """Kill it if it does not end by itself within ``grace_s``; VmError if it cannot be killed."""
+        if grace_s and self.wait(grace_s):
+            return
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if not self.wait(_KILLED_S):
+            raise VmError(f"process {self.pid} cannot be killed: it waits for the kernel; restart this machine")
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+
+
+def program(name: str) -> str:
+    """Return a program's path; VmError says what to install."""
+    path = shutil.which(name)
+    if path is None:
+        raise VmError(f"{name} is not installed; on Debian and Ubuntu: sudo apt-get install {PROGRAMS[name]}")
+    return path
+
+
+def spawn(line: Sequence[str], folder: Path, log: str, fds: Sequence[int]) -> Process:
+    """Start a program of a guest in its folder, in a session of its own; what it says goes to the file ``log`` there."""
+    try:
+        with open(folder / log, "wb") as said:
+            child = subprocess.Popen(
+                line, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=fds, start_new_session=True,
+                umask=0o077,
+            )  # fmt: skip
+    except OSError as error:
+        raise VmError(f"cannot start {line[0]}: {error.strerror or error}") from error
+    process = Process.of(child.pid)
+    child.returncode = 0  # Process asks for its end, and this object never: else it would warn that the process goes on
+    return process
+
+
+def last_words(log: Path) -> str:
+    """Return the end of a log, in one line."""
+    try:
+        words = log.read_bytes()[-LOG_CHARS:].decode(errors="replace")
+    except OSError:
+        words = ""
+    return " ".join(words.split()) or SILENT
+
+
+def living_in(folder: Path) -> list[Process]:
+    """The programs of a guest whose working directory is this folder: those that an agent which was killed has left."""
+    where, found = os.path.realpath(folder), []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with contextlib.suppress(OSError, VmError):
+                if os.readlink(f"/proc/{entry}/cwd") == where and _name(int(entry)) in _SHORT:
+                    found.append(Process.of(int(entry)))
+    return [process for process in found if process.alive()]
+
+
+_SHORT: Final = {name[:15] for name in PROGRAMS}  # as the kernel keeps it
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+
+
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """Of proc(5), ``stat``: the third field and the twenty-second."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, IndexError):
+        return None
