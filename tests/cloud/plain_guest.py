@@ -42,7 +42,8 @@ class PlainGuest:
         if tpm:
             near = self._tpm(folder)
             kept.append(near)
-            line += ["-chardev", f"socket,id=t,fd={near.fileno()}", "-tpmdev", "emulator,id=tpm,chardev=t", "-device", "tpm-crb,tpmdev=tpm"]
+            line += ["-chardev", f"socket,id=t,fd={near.fileno()}"]
+            line += ["-tpmdev", "emulator,id=tpm,chardev=t", "-device", "tpm-crb,tpmdev=tpm"]
         self._processes.append(subprocess.Popen(line, stdin=subprocess.DEVNULL, pass_fds=[one.fileno() for one in kept]))
         for one in kept:
             one.close()

@@ -34,7 +34,7 @@ CMDLINE: Final = " ".join((
     "console=ttyS0",
     "loglevel=1",  # the console is the tests': errors of the kernel would stand between answers
     "panic=-1",  # a guest that broke ends at once
-    "tsc=reliable no_timer_check",  # not tried out again under an emulator
+    "tsc=reliable no_timer_check cryptomgr.notests",  # what is not tried out again: slow under an emulator
     "rootfstype=ramfs ima_policy=tcb",  # measured; IMA leaves out tmpfs, which the root would be
 ))  # fmt: skip
 APPLETS: Final = ("sh", "mount", "insmod", "mkfifo", "dd", "cat", "rm", "blockdev", "head", "stty")
@@ -105,7 +105,7 @@ def pkcs1(plant: bytes) -> bytes:
 
 
 def initramfs(busybox: bytes, modules: Sequence[tuple[str, bytes]], key: bytes | None) -> bytes:
-    """Return the archive that the guest runs from: ``guest.sh``, busybox, the drivers in loading order, the key if there is one."""
+    """Return the archive that the guest runs from: ``guest.sh``, busybox, the drivers in loading order, the key if any."""
     script = Path(__file__).with_name("guest.sh").read_bytes()
     entries = [cpio.folder(name) for name in ("bin", "dev", "modules", "proc", "run", "sys")]
     entries.append(cpio.character_device("dev/console", 5, 1))

@@ -26,7 +26,9 @@ KERNEL_BYTES_MAX: Final = 128 << 20
 MODULE_BYTES_MAX: Final = 16 << 20
 APT_TIMEOUT_S: Final = 600.0
 _APT_OPTIONS: Final = ("-q", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30")
-_KEPT: Final = re.compile(r"boot/vmlinuz-[^/]+|(usr/)?lib/modules/[^/]+/(modules\.builtin|kernel/drivers/(virtio|block|char/tpm)/[^/]+)")
+_KEPT: Final = re.compile(
+    r"boot/vmlinuz-[^/]+|(usr/)?lib/modules/[^/]+/(modules\.builtin|kernel/drivers/(virtio|block|char/tpm)/[^/]+)"
+)
 _DEPENDS: Final = re.compile(rb"\bdepends=([\w,-]*)\0")
 _OTHERWISE: Final = "or give a kernel with --kernel FILE"
 
@@ -84,7 +86,7 @@ def packaged(cache: Path) -> Kernel:
 
 
 def kernel_version(data: bytes, name: object) -> str:
-    """Return the version that a bzImage states (Linux, *The Linux/x86 Boot Protocol*: kernel_version); InputError if it is none."""
+    """Return the version that a bzImage states (*The Linux/x86 Boot Protocol*, kernel_version); InputError if it is none."""
     if len(data) < 0x210 or data[0x202:0x206] != b"HdrS":
         raise InputError(f"{name} is not a Linux kernel (a bzImage, as in /boot/vmlinuz-*)")
     start = struct.unpack_from("<H", data, 0x20E)[0] + 0x200
@@ -224,8 +226,12 @@ def _apt(*line: str, cwd: str | None = None) -> str:
     except FileNotFoundError as error:
         raise VmError(f"{line[0]} is not installed, and gets Debian's kernel: install apt, {_OTHERWISE}") from error
     except subprocess.TimeoutExpired as error:
-        raise VmError(f"{line[0]} has not ended within {APT_TIMEOUT_S:.0f} s: is there a network? Try again, {_OTHERWISE}") from error
+        raise VmError(
+            f"{line[0]} has not ended within {APT_TIMEOUT_S:.0f} s: is there a network? Try again, {_OTHERWISE}"
+        ) from error
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise VmError(f"apt cannot get {PACKAGE} ({said[-1] if said else 'no reason given'}): run 'sudo apt-get update', {_OTHERWISE}")
+        raise VmError(
+            f"apt cannot get {PACKAGE} ({said[-1] if said else 'no reason given'}): run 'sudo apt-get update', {_OTHERWISE}"
+        )
     return done.stdout.decode(errors="replace")
