@@ -17,14 +17,19 @@ elsewhere (so the image bundle goes in front of the migration stream).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from hashlib import sha256
+from typing import Any, Final, TypeAlias, TypeVar
 
-from quoreduce.errors import VmError
+import msgspec
 
-if TYPE_CHECKING:
-    from quoreduce.cloud.wire import Message
+from quoreduce.cloud import evidence, wire
+from quoreduce.cloud.wire import Message, Phase
+from quoreduce.cloud.wire import TcomOperation as Operation
+from quoreduce.errors import AttestationError, VmError
+from quoreduce.trust.policy import decode_policy
 
 MEMORY_MB: Final = (16, 1 << 20)
 DISK_MB: Final = (1, 1 << 20)
@@ -32,10 +37,8 @@ CPUS: Final = (1, 256)
 IMAGE_BYTES_MAX: Final = 256 << 20
 OVERHEAD_BYTES: Final = 64 << 20  # of a stream over image, memory and disk: devices, vTPM, framing
 
-Operation: TypeAlias = Literal["launch", "restore", "migrate_out", "migrate_in", "backup", "terminate", "status"]  # of a TCOM
-Phase: TypeAlias = Literal[
-    "launching", "running", "leaving", "released", "arriving", "prepared", "aborted", "moved", "ending", "terminated", "lost"
-]  # of a VM at one server; server.py says what each means
+NO_ORDER: Final = bytes(32)
+C = TypeVar("C", bound=wire._Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,99 @@ class VmSpec:
     def stream_bytes_max(self) -> int:
         """Return how many bytes a VM's state has at most, as plaintext: image, memory, disk, and what goes with them."""
         return ((self.memory_mb + self.disk_mb) << 20) + IMAGE_BYTES_MAX + OVERHEAD_BYTES
+
+    @classmethod
+    def of(cls, spec: wire.Spec) -> VmSpec:
+        """The spec of a message."""
+        return cls(spec.memory_mb, spec.disk_mb, spec.cpus)
+
+    def wire(self) -> wire.Spec:
+        """The spec for a message."""
+        return wire.Spec(self.memory_mb, self.disk_mb, self.cpus)
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a server knows of a VM, durably; no secret.
+
+    Attributes:
+        vmid, owner, policy: of the VM: whose it is, and what the owner trusts.
+        phase: see :mod:`quoreduce.cloud.server`.
+        sequence: of the VM's place here.
+        number: of the newest order seen: none up to it is taken any more.
+        order, nonce: digest and n_U of the order that the phase is of.
+        peer: the other server of a migration.
+        spec, image: size, and digest of the image; zeros while they are not known.
+        report: of the scrub that ended it here.
+    """
+
+    vmid: wire.Id
+    owner: wire.Keys
+    policy: wire.Body
+    phase: Phase
+    sequence: wire.Count
+    number: wire.Count
+    order: wire.Hash = NO_ORDER
+    nonce: wire.Hash = NO_ORDER
+    peer: wire.Server = ""
+    spec: wire.Spec = wire.Spec()
+    image: wire.Hash = NO_ORDER
+    report: bytes = b""
+
+    def persist(self) -> Persist:
+        """The command that makes it durable."""
+        return Persist(self.vmid, _RECORDS.encode(self))
+
+    def with_(self, **changes: Any) -> Record:
+        """A copy in which these attributes are different."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def decode_record(raw: bytes) -> Record:
+    """Decode what :class:`Persist` has made durable; VmError if it is none."""
+    try:
+        return _RECORD.decode(raw)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise VmError(f"no record of a VM: {error}") from error
+
+
+_RECORDS: Final = msgspec.json.Encoder()
+_RECORD: Final = msgspec.json.Decoder(Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A verified order that a TCOM has to carry out at the server ``me``."""
+
+    order: wire.Order
+    session: bytes  # digest of the order
+    signed: wire.Signed
+    me: str
+    random: Callable[[int], bytes]
+
+    @property
+    def user(self) -> str:
+        """The address of the owner's agent."""
+        return self.signed.keys.user
+
+
+def bound(order: bytes, nonce: bytes) -> bytes:
+    """Return the nonce of an attestation that answers this order and the other server's own nonce."""
+    return sha256(b"quoreduce vm peer 1" + order + nonce).digest()
+
+
+def opened(
+    message: wire.Attested, kind: type[C], nonce: bytes, operation: Operation, vmid: bytes, policy: bytes, at: datetime
+) -> tuple[C, evidence.Attested]:
+    """Check what a TCOM of this operation says, against this policy; return it, and who vouches for it.
+
+    Raises:
+        VmError, AttestationError: it is refused, for this reason.
+    """
+    found = evidence.check(evidence.decode(message.evidence), nonce, operation, vmid, message.content, decode_policy(policy), at)
+    return wire.decode(message.content, kind), found
+
+
+REFUSED: Final = (VmError, AttestationError)
 
 
 # Events of a server agent
@@ -162,6 +258,23 @@ class ScrubFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The server's core to a TCOM: for too long nothing has come that brought its session on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The server's core to a TCOM: the user wants this session ended, as far as that is safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The server's core to a TCOM: the user declares that the destination is gone for good. ``job`` is the order for that."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """A guest ended by itself, or was killed: not by a command of ours."""
 
@@ -170,6 +283,9 @@ class Gone:
 
 Event: TypeAlias = (
     Recovered | Received | Tick | Data | DataEnd | Fetched | Booted | Loaded | Resumed | Failed | Scrubbed | ScrubFailed | Gone
+)
+TcomEvent: TypeAlias = (
+    Received | TimedOut | Settle | Abandon | Data | DataEnd | Fetched | Booted | Loaded | Resumed | Failed | Scrubbed | ScrubFailed
 )
 
 

@@ -324,10 +324,12 @@ class Refusal(_Message, frozen=True):
 
 
 Message = Signed | Attested | Sealed | Hello | Chunk | StatusQuery | Refusal
+Said = Offer | Accept | Receipt | Status  # what is attested
 M = TypeVar("M", bound=_Message)
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _MESSAGES: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
+_SAID: Final[msgspec.msgpack.Decoder[Said]] = msgspec.msgpack.Decoder(Said)
 
 
 def encode(message: _Message) -> bytes:
@@ -344,6 +346,16 @@ def decode(raw: bytes, kind: type[M]) -> M:
     except _MALFORMED as error:
         raise VmError(f"message: no {kind.__name__}: {one_line(error)}") from error
     return decoded
+
+
+def decode_said(raw: bytes) -> Said:
+    """Decode what is attested, of whatever kind; VmError if it is none. Nothing is checked."""
+    if len(raw) > BODY_BYTES_MAX:
+        raise VmError(f"message: {len(raw)} bytes are attested, over the bound of {BODY_BYTES_MAX}")
+    try:
+        return _SAID.decode(raw)
+    except _MALFORMED as error:
+        raise VmError(f"message: nothing that is attested: {one_line(error)}") from error
 
 
 def decode_message(raw: bytes) -> Message:
