@@ -25,11 +25,14 @@ from quoreduce.cloud.wire import CHUNK_BYTES
 from quoreduce.errors import QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
-    from quoreduce.cloud.hypervisor import Feeder, Guest
+    from quoreduce.cloud.broker import Rules
+    from quoreduce.cloud.hypervisor import Guest
+    from quoreduce.cloud.scrub import ScrubReport
+    from quoreduce.cloud.state import Feeder
 
 IMAGE: Final = "image"
 READY: Final = r"GUEST-READY"  # what a guest prints when it is up
-BOOT_S: Final = 90.0
+BOOT_S: Final = 50.0  # under the server core's patience with a session
 TICKET_PAUSE_S: Final = 0.2
 FED_MAX: Final = 24 << 20  # bytes of Feed that wait; then :meth:`Seats.full`
 _SIZE: Final = struct.Struct(">I")
@@ -69,14 +72,15 @@ class Seats:
         folder: in memory, mode 0700; each VM has a folder in it.
         hypervisor: :class:`quoreduce.cloud.hypervisor.Guest`, and ``scrub`` (:func:`quoreduce.cloud.scrub.scrub`).
         outlet, report, say: where data, events, and lines for the log go.
+        rules: of the VMs' brokers. accel: kvm or tcg; by default what works.
     """
 
     def __init__(
-        self, folder: Path, hypervisor: Any, scrub: Callable[[Path], Any], outlet: Outlet, report: Report,
-        say: Callable[[bytes, str], None], start: dict[str, Any] | None = None,
+        self, folder: Path, hypervisor: type[Guest], scrub: Callable[[Path], ScrubReport], outlet: Outlet, report: Report,
+        say: Callable[[bytes, str], None], rules: Rules, accel: str | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.hypervisor, self.scrub, self.outlet, self.report, self.say = folder, hypervisor, scrub, outlet, report, say
-        self.start_options = start or {}
+        self.rules, self.accel = rules, accel
         self._seats: dict[bytes, Seat] = {}
         self._sessions: dict[bytes, Seat] = {}
 
@@ -156,7 +160,8 @@ class Seat:
     def adopt(self) -> bool:
         """Take up the guest in the folder, if it lives."""
         try:
-            self.guest = self._seats.hypervisor.adopt(self.folder)
+            self.guest = self._seats.hypervisor.adopt(self.folder, self._seats.rules)
+            self.guest.serial.close()  # QEMU serves one at a time: the console is whose the VM is
         except VmError as error:
             self._seats.say(self.vmid, f"no guest to take up: {error}")
             return False
@@ -257,6 +262,7 @@ class Seat:
         intake.held.clear()
         self._start(intake.spec, image, incoming=True)
         assert self.guest is not None
+        self.guest.serial.close()
         intake.feeder = self.guest.incoming()
         if rest:
             intake.feeder.write(rest)
@@ -280,6 +286,7 @@ class Seat:
             self._start(command.spec, bytes(intake.held), incoming=False)
             assert self.guest is not None
             self.guest.serial.wait(READY, BOOT_S)
+            self.guest.serial.close()  # QEMU serves one at a time: the console is whose the VM is
         except BaseException:
             self._drop_guest()
             raise
@@ -291,7 +298,9 @@ class Seat:
         if self.guest is not None:
             raise VmError("a guest of this VM is here already")
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        self.guest = self._seats.hypervisor.start(self.folder, spec, bundle, incoming=incoming, **self._seats.start_options)
+        self.guest = self._seats.hypervisor.start(
+            self.folder, spec, bundle, incoming=incoming, accel=self._seats.accel, rules=self._seats.rules
+        )
         (self.folder / IMAGE).write_bytes(image)
 
     def _outgoing(self, command: ports.Outgoing) -> None:
@@ -335,7 +344,7 @@ class Seat:
         if self.guest is not None:
             self.guest.quit()
             self.guest = None
-        return _report(self._seats.scrub(self.folder) if self.folder.exists() else None)
+        return self._seats.scrub(self.folder).document()
 
     def _drop_guest(self) -> None:
         """After a failed start: nothing of it stays. What cannot be scrubbed is said; a later Destroy tries again."""
@@ -367,14 +376,6 @@ class _Chunker:
             part = bytes(self._held[:CHUNK_BYTES])
             del self._held[:CHUNK_BYTES]
             yield part
-
-
-def _report(report: Any) -> bytes:
-    """A scrub's report as canonical JSON; what was not there is reported as nothing."""
-    import json
-
-    found = {"files": report.files, "bytes": report.bytes, "digest": report.digest} if report is not None else {"files": 0, "bytes": 0}
-    return json.dumps(found, sort_keys=True, separators=(",", ":"), default=lambda raw: raw.hex()).encode()
 
 
 _WORK: Final[dict[type, Callable[[Seat, Any], None]]] = {

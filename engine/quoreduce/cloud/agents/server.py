@@ -8,7 +8,9 @@ and the guests go on: started again it takes them up.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -25,8 +27,11 @@ from quoreduce.cloud.agents.seats import Seats, Ticket
 from quoreduce.errors import QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
+    from quoreduce.cloud.agents.channel import Address
     from quoreduce.cloud.agents.link import Link
+    from quoreduce.cloud.broker import Rules
     from quoreduce.cloud.evidence import Attestor, TcomTpm
+    from quoreduce.cloud.measure import Environment
 
 INBOX_MAX: Final = 64
 TICK_S: Final = 0.5
@@ -112,11 +117,11 @@ class ServerAgent:
         """Let :meth:`run` return soon; guests go on. May be called from a signal handler."""
         self._stopping.set()
 
-    def recover(self, records: dict[bytes, bytes]) -> None:
-        """Take up the guests of these records, tell the core, and end those without a record."""
-        for line in self.seats.strays(set(records)):
+    def recover(self, records: set[bytes]) -> None:
+        """Take up the guests of the VMs that are on record, tell the core, and end those that are not."""
+        for line in self.seats.strays(records):
             self._log(line)
-        for vmid in records:
+        for vmid in sorted(records):
             self._step(ports.Recovered(vmid, self.seats.recover(vmid), _now()))
 
     def run(self) -> None:
@@ -169,12 +174,7 @@ class ServerAgent:
 
     def _step(self, event: ports.Event, ticket: Ticket | None = None) -> None:
         """One step of the core. A ticket goes with the first message that the step makes, or back."""
-        try:
-            commands = self._core.step(event)
-        except QuoreduceError as error:
-            self._log(f"refused: {one_line(error)}")
-            commands = []
-        for command in commands:
+        for command in self._core.step(event):
             if isinstance(command, ports.Send | ports.Put) and ticket is not None:
                 self._send(command, ticket)
                 ticket = None
@@ -272,3 +272,82 @@ def ask_broker(path: Path, line: bytes) -> bytes:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+# ---- the process
+
+
+def run_folder(state: Path, named: str | None) -> Path:
+    """Where a server's VMs live, in memory: the folder that was named, or one in /dev/shm that goes with ``state``; mode 0700.
+
+    Raises:
+        VmError: it cannot be made, or is somebody else's.
+    """
+    from hashlib import sha256
+
+    tag = sha256(os.fsencode(state.resolve())).hexdigest()[:12]
+    path = Path(named).expanduser().resolve() if named else Path("/dev/shm", f"quoreduce-vm-{os.getuid()}-{tag}")
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            raise VmError(f"{path} is somebody else's: choose another folder with --run")
+        path.chmod(0o700)
+    except OSError as error:
+        raise VmError(f"cannot use {path} for VMs: {error.strerror}; choose another folder in memory with --run") from error
+    return path
+
+
+def with_dump(rules: Rules) -> Rules:
+    """Rules under which the manager may dump a VM's memory, for demonstrations: another TVE, which no policy of ours trusts."""
+    from quoreduce.cloud.broker import Rules
+
+    manager = {**rules.commands["manager"], "dump-guest-memory": {"paging": (), "protocol": ()}}
+    return Rules({**rules.commands, "manager": manager}, rules.events)
+
+
+def measured(rules: Rules) -> Environment:
+    """This installation as a server's environment, with these rules of the broker."""
+    import json
+
+    from quoreduce.cloud.measure import environment
+
+    return environment(json.loads(rules.document()))
+
+
+def serve(
+    state: Path, manager: Address, name: str, site: Path, *, run: str | None, allow_dump: bool, accel: str | None,
+    log: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Be a server until SIGTERM or SIGINT; its VMs go on, and are taken up when it is started again.
+
+    Raises:
+        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the manager is not there.
+        OutputError: a folder cannot be written.
+    """
+    from quoreduce.cloud.agents.link import Link
+    from quoreduce.cloud.agents.site import check_programs, setup_server
+    from quoreduce.cloud.attestor import SwtpmAttestor
+    from quoreduce.cloud.broker import RULES
+    from quoreduce.cloud.hypervisor import Guest
+    from quoreduce.cloud.scrub import scrub
+    from quoreduce.cloud.server import Server
+
+    check_programs()
+    rules = with_dump(RULES) if allow_dump else RULES
+    with StateFolder(state) as folder, contextlib.ExitStack() as stack:
+        setup_server(state, site)
+        environment = measured(rules)
+        attestor = SwtpmAttestor(state, environment.document, environment.codes)
+        stack.callback(attestor.close)
+        records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms", "")}
+        agent = ServerAgent(Server(attestor.identity, os.urandom, records.values()), attestor, folder, log)
+        agent.seats = Seats(run_folder(state, run), Guest, scrub, agent, agent.report, agent.say, rules, accel)
+        agent.link = Link(manager, name, attestor.identity, agent.heard, log)
+        stack.callback(agent.link.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        agent.recover(set(records))
+        agent.link.start()
+        log(f"server {name} {attestor.identity[:12]}, environment {environment.digest[:12]}: ready at {manager}")
+        agent.run()
+        log("stopped; VMs go on")
