@@ -20,7 +20,8 @@ def test_what_was_written_is_read_and_is_for_the_owner_only(tmp_path: Path) -> N
         state.write("vms/x.json", b"2")
         assert state.read("vms/x.json") == b"2"
         assert state.read("vms/y.json") is None
-        assert state.names("vms", ".json") == ["vms/x.json"]
+        (state.path / "vms" / "y.json.new").touch()
+        assert state.names("vms") == ["vms/x.json"]
         assert stat.S_IMODE(state.path.stat().st_mode) == 0o700
         assert stat.S_IMODE((state.path / "vms/x.json").stat().st_mode) == 0o600
         state.remove("vms/x.json")

@@ -101,9 +101,9 @@ class StateFolder:
         except OSError as error:
             raise OutputError(f"cannot remove {self.path / name}: {error.strerror}") from error
 
-    def names(self, folder: str, suffix: str) -> list[str]:
-        """The names (``folder/...``) of the records there, sorted."""
-        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob(f"*{suffix}"))]
+    def names(self, folder: str) -> list[str]:
+        """The names (``folder/...``) of the records there, sorted; one that was being written is none."""
+        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob("*")) if path.suffix != ".new"]
 
     def _taken(self) -> bool:
         try:

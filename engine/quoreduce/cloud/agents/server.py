@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from quoreduce.cloud import evidence as evidence_module
 from quoreduce.cloud import ports, wire
 from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.folder import StateFolder
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from quoreduce.cloud.measure import Environment
 
 INBOX_MAX: Final = 64
+RUN_ROOT: Final = Path("/dev/shm")
+RUN_PREFIX: Final = "vms-quoreduce-"  # what begins with quoreduce- there is swept by jobs that start
 TICK_S: Final = 0.5
 FULL_PAUSE_S: Final = 0.01
 CONSOLE_S: Final = 10.0
@@ -214,7 +217,7 @@ class ServerAgent:
             self._tcoms[command.session].extend(command.pcr, command.data)
         else:
             evidence = self._tcoms[command.session].attest(command.nonce, command.vmid, command.content)
-            message = wire.Attested(command.content, wire.encode(evidence))
+            message = wire.Attested(command.content, evidence_module.encode(evidence))
             for to in command.to:
                 self.link.send(post.Letter("server", to, wire.encode(message)))
 
@@ -286,7 +289,7 @@ def run_folder(state: Path, named: str | None) -> Path:
     from hashlib import sha256
 
     tag = sha256(os.fsencode(state.resolve())).hexdigest()[:12]
-    path = Path(named).expanduser().resolve() if named else Path("/dev/shm", f"quoreduce-vm-{os.getuid()}-{tag}")
+    path = Path(named).expanduser().resolve() if named else RUN_ROOT / f"{RUN_PREFIX}{os.getuid()}-{tag}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         if path.is_symlink() or path.stat().st_uid != os.getuid():
@@ -339,7 +342,7 @@ def serve(
         environment = measured(rules)
         attestor = SwtpmAttestor(state, environment.document, environment.codes)
         stack.callback(attestor.close)
-        records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms", "")}
+        records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}
         agent = ServerAgent(Server(attestor.identity, os.urandom, records.values()), attestor, folder, log)
         agent.seats = Seats(run_folder(state, run), Guest, scrub, agent, agent.report, agent.say, rules, accel)
         agent.link = Link(manager, name, attestor.identity, agent.heard, log)

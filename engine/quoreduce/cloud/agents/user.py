@@ -63,7 +63,7 @@ class UserAgent:
     def __init__(self, folder: StateFolder, say: Say) -> None:
         self._folder, self._say = folder, say
         keys = _keys(folder)
-        records = [folder.read(name) or b"" for name in folder.names("vms", "")]
+        records = [folder.read(name) or b"" for name in folder.names("vms")]
         self.core = User(keys.sign, keys.box, os.urandom, records)
         self._images: dict[bytes, bytes] = {}
         self._channel: Channel | None = None
@@ -91,9 +91,8 @@ class UserAgent:
         return decode_policy(raw).encode()
 
     def trust(self, files: Sequence[str]) -> Policy:
-        """Trust what these policies describe, and what was trusted before. UsageError if they are of different sites."""
-        old = self._folder.read(POLICY)
-        policies = [decode_policy(one) for one in ([old] if old else []) + [_read(Path(name), POLICY_BYTES_MAX) for name in files]]
+        """Trust what these policies describe, and nothing else any more. UsageError if they are of different sites."""
+        policies = [decode_policy(_read(Path(name), POLICY_BYTES_MAX)) for name in files]
         if len({policy.registrar for policy in policies}) > 1:
             raise UsageError("these policies are of different sites, and one folder has one: use another --state for the other site")
         merged = msgspec.structs.replace(
