@@ -1,6 +1,6 @@
 """Servers for tests, whole in memory and with real cryptography: an EK that a CA certified, a registrar, a TPM, a µTPM.
 
-A µTPM stands for the server's TPM (it is one, in software): its registers 17 and 19 are extended as a dynamic launch would, and its
+A µTPM stands for the server's TPM (it is one, in software): its PCRs 17 and 19 are extended as a dynamic launch would, and its
 key is the AK. An attestation takes well under a millisecond, and is checked as that of any other server.
 """
 

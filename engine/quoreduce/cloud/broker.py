@@ -4,8 +4,8 @@ Whoever reaches QMP owns the guest: ``dump-guest-memory`` and ``pmemsave`` write
 ``human-monitor-command`` does anything. So QMP's own socket lies in the guest's private folder, and others reach a broker only: a
 proxy that reads each request, looks it up in :class:`Rules`, writes it anew and passes it on.
 
-The rules are data. They are a part of what is measured as the environment (:meth:`Rules.document`): a server whose rules allow its
-manager one command more is another environment, in which no owner's policy trusts.
+The rules are data. They are a part of what is measured as the environment (:meth:`Rules.document`): a server whose rules allow
+its manager one command more is another environment, and an owner's policy does not list that.
 
 A role's table says what it may ask: ``{command: {argument: values}}``; no values: any. What it does not name is refused with the
 class ``CommandNotAllowed``. Even a TCOM's own calls go by a table: it moves a guest into a file descriptor that it was given, and
@@ -20,7 +20,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,12 +29,14 @@ from quoreduce.cloud.qmp import Event, Qmp, QmpLost, QmpRefused, dial, listen
 from quoreduce.errors import VmError, one_line
 
 NOT_ALLOWED: Final = "CommandNotAllowed"
-LINE_BYTES_MAX: Final = 16 << 10  # of a request; the longest that is allowed has under 200
+REQUEST_BYTES_MAX: Final = 16 << 10  # of a request; the longest that is allowed has under 200
 CONNECTIONS_MAX: Final = 8
 IDLE_S: Final = 300.0
 REMEMBERED: Final = 100  # refusals
+_QUOTE, _BACKSLASH = b'"\\'
 ID_CHARS_MAX: Final = 128
-GREETING: Final = {"QMP": {"version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": "quoreduce broker"}, "capabilities": []}}
+_VERSION: Final = {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": "quoreduce broker"}
+GREETING: Final = {"QMP": {"version": _VERSION, "capabilities": []}}
 
 Values = tuple[Any, ...]
 Table = Mapping[str, Mapping[str, Values]]
@@ -67,7 +69,7 @@ class Rules:
         """Return None if the role may ask this, else the reason in one sentence."""
         table = self.commands.get(role, {})
         if command not in table:
-            return f"{command} is not among what the {role} of a guest may ask; it may ask: {', '.join(sorted(table)) or 'nothing'}"
+            return f"{command} is not what the {role} of a guest may ask; that is: {', '.join(sorted(table)) or 'nothing'}"
         for name, value in arguments.items():
             if name not in table[command]:
                 return f"{command} may not have the argument {name}"
@@ -184,20 +186,20 @@ class Broker:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            with contextlib.suppress(OSError), client.makefile("rb") as lines:
+            with contextlib.suppress(OSError):
                 self._send(client, GREETING)
-                while line := lines.readline(LINE_BYTES_MAX + 1):
-                    self._send(client, self._answer(line))
-                    if len(line) > LINE_BYTES_MAX:
+                for request in requests(lambda: client.recv(REQUEST_BYTES_MAX)):
+                    self._send(client, self._answer(request))
+                    if len(request) > REQUEST_BYTES_MAX:
                         break  # where the next request begins is unknown
         finally:
             with self._guard:
                 self._clients.discard(client)
                 client.close()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, raw: bytes) -> dict[str, Any]:
         try:
-            command, arguments, identity = parse(line)
+            command, arguments, identity = parse(raw)
         except ValueError as error:
             return self._refusal("GenericError", f"this is no request: {error}", {})
         if command == "qmp_capabilities":  # of this connection, which has none; QEMU's was negotiated by us
@@ -236,20 +238,43 @@ class Broker:
                 raise ConnectionError("it does not read")
 
 
-def parse(line: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def requests(receive: Callable[[], bytes]) -> Iterator[bytes]:
+    """Cut what is received into requests: a JSON object each, or a line of something else. Stops at the end of what is received.
+
+    One that is longer than REQUEST_BYTES_MAX is given as far as it has come, and is the last.
+    """
+    request, depth, quoted, escaped = bytearray(), 0, False, False
+    while data := receive():
+        for byte in data:
+            if not request and byte in b" \t\r\n":
+                continue
+            request.append(byte)
+            if quoted:
+                quoted, escaped = escaped or byte != _QUOTE, not escaped and byte == _BACKSLASH
+            else:
+                quoted = byte == _QUOTE
+                depth += (byte in b"{[") - (byte in b"}]")
+            whole = depth <= 0 and not quoted and byte in b"}]\n"
+            if whole or len(request) > REQUEST_BYTES_MAX:
+                yield bytes(request)
+                request.clear()
+                depth, quoted, escaped = 0, False, False
+
+
+def parse(raw: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Read a request: its command, its arguments, and ``{"id": ...}`` or nothing. ValueError says what is wrong with it.
 
-    Stricter than QEMU: one object a line, ``execute``, ``arguments`` and ``id`` and nothing else, no name twice, an id that is a
+    Stricter than QEMU: one object, with ``execute``, ``arguments`` and ``id`` and nothing else, no name twice, an id that is a
     string or an integer. Two readers can then not disagree about what was asked; and what is passed on is written anew.
     """
-    if len(line) > LINE_BYTES_MAX:
-        raise ValueError(f"it is longer than {LINE_BYTES_MAX} bytes")
+    if len(raw) > REQUEST_BYTES_MAX:
+        raise ValueError(f"it is longer than {REQUEST_BYTES_MAX} bytes")
     try:
-        request = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+        request = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError("it is not one JSON object on a line") from error
+        raise ValueError("it is not one JSON object") from error
     if not isinstance(request, dict) or not isinstance(request.get("execute"), str):
         raise ValueError('it is not {"execute": COMMAND, ...}')
     if unknown := sorted(set(request) - {"execute", "arguments", "id"}):

@@ -20,10 +20,11 @@ that of the µTPM's key, dies with the process, and nobody vouches for it; a pol
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -56,6 +57,7 @@ EVENTS_MAX: Final = 4
 PATH_MAX: Final = 20  # a million challenges under one quote
 CACHE_MAX: Final = 256
 
+T = TypeVar("T")
 Backend = Literal["utpm", "modelled", "swtpm", "tpm2"]
 
 
@@ -157,21 +159,21 @@ def listed_codes(document: bytes) -> dict[str, str]:
 
 
 class Cache:
-    """What was found about servers: held by a caller who checks much evidence of the same quotes. Bounded; no refusals."""
+    """What was found about servers: held by a caller who checks much evidence of the same ones. Bounded; no refusals."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], _Server] = {}
+        self._keys: dict[tuple[object, ...], Public] = {}
+        self._servers: dict[tuple[object, ...], _Server] = {}
 
     def server(self, evidence: Evidence, policy: Policy, at: datetime) -> _Server:
         """Return what level 1 of this evidence says, checked at this time under this policy; EvidenceError, AttestationError."""
         key = (evidence.backend, evidence.launch_log, evidence.hardware, policy, at)
-        found = self._found.get(key)
-        if found is None:
-            found = _check_level1(evidence, policy, at)
-            if len(self._found) >= CACHE_MAX:
-                self._found.clear()
-            self._found[key] = found
-        return found
+        return _remembered(self._servers, key, lambda: _check_level1(evidence, policy, at, self))
+
+    def attestation_key(self, hardware: Hardware, policy: Policy, at: datetime) -> Public:
+        """Return the AK of a server's TPM, which its registrar and a CA of the policy vouch for; EvidenceError."""
+        key = (hardware.ek, hardware.ak, hardware.enrolment, policy, at)
+        return _remembered(self._keys, key, lambda: _check_owner(hardware, policy, at))
 
 
 def encode(evidence: Evidence) -> bytes:
@@ -239,7 +241,16 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Evidence)
 
 
-def _check_level1(evidence: Evidence, policy: Policy, at: datetime) -> _Server:
+def _remembered(found: dict[tuple[object, ...], T], key: tuple[object, ...], make: Callable[[], T]) -> T:
+    if key not in found:
+        made = make()
+        if len(found) >= CACHE_MAX:
+            found.clear()
+        found[key] = made
+    return found[key]
+
+
+def _check_level1(evidence: Evidence, policy: Policy, at: datetime, cache: Cache) -> _Server:
     hardware = evidence.hardware
     if evidence.backend not in policy.backends:
         raise EvidenceError(f"the server has the backend {evidence.backend}, which the policy does not accept")
@@ -251,19 +262,26 @@ def _check_level1(evidence: Evidence, policy: Policy, at: datetime) -> _Server:
     micro = Public.decode(log.keys[0])
     if not micro.is_restricted_signing:
         raise EvidenceError("the µTPM's key is not a restricted signing key: it signs anything it is given")
-    answers = None if hardware is None else _check_hardware(hardware, log, policy, at)
+    named, answers = micro, None
+    if hardware is not None:
+        named = cache.attestation_key(hardware, policy, at)
+        answers = _check_quote(hardware, named, log)
     environment = log.environment.hex()
     if environment not in policy.environments:
         raise AttestationError(f"the server's environment, {environment}, is not in the policy")
-    named = micro if hardware is None else attestation_key(hardware.ak)
     return _Server(named.name().hex(), environment, listed_codes(log.document), micro.key(), answers)
 
 
-def _check_hardware(hardware: Hardware, log: LaunchLog, policy: Policy, at: datetime) -> bytes:
-    """Check the server's TPM and its quote; return the quote's nonce."""
+def _check_owner(hardware: Hardware, policy: Policy, at: datetime) -> Public:
+    """Check who vouches for a server's TPM; return its AK."""
     check_ek_chain(hardware.ek, policy.authorities(), at)
     check_enrolment(hardware, bytes.fromhex(policy.registrar or ""))
-    quote = _quote(attestation_key(hardware.ak), hardware.message, hardware.signature, "the server's TPM")
+    return attestation_key(hardware.ak)
+
+
+def _check_quote(hardware: Hardware, key: Public, log: LaunchLog) -> bytes:
+    """Check the quote of a server's TPM; return its nonce."""
+    quote = _quote(key, hardware.message, hardware.signature, "the server's TPM")
     _check_values(quote, log.values, "the server's TPM")
     return quote.extra
 

@@ -1,0 +1,303 @@
+"""What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against what we do.
+
+Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, the migration stream on the wire. What
+is got is searched for *any* RSA private key, in the way of ``rsakeyfind``: a DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers agree.
+The search knows nothing of the key that was planted. That nothing is found says something only beside the same search that finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from quoreduce.cloud import kvm, machine, processes
+from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.hypervisor import Guest, tpm_line
+from quoreduce.cloud.ports import VmSpec
+from quoreduce.cloud.processes import Process
+from quoreduce.cloud.qmp import Qmp, QmpRefused, listen, short
+from quoreduce.cloud.scrub import scrub
+from quoreduce.cloud.sealing import KEY_BYTES, StreamSealer
+from quoreduce.cloud.serial import Serial
+from quoreduce.cloud.wire import CHUNK_BYTES
+from quoreduce.errors import VmError
+
+READY: Final = "GUEST-READY"
+BOOT_S: Final = 120.0
+DUMP_S: Final = 120.0
+WIRE_S: Final = 60.0
+SEARCH_S: Final = 300.0
+UNPACKED_BYTES_MAX: Final = 1 << 30
+KEY_BYTES_MAX: Final = 20_000  # of a DER key of 16,384 bits
+_BEGINS: Final = re.compile(rb"\x30\x82..\x02\x01\x00\x02[\x81\x82]", re.DOTALL)  # SEQUENCE, version 0, a long INTEGER
+_NUMBERS: Final = 9  # version, n, e, d, p, q, d mod (p-1), d mod (q-1), q^-1 mod p
+
+
+@dataclass(frozen=True, slots=True)
+class RsaKey:
+    """A private key that was found: where, its bits, and SHA-256 (hex) of its modulus, big-endian."""
+
+    offset: int
+    bits: int
+    modulus: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an attack got.
+
+    Attributes:
+        way: memory, image or wire. setting: what stood against it: nothing, or the broker, or sealing.
+        found: whether a private key was found.
+        searched: bytes that were got and searched.
+        evidence: what was seen, in lines.
+        keys: those that were found.
+    """
+
+    way: str
+    setting: str
+    found: bool
+    searched: int
+    evidence: tuple[str, ...]
+    keys: tuple[RsaKey, ...] = ()
+
+
+def find_keys(data: bytes | mmap.mmap) -> list[RsaKey]:
+    """Find RSA private keys in DER; only those whose numbers agree: n = p q, and e d = 1 modulo p - 1 and q - 1."""
+    found = []
+    for begin in _BEGINS.finditer(data):
+        at = begin.start()
+        numbers = _integers(data[at : at + KEY_BYTES_MAX])
+        if numbers is not None and _agree(*numbers[1:6]):
+            n = numbers[1]
+            modulus = hashlib.sha256(n.to_bytes((n.bit_length() + 7) // 8, "big")).hexdigest()
+            found.append(RsaKey(at, n.bit_length(), modulus))
+    return found
+
+
+def _integers(der: bytes) -> list[int] | None:
+    """Read a DER sequence of nine INTEGERs; None if it is none."""
+    end, at, numbers = 4 + int.from_bytes(der[2:4], "big"), 4, []
+    while at < end and len(numbers) < _NUMBERS:
+        if der[at : at + 1] != b"\x02":
+            return None
+        size, at = der[at + 1 : at + 2], at + 2
+        length = size[0] if size else 0
+        if length & 0x80:
+            more = length & 0x7F
+            length, at = int.from_bytes(der[at : at + more], "big"), at + more
+        if not 0 < length <= end - at or end > len(der):
+            return None
+        numbers.append(int.from_bytes(der[at : at + length], "big", signed=True))
+        at += length
+    return numbers if at == end and len(numbers) == _NUMBERS else None
+
+
+def _agree(n: int, e: int, d: int, p: int, q: int) -> bool:
+    return min(p, q) > 2 and n == p * q and e * d % (p - 1) == 1 and e * d % (q - 1) == 1
+
+
+def search(path: Path, way: str, setting: str, *before: str) -> Finding:
+    """Search a file that an insider has got; with ``rsakeyfind`` too, if it is installed."""
+    size = path.stat().st_size
+    keys: list[RsaKey] = []
+    if size:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            keys = find_keys(data)
+    said = [f"RSA-{key.bits} private key at byte {key.offset:,}; SHA-256 of its modulus {key.modulus}" for key in keys]
+    other = _rsakeyfind(path) if size else None
+    if other is not None:
+        said.append(f"rsakeyfind: {other}")
+    found = bool(keys) or (other or "").startswith("FOUND")
+    if not found:
+        said.insert(0, f"no RSA private key in {size:,} bytes")
+    return Finding(way, setting, found, size, (*before, *said), tuple(keys))
+
+
+def _rsakeyfind(path: Path) -> str | None:
+    """What rsakeyfind says of a file, in a line; None if it is not installed."""
+    if shutil.which("rsakeyfind") is None:
+        return None
+    try:
+        done = subprocess.run(["rsakeyfind", path], stdin=subprocess.DEVNULL, capture_output=True, timeout=SEARCH_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"did not end within {SEARCH_S:g} s"
+    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("FOUND PRIVATE KEY")]
+    return f"{lines[0]} ({len(lines)} in all)" if lines else "found nothing"
+
+
+def dump_memory(qmp: Path, target: Path, setting: str) -> Finding:
+    """Ask a QMP socket for the guest's memory, as an insider does who can reach it; search what came.
+
+    Args:
+        qmp: QEMU's own socket, or a broker's. target: the file to be written.
+    """
+    insider = Qmp(qmp)
+    try:
+        insider.execute("dump-guest-memory", {"paging": False, "protocol": f"file:{target}"}, timeout_s=DUMP_S)
+        said = f"dump-guest-memory: done, {target.stat().st_size:,} bytes"
+    except QmpRefused as refusal:
+        said = f"dump-guest-memory: {refusal.kind}: {refusal.reason}"
+    finally:
+        insider.close()
+    if not target.exists():
+        return Finding("memory", setting, False, 0, (said, "no dump was written"))
+    return search(target, "memory", setting, said)
+
+
+def read_image(data: bytes, target: Path, setting: str) -> Finding:
+    """Search an image as it lies in the cloud's storage; what is compressed in it (gzip) is unpacked first."""
+    with open(target, "wb") as file:
+        file.write(data)
+        for part in _unpacked(data):
+            file.write(part)
+    return search(target, "image", setting, f"{len(data):,} bytes at rest")
+
+
+def _unpacked(data: bytes) -> Iterator[bytes]:
+    """The gzip members in some bytes, unpacked; together at most UNPACKED_BYTES_MAX."""
+    left = UNPACKED_BYTES_MAX
+    for begin in re.finditer(rb"\x1f\x8b\x08", data):
+        member = zlib.decompressobj(wbits=31)
+        with contextlib.suppress(zlib.error):
+            part = member.decompress(data[begin.start() :], left)
+            left -= len(part)
+            yield part
+        if left <= 0:
+            return
+
+
+def sealed(data: bytes) -> bytes:
+    """Bytes as a relay or a store sees them: sealed in chunks under a key that is forgotten."""
+    sealer = StreamSealer(secrets.token_bytes(KEY_BYTES), b"quoreduce vm attack")
+    starts = range(0, len(data), CHUNK_BYTES)
+    return b"".join(sealer.chunk(data[at : at + CHUNK_BYTES], at + CHUNK_BYTES >= len(data)) for at in starts)
+
+
+def tap_plain(qmp: Path, target: Path) -> Finding:
+    """Have QEMU migrate a guest as it does without us, and search what passes on the wire."""
+    where = target.parent / "wire.sock"
+    with listen(where) as server, open(target, "wb") as file, short(where) as address:
+        server.settimeout(WIRE_S)
+        insider = Qmp(qmp)
+        try:
+            insider.execute("migrate", {"uri": f"unix:{address if len(os.fsencode(where)) > 107 else where}"})
+            wire, _ = server.accept()
+            with wire:
+                wire.settimeout(WIRE_S)
+                while piece := wire.recv(CHUNK_BYTES):
+                    file.write(piece)
+        except (TimeoutError, ConnectionError) as error:
+            raise VmError(f"QEMU did not migrate its guest: {error}") from error
+        finally:
+            insider.close()
+    return search(target, "wire", "nothing", "QEMU's own migration, read on the wire")
+
+
+def tap_sealed(guest: Guest, target: Path) -> Finding:
+    """Let a guest's state leave as our migration does, and search what passes on the wire."""
+    sealer = StreamSealer(secrets.token_bytes(KEY_BYTES), b"quoreduce vm attack")
+    with open(target, "wb") as file:
+        stats = guest.outgoing(lambda piece: _write_all(file.write, sealer.chunk(piece, False)))
+        file.write(sealer.chunk(b"", True))
+    return search(target, "wire", "sealing", f"the same, sealed: {stats.bytes:,} bytes of state in {target.stat().st_size:,} on the wire")
+
+
+def _write_all(write: Callable[[bytes], int], data: bytes) -> None:
+    write(data)
+
+
+class OpenGuest:
+    """A guest as any cloud runs it: the same machine, but its kernel and initrd are files, and QMP is open to whoever manages.
+
+    Also the plain start that ours is compared with: nothing is attested, sealed or checked, and nobody waits for anything.
+
+    Args:
+        folder: empty or missing; on any file system.
+    """
+
+    def __init__(self, folder: Path, spec: VmSpec, bundle: Bundle, accel: str | None = None) -> None:
+        accel = kvm.choose(accel)
+        qemu, swtpm = processes.program("qemu-system-x86_64"), processes.program("swtpm")
+        (folder / "vtpm").mkdir(parents=True)
+        (folder / "kernel").write_bytes(bundle.kernel)
+        (folder / "initrd").write_bytes(bundle.initrd)
+        with open(folder / machine.DISK, "wb") as disk:
+            disk.truncate(spec.disk_mb << 20)
+        self.folder, self.qmp = folder, folder / "qmp.sock"
+        self._processes: list[Process] = []
+        try:
+            self._start(qemu, swtpm, spec, bundle, accel)
+            self.serial = Serial(folder / "serial.sock")
+        except BaseException:
+            self.quit()
+            raise
+
+    def _start(self, qemu: str, swtpm: str, spec: VmSpec, bundle: Bundle, accel: str) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, listen(self.qmp) as qmp, listen(self.folder / "serial.sock") as serial:
+            tpm = processes.spawn(tpm_line(swtpm, theirs.fileno()), self.folder, "swtpm.log", (theirs.fileno(),))
+            self._processes.append(tpm)
+            line = machine.line(
+                qemu, spec, accel, kernel="kernel", initrd="initrd", cmdline=bundle.cmdline, tpm=f"fd={ours.fileno()}",
+                qmp=f"fd={qmp.fileno()},server=on,wait=off", serial=f"fd={serial.fileno()},server=on,wait=off",
+            )  # fmt: skip
+            fds = (qmp.fileno(), serial.fileno(), ours.fileno())
+            self._processes.insert(0, processes.spawn(line, self.folder, "qemu.log", fds))
+
+    def __enter__(self) -> OpenGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.quit()
+
+    def quit(self) -> None:
+        """End it; its files stay. May be called again."""
+        for process in self._processes:
+            process.end()
+        with contextlib.suppress(AttributeError):
+            self.serial.close()
+
+
+def campaign(bundle: Bundle, folder: Path, spec: VmSpec | None = None, accel: str | None = None) -> list[Finding]:
+    """All attacks on guests of one image, each in the open and against what we do: six findings.
+
+    Args:
+        bundle: an image whose guest holds an RSA key (``quoreduce vm image --plant``).
+        folder: missing; in memory (what is got has the size of the guest's memory); it is scrubbed afterwards.
+
+    Raises:
+        VmError: a guest does not start or boot.
+    """
+    spec = spec or VmSpec()
+    image = bundle.encode()
+    try:
+        folder.mkdir(mode=0o700)
+        found = [read_image(image, folder / "image", "nothing"), read_image(sealed(image), folder / "image", "sealing")]
+        with OpenGuest(folder / "open", spec, bundle, accel) as bare:
+            bare.serial.wait(READY, BOOT_S)
+            found.append(dump_memory(bare.qmp, folder / "dump", "nothing"))
+            (folder / "dump").unlink(missing_ok=True)
+            found.append(tap_plain(bare.qmp, folder / "wire"))
+        scrub(folder / "open")
+        with Guest.start(folder / "guest", spec, bundle, accel=accel) as guest:
+            guest.serial.wait(READY, BOOT_S)
+            found.append(dump_memory(guest.broker_socket, folder / "dump", "the broker"))
+            found.append(tap_sealed(guest, folder / "wire"))
+    except OSError as error:
+        raise VmError(f"cannot attack guests in {folder}: {error.strerror or error}") from error
+    finally:
+        scrub(folder)
+    return sorted(found, key=lambda finding: (finding.way, finding.setting != "nothing"))
