@@ -232,7 +232,10 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A command of this session failed (any but Destroy): one line that says why. Never followed by its success."""
+    """A command of this session failed (any but Destroy): one line that says why. Never followed by its success.
+
+    It says nothing of the guest: where that turns out to be gone, give :class:`Gone` too, afterwards.
+    """
 
     session: bytes
     reason: str

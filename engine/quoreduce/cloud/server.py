@@ -251,8 +251,10 @@ class Server:
                 order.vmid, job.signed.keys, b"", "aborted", order.sequence, order.number, order.about, order.nonce
             )  # fmt: skip
         commands = self._carry([record.with_(number=order.number).persist()])
-        if record.order == order.about:
-            commands += self._pass(order.about, Settle()) if order.about in self._sessions else self._again(record)
+        if order.about in self._sessions and record.order == order.about:
+            commands += self._pass(order.about, Settle())
+        elif not self._busy(order.vmid):
+            commands += self._again(self.records[order.vmid])
         return [*commands, *status.answer(order.vmid, self.records[order.vmid], job.session, job.user)]
 
     def _abandon(self, job: Job, record: Record | None) -> list[Command]:
@@ -263,6 +265,10 @@ class Server:
         return [*again, *commands, *self._pass(record.order, Abandon(job))]
 
     def _again(self, record: Record) -> list[Command]:
+        """Go on with what is not over, and is under way no more: ask the destination once more, resume what could not be resumed."""
+        if record.phase == "running":
+            self._clearing[record.order] = record
+            return [Resume(record.order, record.vmid)]
         if record.phase != "released":
             return []
         out = MigrateOut(record, self.identity, self._random)
@@ -311,7 +317,7 @@ class Server:
         return commands
 
     def _busy(self, vmid: bytes) -> bool:
-        return any(one.vmid == vmid for one in (*self._sessions.values(), *self._clearing.values()))
+        return any(one.vmid == vmid for one in self._sessions.values()) or any(one.vmid == vmid for one in self._clearing.values())
 
     def _time(self) -> datetime:
         assert self._now is not None, "a server is told the time before anything else"
@@ -325,7 +331,7 @@ class Server:
         for name, session in list(self._sessions.items()):
             if session.vmid == vmid:
                 return self._pass(name, Failed(name, "the guest ended by itself"))
-        return self._missed(vmid)
+        return [] if self._busy(vmid) else self._missed(vmid)
 
     def _missed(self, vmid: bytes) -> list[Command]:
         record = self.records.get(vmid)
@@ -373,9 +379,8 @@ class Server:
                 self._clearing[record.order] = record
                 return [Destroy(record.order, record.vmid)]
             case ("running" | "leaving"), Failed():
-                lost = record.with_(phase="lost")
-                return self._carry([lost.persist(), Note(record.vmid, f"the VM could not be resumed: {event.reason}")])
+                return [Note(record.vmid, f"the VM could not be resumed: {event.reason}"), *self._missed(record.vmid)]
             case ("running" | "leaving"), Resumed():
-                return []
+                return self._missed(record.vmid)
         self._clearing[record.order] = record  # none of this was asked for
         return [Note(record.vmid, f"ignored after a crash: {type(event).__name__}")]

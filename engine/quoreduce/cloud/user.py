@@ -81,7 +81,8 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vmid, name, policy, spec, image, size: of the VM; ``size`` in bytes, of the image.
         phase, server, peer: see above.
         sequence: of its place, as far as is known. number: of the newest order. counter: of the newest backup that was ordered.
-        order, nonce: digest and n_U of the order under way, or of the last one.
+        order, nonce: digest and n_U of the order under way, or of the last one. about: while abandoning, that of the migration.
+        given: while launching or restoring: whether a TCOM was given the VM's key; before that it cannot run.
         backup: the newest that can be restored.
     """
 
@@ -99,6 +100,8 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counter: wire.Count = 0
     order: wire.Hash = NO_ORDER
     nonce: wire.Hash = NO_ORDER
+    about: wire.Hash = NO_ORDER
+    given: bool = False
     backup: Kept | None = None
 
     def with_(self, **changes: Any) -> Vm:
@@ -283,9 +286,9 @@ class User:
         return self._order(vm, "restoring", "restore", wish.at, server=vm.peer, policy=vm.policy, counter=counter)
 
     def _abandon(self, vm: Vm, at: datetime) -> list[UserCommand]:
-        if vm.phase != "migrating":
+        if vm.phase not in ("migrating", "abandoning"):
             raise VmError(f"{vm.name} is {vm.phase}: only a migration can be abandoned")
-        return self._order(vm, "abandoning", "abandon", at, server=vm.server, about=vm.order)
+        return self._order(vm, "abandoning", "abandon", at, server=vm.server, about=_about(vm))
 
     def _declare_lost(self, vm: Vm) -> list[UserCommand]:
         self._active.pop(vm.vmid, None)
@@ -301,7 +304,7 @@ class User:
         number = vm.number + 1
         order = wire.Order(operation, vm.vmid, vm.sequence, number, nonce, server, destination, policy, counter, about)
         signed = wire.sign(self._sign, self._public, order)
-        vm = vm.with_(phase=phase, number=number, order=wire.digest(signed.body), nonce=nonce)
+        vm = vm.with_(phase=phase, number=number, order=wire.digest(signed.body), nonce=nonce, about=about, given=False)
         self._active[vm.vmid] = _Active(at, at)
         return [self._keep(vm), Send(server, signed)]
 
@@ -329,10 +332,16 @@ class User:
             return [Tell(vm.vmid if vm else bytes(16), f"refused: {one_line(error)}")]
 
     def _offer(self, vm: Vm, message: wire.Attested, at: datetime) -> list[UserCommand]:
-        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once."""
+        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once; if not, this order has come to nothing."""
         active = self._active.get(vm.vmid)
-        if vm.phase not in ("launching", "restoring") or active is None or active.nonce or active.resolving:
+        if vm.phase not in ("launching", "restoring") or vm.given or active is None:
             return []
+        try:
+            return self._give(vm, active, message, at)
+        except REFUSED as error:
+            return self._nowhere(vm, "idle", f"{vm.name}: server {vm.peer[:12]} is refused: {one_line(error)}")
+
+    def _give(self, vm: Vm, active: _Active, message: wire.Attested, at: datetime) -> list[UserCommand]:
         operation: Literal["launch", "restore"] = "launch" if vm.phase == "launching" else "restore"
         offer, found = opened(message, wire.Offer, vm.order, operation, vm.vmid, vm.policy, at)
         if found.server != vm.peer:
@@ -354,7 +363,7 @@ class User:
         package = wire.sign(self._sign, self._public, wire.Package(vm.order, offer.nonce, sealed))
         told = Tell(vm.vmid, f"server {found.server[:12]} attested itself: environment {found.environment[:12]}")
         wanted: list[UserCommand] = [WantImage(vm.order, vm.vmid)] if operation == "launch" else []
-        return [told, Send(vm.peer, package), *wanted]
+        return [told, self._keep(vm.with_(given=True)), Send(vm.peer, package), *wanted]
 
     def _image(self, session: bytes, data: bytes, final: bool) -> list[UserCommand]:
         vm = self._of(session)
@@ -441,6 +450,8 @@ class User:
 
     def _resolve(self, vm: Vm, at: datetime) -> list[UserCommand]:
         """Settle what is under way wherever the VM may be."""
+        if vm.phase in ("launching", "restoring") and not vm.given:
+            return self._nowhere(vm, "idle", f"{vm.name} was not started, and will not be: no server was given its key")
         servers = _places(vm)
         if not servers:
             return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {_hint(vm)}", "done")]
@@ -448,7 +459,7 @@ class User:
         active = self._active[vm.vmid] = _Active(at, at, resolving=True)
         for server in servers:
             order = wire.Order(
-                "settle", vm.vmid, vm.sequence, vm.number, self._random(32), server, about=vm.order
+                "settle", vm.vmid, vm.sequence, vm.number, self._random(32), server, about=_about(vm)
             )  # fmt: skip
             signed = wire.sign(self._sign, self._public, order)
             active.settles[server] = signed, wire.digest(signed.body)
@@ -489,8 +500,7 @@ class User:
             case ("launching" | "restoring"), "running" if status.order == vm.order:
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]}", "done")
             case ("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released"):
-                back: UserPhase = "idle" if vm.phase == "launching" else "lost"
-                return self._nowhere(vm, back, f"{vm.name} was not started on server {server[:12]}, and will not be")
+                return self._nowhere(vm, "idle", f"{vm.name} was not started on server {server[:12]}, and will not be")
             case _, "lost":
                 return self._nowhere(vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there")
             case ("migrating" | "abandoning"), "running" if server == vm.peer and status.sequence > vm.sequence:
@@ -558,6 +568,11 @@ def _places(vm: Vm) -> tuple[str, ...]:
     if vm.phase in ("launching", "restoring"):
         return (vm.peer,)
     return (vm.server, vm.peer) if vm.phase in ("migrating", "abandoning") else (vm.server,)
+
+
+def _about(vm: Vm) -> bytes:
+    """The order that has to come to an end."""
+    return vm.about if vm.phase == "abandoning" else vm.order
 
 
 def _hint(vm: Vm) -> str:

@@ -120,7 +120,7 @@ class MigrateOut:
             case Resumed(), "resuming":
                 return self._over(False, self._reason, "running")
             case Failed(), "resuming":
-                return self._over(False, f"{self._reason}; and the VM could not be resumed: {event.reason}", "lost")
+                return self._over(False, f"{self._reason}; and the VM could not be resumed: {event.reason}", "running")
             case (Failed() | TimedOut() | Settle()), ("greeting" | "streaming" | "sent"):
                 return self._resume(_why(event))
         return [Note(self._record.vmid, f"ignored in migrate_out, {self._state}: {type(event).__name__}")]
@@ -232,7 +232,7 @@ class MigrateOut:
         self._record = self._record.with_(sequence=self._record.sequence + 2, number=order.number)
         return self._resume("the owner declared the destination gone for good")
 
-    def _over(self, done: bool, reason: str, phase: Literal["running", "released", "moved", "lost"]) -> list[Command]:
+    def _over(self, done: bool, reason: str, phase: Literal["running", "released", "moved"]) -> list[Command]:
         self._record = record = self._record.with_(phase=phase)
         order, user_nonce = self._answers
         digest = wire.digest(record.report) if done else NO_ORDER

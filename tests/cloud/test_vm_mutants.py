@@ -1,0 +1,128 @@
+"""The schedules are worth what they catch: plant bugs in the VM protocols, one by one, and each must be caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mutated import forget, load
+from world import Schedule
+
+SCHEDULES_MAX = 4000
+
+_NONCE = ("evidence", "if quote.extra != wanted:", "if False:")
+_LEAF = ("evidence", "if not merkle.verify(mine, evidence.index, evidence.count, evidence.path, server.answers):", "if False:")
+_CHAIN = ("evidence", "    check_ek_chain(hardware.ek, policy.authorities(), at)\n", "")
+_REGISTRAR = ("evidence", '    check_enrolment(hardware, bytes.fromhex(policy.registrar or ""))\n', "")
+_LET_GO = "return [self._record.persist(), Send(self._record.peer, self._commit)]"
+
+# Some rules stand in for each other: there it takes two bugs to do harm.
+MUTANTS: dict[str, list[tuple[str, str, str]]] = {
+    "evidence answers no challenge": [_NONCE, _LEAF],
+    "any environment will do": [("evidence", "if environment not in policy.environments:", "if False:")],
+    "any TPM will do, and any destination": [_CHAIN, _REGISTRAR, ("tcom/migrate_out", "if found.server != record.peer:", "if False:")],
+    "any TPM will do, and the user seals to whoever offers": [
+        _CHAIN,
+        _REGISTRAR,
+        ("user", 'if found.server != vm.peer:\n            raise VmError(f"the offer', 'if False:\n            raise VmError(f"the offer'),
+    ],
+    "two destinations may take one order": [
+        ("server", 'if order.operation != "migrate" or order.destination != self.identity or order.server == self.identity:', "if 0:"),
+        ("tcom/migrate_out", "if found.server != record.peer:", "if False:"),
+    ],
+    "the source resumes after it has released": [
+        (
+            "tcom/migrate_out",
+            'case TimedOut() | Settle(), "released":\n                return self._ask()',
+            'case TimedOut() | Settle(), "released":\n                return self._resume("too long")',
+        )
+    ],
+    "released is not persisted": [("tcom/migrate_out", _LET_GO, "return [Send(self._record.peer, self._commit)]")],
+    "Commit leaves before released is persisted": [
+        ("tcom/migrate_out", _LET_GO, "return [Send(self._record.peer, self._commit), self._record.persist()]")
+    ],
+    "the destination says aborted before its guest is gone": [
+        (
+            "tcom/migrate_in",
+            "            Destroy(self._job.session, self._record.vmid),\n        ]\n\n    def _over",
+            "            *self._over(False),\n        ]\n\n    def _over",
+        )
+    ],
+    "the destination runs what is prepared without Commit": [
+        (
+            "tcom/migrate_in",
+            "return [self._record.persist(), Send(self._job.order.server, sealed)]",
+            "return [self._record.persist(), Send(self._job.order.server, sealed), Resume(self._job.session, self._record.vmid)]",
+        )
+    ],
+    "the source destroys when the destination is prepared": [
+        ("tcom/migrate_out", 'RAN: Final = frozenset({"running",', 'RAN: Final = frozenset({"prepared", "running",')
+    ],
+    "the source destroys without a receipt": [
+        ("tcom/migrate_out", _LET_GO, "return [self._record.persist(), Send(self._record.peer, self._commit), *self._destroy()]")
+    ],
+    "the source resumes while the destination is prepared": [
+        ("tcom/migrate_out", 'and status.phase == "aborted":', 'and status.phase in ("aborted", "prepared"):')
+    ],
+    "an order is accepted twice": [("server", "if job.order.number <= record.number:", "if False:")],
+    "a settled order is accepted": [("server", "self._carry([record.with_(number=order.number).persist()])\n        if order.about", "self._carry([record.persist()])\n        if order.about")],
+    "a prepared guest is resumed after a crash": [("server", 'case "resuming" if alive:', 'case "resuming" | "prepared" if alive:')],
+    "a released guest is resumed after a crash": [
+        ("server", 'case "released":\n                return self._again(record)\n            case "running" | "leaving" if alive:',
+         'case "running" | "leaving" | "released" if alive:')
+    ],
+    "a guest that nobody was told of stays after a crash": [("server", 'case "launching" | "arriving" |', 'case "arriving" |')],
+    "orders need no owner": [("server", "wire.verify(job.signed, record.owner)", "pass")],
+    "the package may be anybody's": [("tcom/launch", "wire.verify(signed, self._record.owner)", "pass")],
+    "a stream may end anywhere": [
+        ("sealing", "bytes([final])\n\n    def check", 'b""\n\n    def check'),
+        ("tcom/migrate_out", "if (prepared.order, prepared.digest) != (self._session, self._sealer.digest):", "if False:"),
+    ],
+    "the image goes in the clear": [("sealing", "stream.aead.encrypt(stream.nonce(), data, stream.aad(final))", "data + bytes(16)")],
+    "the user restores what may run": [("user", "if vm.phase not in NOWHERE:", "if False:")],
+    "the user believes a server that was not told to settle": [("user", "if status.number < vm.number:", "if False:")],
+    "the user believes a receipt of failure": [
+        (
+            "user",
+            'return [Tell(vm.vmid, f"failed: {receipt.reason}"), *self._resolve(vm, at)]',
+            'return self._nowhere(vm, "lost", "failed")',
+        )
+    ],
+    "a failed scrub is no failure": [("tcom/terminate", "            case ScrubFailed():\n", "            case ScrubFailed() if False:\n")],
+    "the source leaves its guest paused when it gives up": [
+        (
+            "tcom/migrate_out",
+            "            self._record.persist(),\n            Resume(self._session, self._record.vmid),\n",
+            "            self._record.persist(),\n",
+        )
+    ],
+    "a backup leaves the guest paused": [
+        ("tcom/backup", 'return [last, *self._resume("")]', 'self._state = "resuming"; return [last, *self._receipt()]')
+    ],
+}
+
+
+@pytest.fixture
+def kit() -> Iterator[Any]:
+    yield load
+    forget()
+
+
+def caught_after(made: Any, schedules: int) -> int | None:
+    """The first schedule in which something happens that must not, or that ends in an error."""
+    for seed in range(schedules):
+        try:
+            Schedule(seed, made).run()
+        except Exception:  # noqa: BLE001 (whatever a machine does)
+            return seed
+    return None
+
+
+def test_the_machines_themselves_pass(kit: Any) -> None:
+    assert caught_after(kit([]), 100) is None
+
+
+@pytest.mark.parametrize("bug", MUTANTS)
+def test_a_planted_bug_is_caught(bug: str, kit: Any) -> None:
+    assert caught_after(kit(MUTANTS[bug]), SCHEDULES_MAX) is not None
