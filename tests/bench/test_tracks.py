@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # whence `python -m bench.gridmix` imports it
 
-from bench import attest, attested, durable, gridmix, jobs, kernels, measure, ray_overhead, sweep, tracker
+from bench import attest, attested, durable, gridmix, jobs, kernels, measure, ray_overhead, sweep, tracker, vm
 
 from quoreduce_gridmix import apps
 
@@ -26,7 +26,7 @@ LESS_IS_BETTER = {
 }  # fmt: skip
 SUITES = [
     suite
-    for module in (attest, attested, durable, gridmix, jobs, kernels, ray_overhead, sweep, tracker)
+    for module in (attest, attested, durable, gridmix, jobs, kernels, ray_overhead, sweep, tracker, vm)
     for name, suite in inspect.getmembers(module, inspect.isclass)
     if hasattr(suite, "setup_cache") and not name.startswith("_")
 ]

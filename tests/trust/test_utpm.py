@@ -242,3 +242,44 @@ def test_closed_it_signs_and_opens_nothing():
 def test_random_bytes_are_those_of_its_source():
     assert MicroTpm(random=lambda size: b"r" * size).random(5) == b"rrrrr"
     assert len({MicroTpm().random(16) for _ in range(4)}) == 4
+
+
+def test_an_instance_has_the_same_key_and_registers_of_its_own(tpm: MicroTpm) -> None:
+    tpm.extend(0, DIGEST)
+    one, two = tpm.instance(), tpm.instance()
+    assert one.read([0]) == {0: bytes(32)}
+    one.extend(1, DIGEST)
+    assert two.read([0, 1]) == {0: bytes(32), 1: bytes(32)}
+    assert tpm.read([1]) == {1: bytes(32)}
+    for instance in (one, two):
+        quoted = instance.quote([0, 1], NONCE)
+        assert checked(tpm.public, quoted).signer == tpm.public.qualified_name()
+        assert quoted.values == instance.read([0, 1])
+    assert one.instance().read([1]) == {1: bytes(32)}
+
+
+def test_what_an_instance_sealed_opens_in_another_whose_registers_are_the_same() -> None:
+    tpm = MicroTpm()
+    one, two = tpm.instance(), tpm.instance()
+    one.extend(0, DIGEST)
+    sealed = one.seal(b"secret", [0])
+    with pytest.raises(AttestationError, match="do not hold the values"):
+        two.unseal(sealed)
+    two.extend(0, DIGEST)
+    assert two.unseal(sealed) == b"secret"
+
+
+def test_a_closed_instance_closes_no_other_and_a_closed_one_makes_none() -> None:
+    tpm = MicroTpm()
+    one, two = tpm.instance(), tpm.instance()
+    one.close()
+    with pytest.raises(AttestationError, match="closed"):
+        one.quote([0], NONCE)
+    assert two.quote([0], NONCE)
+    with pytest.raises(AttestationError, match="closed"):
+        one.instance()
+    tpm.close()
+    with pytest.raises(AttestationError, match="closed"):
+        tpm.instance()
+    with pytest.raises(TypeError, match="neither copied nor pickled"):
+        copy.copy(two)

@@ -242,12 +242,13 @@ _DECODER: Final = msgspec.msgpack.Decoder(Evidence)
 
 
 def _remembered(found: dict[tuple[object, ...], T], key: tuple[object, ...], make: Callable[[], T]) -> T:
-    if key not in found:
-        made = make()
+    known = found.get(key)
+    if known is None:
+        known = make()
         if len(found) >= CACHE_MAX:
             found.clear()
-        found[key] = made
-    return found[key]
+        found[key] = known
+    return known
 
 
 def _check_level1(evidence: Evidence, policy: Policy, at: datetime, cache: Cache) -> _Server:

@@ -1,8 +1,9 @@
 """What is measured of a server (the TVE document, PCR 17) and of each operation (the TCOM documents, µPCR 0).
 
 Both are JSON in canonical form (keys sorted, no spaces), of hashes (BLAKE3) of files as they lie on this machine. A TCOM
-document is over exactly the files that an operation runs: its own module, what the modules of all operations share, and trust/.
-The TVE document lists the digest of each TCOM document, the broker's rules as they are (who may do what to a guest), and QEMU.
+document is over exactly the files that an operation runs: its own module, what the modules of all operations share, trust/, and
+the package's errors. The TVE document lists the digest of each TCOM document, the broker's rules as they are (who may do what to
+a guest), and QEMU.
 
 What they do not say: that memory holds what the files held. Root on the host is outside of it.
 """
@@ -37,6 +38,7 @@ MODULES: Final = {  # of each operation, in cloud/
     "status": "tcom/status.py",
 }
 SHARED: Final = ("__init__.py", "evidence.py", "ports.py", "sealing.py", "tcom/__init__.py", "wire.py")
+PACKAGE: Final = ("__init__.py", "errors.py", "job.py")  # of quoreduce itself: whatever is in it runs these
 _OURS: Final = Path(__file__).parents[1]
 _VERSION_TIMEOUT_S: Final = 20.0
 
@@ -72,6 +74,7 @@ def environment(rules: Any, qemu: str | None = QEMU, folder: Path = _OURS) -> En
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "interpreter": interpreter(),
         "packages": versions(PACKAGES),
+        "package": hash_files((folder / name for name in PACKAGE), folder),
         "sources": {name: hash_files((folder / name).rglob("*.py"), folder) for name in ("cloud", "trust")},
         "qemu": qemu_document(qemu) if qemu else None,
         "rules": rules,
@@ -88,6 +91,7 @@ def tcom_document(operation: str, folder: Path = _OURS) -> bytes:
             "format": TCOM_FORMAT,
             "operation": operation,
             "cloud": {name: hash_file(folder / "cloud" / name) for name in files},
+            "package": hash_files((folder / name for name in PACKAGE), folder),
             "trust": hash_files((folder / "trust").glob("*.py"), folder),
         })  # fmt: skip
     except OSError as error:
