@@ -14,7 +14,7 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -148,6 +148,7 @@ class Seat:
         self._seats, self.vmid, self.folder = seats, vmid, folder
         self.guest: Guest | None = None
         self.fed = 0
+        self._stopped = "?"
         self._intakes: dict[bytes, _Intake] = {}
         self._ended: set[bytes] = set()
         self._work: queue.Queue[Any] = queue.Queue()
@@ -311,10 +312,17 @@ class Seat:
         chunker = _Chunker(self, command.session)
         image = (self.folder / IMAGE).read_bytes()
         chunker.write(_SIZE.pack(len(image)) + image)
+        self.guest.broker.qmp.on_event(self._heard)
         stats = self.guest.outgoing(chunker.write)
         chunker.flush()
         self._seats.report(ports.DataEnd(command.session))
-        self._say(f"left: {stats.bytes:,} bytes in {stats.total_ms} ms, the last {stats.downtime_ms} ms of RAM while it stood still")
+        self._say(f"left: {stats.bytes:,} bytes, its memory in {stats.total_ms} ms; it stands still since {self._stopped}")
+
+    def _heard(self, event: Mapping[str, Any]) -> None:
+        """Note when the guest stopped: for the log, and so for whoever wants to know how long it stood still."""
+        if event.get("event") == "STOP":
+            at = event.get("timestamp", {})
+            self._stopped = f"{time.strftime('%H:%M:%S', time.gmtime(at.get('seconds', 0)))}.{at.get('microseconds', 0) // 1000:03d}"
 
     def part(self, session: bytes, data: bytes) -> None:
         """Pass on a part of what leaves; waits for a ticket; Stopped if it is not wanted any more."""

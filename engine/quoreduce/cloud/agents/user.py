@@ -186,7 +186,7 @@ class UserAgent:
             part = post.decode(frame)
             if not isinstance(part, post.Part):
                 continue
-            digest.update(part.body)
+            digest.update(len(part.body).to_bytes(4, "big") + part.body)  # as :mod:`quoreduce.cloud.sealing` counts
             size += len(part.body)
             if part.reason:
                 raise VmError(f"the manager does not have the backup: {part.reason}; back {vm.name} up again")
