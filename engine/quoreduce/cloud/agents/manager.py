@@ -179,6 +179,10 @@ class Manager:
             found = self._agents.get(name)
             return found or next((one for one in self._agents.values() if one.server and one.server == name), None)
 
+    def passes(self, message: Letter | Console) -> bool:
+        """Whether a message is passed on; an insider may think otherwise."""
+        return True
+
     @property
     def store(self) -> Store:
         """The stored blobs."""
@@ -241,6 +245,8 @@ class _Agent:
             message = Letter(self.name, message.to, message.body)
         else:
             message = Console(self.name, message.to, message.vm, message.line)
+        if not self._manager.passes(message):
+            return
         if agent is None or not _try(agent, message):
             self._say(Lost(message.to, f"nobody called {message.to} is connected to the manager"))
 

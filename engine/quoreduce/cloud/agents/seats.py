@@ -9,7 +9,6 @@ The image lies in the seat's folder too, since a guest can only be loaded with w
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import struct
 import threading
@@ -87,7 +86,12 @@ class Seats:
     def recover(self, vmid: bytes) -> bool:
         """Take up a guest of an earlier life of this process; return whether it is there."""
         seat = self._seat(vmid)
-        return seat.adopt() if seat.folder.is_dir() else False
+        if not seat.folder.is_dir():
+            return False
+        if seat.adopt():
+            return True
+        seat.drop_guest()  # its memory is of no use to anybody any more
+        return False
 
     def strays(self, known: set[bytes]) -> list[str]:
         """Scrub folders of VMs that nothing is known of; return what was done, in lines."""
@@ -198,8 +202,8 @@ class Seat:
         with self._lock:
             if self._busy or self.guest is None or self.guest.alive():
                 return False
-            self.guest = None
-            return True
+        self.drop_guest()  # its memory is of no use to anybody any more
+        return True
 
     def idle(self) -> bool:
         """Whether nothing is left to be done, and no guest is here."""
@@ -289,7 +293,7 @@ class Seat:
             self.guest.serial.wait(READY, BOOT_S)
             self.guest.serial.close()  # QEMU serves one at a time: the console is whose the VM is
         except BaseException:
-            self._drop_guest()
+            self.drop_guest()
             raise
         self._say(f"booted in {time.monotonic() - began:.2f} s")
         self._seats.report(ports.Booted(command.session))
@@ -354,10 +358,12 @@ class Seat:
             self.guest = None
         return self._seats.scrub(self.folder).document()
 
-    def _drop_guest(self) -> None:
-        """After a failed start: nothing of it stays. What cannot be scrubbed is said; a later Destroy tries again."""
-        with contextlib.suppress(VmError):
+    def drop_guest(self) -> None:
+        """Of a guest that failed nothing stays. What cannot be scrubbed is said; a later Destroy tries again."""
+        try:
             self.end_guest()
+        except VmError as error:
+            self._say(str(error))
 
     def _say(self, text: str) -> None:
         self._seats.say(self.vmid, text)
