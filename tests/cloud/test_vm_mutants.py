@@ -85,7 +85,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "the user believes a receipt of failure": [
         (
             "user",
-            'return [Tell(vm.vmid, f"failed: {receipt.reason}"), *self._resolve(vm, at)]',
+            "return [Tell(vm.vmid, how + receipt.reason), *self._resolve(vm, at)]",
             'return self._nowhere(vm, "lost", "failed")',
         )
     ],
@@ -113,7 +113,7 @@ def caught_after(made: Any, schedules: int) -> int | None:
     """The first schedule in which something happens that must not, or that ends in an error."""
     for seed in range(schedules):
         try:
-            Schedule(seed, made).run()
+            Schedule(seed, made, mood="focus").run()
         except Exception:  # noqa: BLE001 (whatever a machine does)
             return seed
     return None

@@ -26,6 +26,11 @@ from quoreduce.cloud import evidence, ports, sealing, server, user, wire
 ATTACKS = ("drop", "hold", "twice", "flip", "cut", "final", "splice", "replay", "substitute", "stale", "reroute", "impostor", "both")
 LETTERS = ("Hello", "Offer", "Accept", "Chunk", "Sealed", "Receipt", "Status", "StatusQuery", "Package", "Order settle", "Order migrate",
            "Order terminate", "Order backup", "Order abandon", "Order launch", "Order restore")  # fmt: skip
+AIMED = (("Offer", "substitute"), ("Accept", "substitute"), ("Status", "substitute"), ("Status", "substitute"), ("Receipt", "substitute"),
+         ("Package", "substitute"), ("Order migrate", "substitute"), ("Order backup", "substitute"), ("Chunk", "final"),
+         ("Chunk", "drop"), ("Chunk", "twice"), ("Chunk", "splice"), ("Offer", "stale"), ("Accept", "stale"), ("Status", "stale"),
+         ("Receipt", "stale"), ("Sealed", "hold"), ("Sealed", "drop"), ("Order settle", "hold"), ("Order migrate", "hold"),
+         ("Receipt", "drop"), ("Order migrate", "replay"), ("Order terminate", "replay"), ("Receipt", "hold"))  # fmt: skip
 MOMENTS = ("Persist leaving", "Persist released", "Persist arriving", "Persist prepared", "Persist resuming", "Persist running",
            "Persist aborted", "Persist ending", "Persist launching", "Send Hello", "Send Sealed", "Resume", "Destroy", "Boot",
            "SendAttested", "FeedEnd", "Outgoing")  # fmt: skip
@@ -270,6 +275,7 @@ class Faults:
     death: float = 0.0
     only: str = ""  # the relay attacks letters of this kind only
     how: str = ""  # and in this way only
+    detour: str = ""  # what is for B goes to this server
     crash_after: str = ""  # a server is killed after commands of this kind
 
 
@@ -293,7 +299,7 @@ class World:
         self.told: list[tuple[bytes, str, str]] = []
         self.markers: dict[bytes, bytes] = {}
         self.terminated: set[bytes] = set()
-        self.declared: set[bytes] = set()
+        self.burnt: set[bytes] = set()
         self.policy = policy().encode()
         self.kill_at: tuple[str, int] | None = None
         self.hosts = {name: Host(self, name) for name in "ABCD"}
@@ -597,7 +603,7 @@ class World:
 
     def ended(self, vmid: bytes, host: Host, guest: Guest) -> None:
         """A guest was destroyed by a machine: was that its only copy, without the user's order?"""
-        if guest.state not in ("running", "paused") or not guest.marker or vmid in self.terminated:
+        if guest.state not in ("running", "paused") or not guest.marker or vmid in self.terminated | self.burnt:
             return
         if any(vmid in other.guests and other.guests[vmid].marker for other in self.hosts.values() if not other.dead):
             return
@@ -617,7 +623,7 @@ class World:
 
     def end(self) -> None:
         """The relay is honest again and everyone is up: the user finds out, and exactly one place runs each VM, or none by order."""
-        calm = not (self.faults.attack or self.faults.crash or self.faults.hypervisor or self.faults.crash_after)
+        calm = not (self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after)
         self.faults = Faults()
         for host in self.hosts.values():
             if not host.dead and host.core is None:
@@ -665,7 +671,7 @@ class World:
         elif vm.phase not in self.kit.user.NOWHERE and {vm.server, vm.peer} & dead and vm.phase != "running":
             if "declare it lost" not in text:
                 raise Wrong(f"the user is not told how to resume: {text}")
-            if not any(vmid in host.guests for host in self.hosts.values()):
+            if not self.running(vmid):
                 self.wish("declare lost", number)
         elif vm.phase == "running" and vm.server in dead:
             self.wish("declare lost", number)
@@ -762,9 +768,10 @@ class Schedule:
     STEPS = (25, 110)
     VMS_MAX = 4
 
-    def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False) -> None:
+    def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False, mood: str = "") -> None:
         self.rng = rng = random.Random(f"schedule {seed}")
-        self.mood = mood = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
+        drawn = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
+        self.mood = mood = mood or drawn
         self.faults = Faults(
             rng.choice((0.04, 0.12, 0.3)) if mood in ("relay", "all") else 0.0,
             rng.choice((0.004, 0.02)) if mood in ("crashes", "all") else 0.0,
@@ -782,7 +789,14 @@ class Schedule:
         """One way of attack on one kind of letter, or crashes at one kind of moment, or both; the rest is as it should be."""
         what = rng.randrange(3)
         if what != 1:
-            self.faults.attack, self.faults.only, self.faults.how = rng.choice((0.3, 0.9)), rng.choice(LETTERS), rng.choice(ATTACKS)
+            self.faults.attack = rng.choice((0.3, 0.9))
+            roll = rng.random()
+            if roll < 0.5:
+                self.faults.only, self.faults.how = rng.choice(AIMED)
+            elif roll < 0.8:
+                self.faults.only, self.faults.how = rng.choice(LETTERS), rng.choice(ATTACKS)
+            else:
+                self.faults.attack, self.faults.detour = 0.0, rng.choice("XXC")
         if what != 0:
             self.faults.crash_after = rng.choice(MOMENTS)
 
@@ -836,9 +850,15 @@ class Schedule:
                     return
                 for one, to in made:
                     world.deliver(one, to)
+            elif self.faults.detour and letter.to == world.hosts["B"].identity and rng.random() < 0.95:
+                world.counts["relay: detour"] += 1
+                world.tell(f"relay: {letter.what} goes to {self.faults.detour}")
+                world.deliver(letter, self.faults.detour)
             else:
                 world.tell(f"{letter.what} arrives")
                 world.deliver(letter)
+        elif world.held and rng.random() < 0.05:
+            world.letters.append(world.held.pop(0))
         elif can:
             rng.choice(can)()
         elif rng.random() < 0.6:
@@ -862,12 +882,12 @@ class Schedule:
             operation = "restore"
         else:
             operation = rng.choice(("ask", "resolve", "migrate"))
-        world.wish(operation, number, rng.choice("ABCABCABCD") if operation in ("migrate", "restore") else "")
+        world.wish(operation, number, rng.choice("BBBA" if self.faults.detour else "ABCABCABCD") if operation in ("migrate", "restore") else "")
 
     def _another(self) -> None:
         world = self.world
         if len(world.vmids) < self.VMS_MAX:
-            world.wish("launch", world.new_vm(), self.rng.choice("AAABBCD"))
+            world.wish("launch", world.new_vm(), self.rng.choice("AAABBBCD"))
         else:
             world.tick(5)
 
@@ -879,6 +899,7 @@ class Schedule:
         host = world.hosts[self.rng.choice("ABC")]
         host.dead = True
         host.crash()
+        world.burnt.update(host.guests)
         host.guests.clear()
         world.counts["servers burnt down"] += 1
         world.tell(f"{host.name} burns down")

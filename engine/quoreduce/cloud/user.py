@@ -378,13 +378,14 @@ class User:
             raise VmError("the receipt is for another order")
         if found.server not in (vm.server, vm.peer):
             raise VmError(f"the receipt is of server {found.server[:12]}, which has no part in this")
-        if operation == "migrate_out" and vm.phase == "running":
+        if operation == "migrate_out" and vm.phase == "running" and found.server != vm.server:
             how = "is overwritten" if receipt.done else f"is not overwritten: {receipt.reason}"
             return [Tell(vm.vmid, f"what {vm.name} left on server {found.server[:12]} {how}", "done")]
         if vm.phase not in UNFINISHED:
             return []
         if not receipt.done:
-            return [Tell(vm.vmid, f"failed: {receipt.reason}"), *self._resolve(vm, at)]
+            how = "" if vm.phase == "abandoning" else "failed: "
+            return [Tell(vm.vmid, how + receipt.reason), *self._resolve(vm, at)]
         return self._done(vm, receipt, found)
 
     def _done(self, vm: Vm, receipt: wire.Receipt, found: Attested) -> list[UserCommand]:
@@ -589,7 +590,7 @@ def _how_to_resume(vm: Vm, heard: dict[str, str]) -> str:
     if vm.phase in ("migrating", "abandoning"):
         return (
             f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter: resolve it"
-            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is too, declare it lost"
+            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is, declare it lost"
             " and restore it"
         )
     where = " or ".join(server[:12] for server in _places(vm))
