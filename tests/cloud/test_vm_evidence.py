@@ -284,8 +284,19 @@ def test_a_cache_gives_the_same_answers(good: Evidence, server: Tower, monkeypat
     ):  # fmt: skip
         with pytest.raises(AttestationError, match=reason):
             found(good, cache=store, **wrong)
-    with pytest.raises(AttestationError, match="over other PCR values"):
-        found(replace(other, launch_log=tower().session("launch").attest(N, VMID, CONTENT).launch_log), cache=store)
+    elsewhere = tower()
+    foreign_log = elsewhere.session("launch").attest(N, VMID, CONTENT).launch_log
+    stranger = Maker("stranger").policy(server.environment.digest)
+    for made, allowed, reason in (
+        (replace(good, launch_log=foreign_log), policy(), "over other PCR values"),
+        (hardware(other, enrolment=elsewhere.enrolled), policy(), "registrar has not bound"),
+        (hardware(other, ek=elsewhere.chain), policy(), "registrar has not bound"),
+        (hardware(other, ak=sized(elsewhere.tpm.public.encode())), policy(), "registrar has not bound"),
+        (good, stranger, "no CA of the policy"),
+        (other, stranger, "no CA of the policy"),
+    ):
+        with pytest.raises(AttestationError, match=reason):
+            found(made, allowed, cache=store)
     chains: list[object] = []
     monkeypatch.setattr(evidence, "check_ek_chain", lambda *_: chains.append(1))
     found(good, cache=store)

@@ -174,6 +174,36 @@ def test_a_stream_in_any_other_form_is_not_whole(pieces: list[bytes], others: li
             open_all(changed)
 
 
+def derived(info: bytes) -> bytes:
+    """HKDF-SHA256 of KEY, by hand (RFC 5869): 32 bytes are one block."""
+    return hmac.digest(hmac.digest(bytes(32), KEY, "sha256"), info + b"\1", "sha256")
+
+
+def test_a_sealed_stream_opens_by_hand() -> None:
+    sealer, cipher = StreamSealer(KEY, b"context"), AESGCM(derived(b"quoreduce vm stream 1context"))
+    for index, (data, final) in enumerate([(b"one", False), (b"two", False), (b"", True)]):
+        sealed = sealer.chunk(data, final)
+        assert sealed[0] == final
+        aad = b"context" + index.to_bytes(8, "big") + bytes([final])
+        assert cipher.decrypt(index.to_bytes(12, "big"), sealed[1:], aad) == data
+
+
+def test_a_channels_messages_open_by_hand() -> None:
+    for side in ("source", "destination"):
+        cipher, channel = AESGCM(derived(f"quoreduce vm channel 1{side}\0context".encode())), Channel(KEY, side, b"context")
+        for counter in (1, 2):
+            sealed = channel.seal(b"hello")
+            assert sealed[:8] == counter.to_bytes(8, "big")
+            assert cipher.decrypt(counter.to_bytes(12, "big"), sealed[8:], sealed[:8]) == b"hello"
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_no_chunk_can_be_passed_off_as_the_last_one_or_as_not_the_last_one(final: bool) -> None:
+    sealed = StreamSealer(KEY, b"context").chunk(b"data", final)
+    with pytest.raises(VmError, match="altered"):
+        StreamOpener(KEY, b"context").chunk(bytes([not final]) + sealed[1:])
+
+
 def test_after_a_chunk_was_refused_no_other_is_accepted() -> None:
     sealed, _ = seal_all([b"one", b"two"])
     opener = StreamOpener(KEY, b"context")
