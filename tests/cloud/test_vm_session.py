@@ -1,4 +1,4 @@
-"""The whole, with real processes, QEMU and TPMs: a VM's life, kills in the middle, servers that must not be trusted, bad input."""
+"""The whole, with real processes, QEMU and TPMs: a VM's life, kills in the middle, servers not to be trusted, bad input."""
 
 from __future__ import annotations
 
@@ -211,14 +211,14 @@ def test_what_a_vm_left_after_termination_does_not_hold_its_secrets(cloud: Cloud
 
 
 @pytest.mark.parametrize(
-    ("cut", "code", "reason"), [(0, 2, "0 bytes"), (10, 2, "cut"), (100_000, 2, "cut"), (-1, 2, "cut")], ids=["empty", "head", "half", "last"]
+    ("cut", "reason"), [(0, "0 bytes"), (10, "cut"), (100_000, "cut"), (-1, "cut")], ids=["empty", "head", "half", "last"]
 )
 def test_a_truncated_image_is_refused_before_anything_is_started(
-    cloud: Cloud, image: Path, tmp_path: Path, cut: int, code: int, reason: str
+    cloud: Cloud, image: Path, tmp_path: Path, cut: int, reason: str
 ) -> None:
     broken = tmp_path / "image"
     broken.write_bytes(image.read_bytes()[:cut])
-    assert reason in cloud.refused("launch", str(broken), "broken", "--server", "s1", code=code)
+    assert reason in cloud.refused("launch", str(broken), "broken", "--server", "s1", code=2)
     assert cloud.empty("s1")
 
 
@@ -253,7 +253,8 @@ def test_servers_of_a_site_that_the_user_does_not_trust_get_nothing(cloud: Cloud
 def test_a_full_file_system_is_said_and_nothing_stays(cloud: Cloud, image: Path) -> None:
     run = cloud.site.memory / "s4"
     run.mkdir(mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "full", str(run)], capture_output=True, check=False)
+    line = ["mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "full", str(run)]
+    mounted = subprocess.run(line, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("may not mount here")
     try:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from quoreduce.errors import InputError, UsageError, VmError
+from quoreduce.errors import HostError, InputError, UsageError, VmError
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.user import Answer, UserAgent
@@ -131,9 +131,12 @@ def _show_parsers(commands: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code. What this machine cannot do is an operation that cannot be done: VmError."""
     a = parser().parse_args(argv)
-    return _COMMANDS[a.command](a)
+    try:
+        return _COMMANDS[a.command](a)
+    except HostError as error:
+        raise VmError(str(error)) from error
 
 
 # ---- the cloud's side
@@ -208,10 +211,13 @@ def _manager(a: argparse.Namespace) -> int:
 
 def _policy(a: argparse.Namespace) -> int:
     from quoreduce.cloud.agents.server import measured
-    from quoreduce.cloud.agents.site import site_folder, site_policy
+    from quoreduce.cloud.agents.site import check_programs, site_folder, site_policy
     from quoreduce.cloud.broker import RULES
 
+    check_programs()
     state = Path(a.state).expanduser().resolve()
+    if not (state / "swtpm").is_dir():
+        raise UsageError(f"{state} is no server's folder: start the server once, `quoreduce vm server --state {state} ...`")
     print(site_policy(state, site_folder(state, a.site), [measured(RULES).digest]).decode(), end="")
     return 0
 

@@ -1,4 +1,4 @@
-"""``quoreduce vm attack``: the slides' attack on a guest's memory, its image and its migration; in the open, and against what we do."""
+"""``quoreduce vm attack``: an insider's, on a guest's memory, image and migration; in the open, and against what we do."""
 
 from __future__ import annotations
 

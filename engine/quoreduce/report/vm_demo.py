@@ -1,7 +1,7 @@
 """``quoreduce vm demo``: a VM's whole life between a manager that nobody trusts and two servers, with every claim checked.
 
-All agents are processes of their own, driven by the commands that a user would type. What the script does beyond them: it reads the
-guest's console (as the guest's user would over the network), and searches all files for the secrets afterwards, byte by byte.
+All agents are processes of their own, driven by the commands that a user would type. What the script does beyond them: it reads
+the guest's console (as the guest's user would over the network), and searches all files for the secrets afterwards, byte by byte.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class Site:
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(_line(arguments), env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(
+                _line(arguments), env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )  # fmt: skip
         self.wait(name, "manager at" if name == "manager" else ": ready at")
 
 
@@ -260,7 +262,8 @@ def play(script: Script, site: Site, image: Path | None) -> int:
         pcr, before = ask("PCR", "PCR10 "), _tick(ask)
     script.say(f"    the guest keeps a secret in memory and on its disk; it counts, and is at {before}; {pcr[:22]}...")
     script.say("an insider at the manager asks for the guest's memory:")
-    script.command("insider", "s1", vm, "dump-guest-memory", '{"paging": false, "protocol": "file:/tmp/x"}', "--manager", site.address, code=6)
+    wanted = '{"paging": false, "protocol": "file:/tmp/x"}'
+    script.command("insider", "s1", vm, "dump-guest-memory", wanted, "--manager", site.address, code=6)
     script.command("attest")
     downtime = _migrate(script, site, vm, secrets, pcr, before)
     _back_up_and_end(script, site, vm, secrets)
@@ -286,12 +289,12 @@ def _prepare(script: Script, site: Site, image: Path | None) -> tuple[list[bytes
         site.server(name)
         script.say(f"server {name} runs: {site.log(name)[-1].partition(': ')[0].partition(' ')[2]}")
     policy = site.folder / "policy.json"
-    policy.write_text(script_free(site, "policy", "--state", str(site.folder / "s1")))
+    policy.write_text(_printed(site, "policy", "--state", str(site.folder / "s1")))
     script.command("trust", str(policy))
     return secrets, image
 
 
-def script_free(site: Site, *arguments: str) -> str:
+def _printed(site: Site, *arguments: str) -> str:
     """Run a command that must succeed, and return what it printed."""
     done = site.run(*arguments)
     if done.code:
@@ -341,7 +344,8 @@ def _search(script: Script, site: Site, image: Path, secrets: list[bytes]) -> No
     for name in [*site.processes][::-1]:
         site.end(name)
     places = [site.record, site.store, site.folder / "s1", site.folder / "s2", site.memory]
-    size = sum(path.stat().st_size for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file())
+    files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
     found = found_in(secrets, places)
     script.check(
         not found,

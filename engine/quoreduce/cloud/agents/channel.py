@@ -1,7 +1,8 @@
 """Channels: frames over ``unix:PATH`` or ``tcp:127.0.0.1:PORT``. Nothing is secret here, and nobody is who he says he is.
 
-A frame is a version byte, a u32 length (big-endian), and so many bytes: at most :data:`FRAME_BYTES_MAX`, or the channel is closed.
-Whoever is slow makes the other wait (:meth:`Channel.send` blocks), for :data:`STALL_S` at most; then the channel is closed.
+A frame is a version byte, a u32 length (big-endian), and so many bytes: at most :data:`FRAME_BYTES_MAX`, or the channel is
+closed. Whoever is slow makes the other wait (:meth:`Channel.send` blocks), for :data:`STALL_S` at most; then the channel is
+closed too.
 """
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ class Channel:
             raise ValueError(f"a frame of {len(frame)} bytes, over the bound of {FRAME_BYTES_MAX}")
         with self._sending:
             try:
-                self._connection.sendall(_HEAD.pack(VERSION, len(frame)))
-                self._connection.sendall(frame)
+                self._connection.sendall(_HEAD.pack(VERSION, len(frame)) + frame)
             except OSError as error:
                 self.close()  # a frame cut in two cannot be gone on with
                 raise ChannelClosed(f"the other side is gone, or did not read for {STALL_S:g} s") from error
@@ -90,7 +90,7 @@ class Channel:
                 return None
             version, size = _HEAD.unpack(self._take(_HEAD.size, begun=False))
             if version != VERSION or size > FRAME_BYTES_MAX:
-                raise ChannelClosed(f"a frame of version {version} and {size} bytes: it speaks something else, or another version")
+                raise ChannelClosed(f"a frame of version {version}, {size} bytes: it speaks something else, or another version")
             return self._take(size, begun=True)
         except ChannelClosed:
             self.close()

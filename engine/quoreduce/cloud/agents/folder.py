@@ -1,4 +1,4 @@
-"""A state folder of an agent: for its owner only (mode 0700), one process at a time, and what was written to it is on disk, whole."""
+"""A state folder of an agent: for its owner only (mode 0700), one process at a time; what was written is on disk, whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StateFolder:
         while not self._taken():
             if time.monotonic() >= limit:
                 os.close(self._lock)
-                raise VmError(f"the folder {path} is in use by another process: wait until it has ended, or choose another folder")
+                raise VmError(f"the folder {path} is in use by another process: wait until it ends, or choose another folder")
             time.sleep(_PAUSE_S)
 
     def __enter__(self) -> StateFolder:

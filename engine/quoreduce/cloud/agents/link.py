@@ -1,8 +1,8 @@
 """An agent's link to the manager: one thread writes what waits to be sent, one reads; a link that breaks is made again.
 
-Sending never blocks the agent. What is bulky takes a *ticket* first (:meth:`Link.ticket`), of which there are :data:`BULK_MAX`, and gives
-it back when it is on the wire: so whoever makes bulk waits, and nobody else does. While there is no connection what is sent is lost, as
-a relay may lose anything.
+Sending never blocks the agent. What is bulky takes a *ticket* first (:meth:`Link.ticket`), of which there are :data:`BULK_MAX`,
+and gives it back when it is on the wire: so whoever makes bulk waits, and nobody else does. While there is no connection what is
+sent is lost, as a relay may lose anything.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Link:
         VmError: the first connection cannot be made.
     """
 
-    def __init__(self, address: Address, name: str, server: str, heard: Callable[[Post], None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: Address, name: str, server: str, heard: Callable[[Post], None], say: Callable[[str], None]
+    ) -> None:
         self._address, self._name, self._server, self._heard, self._say = address, name, server, heard, say
         self._bulk = threading.BoundedSemaphore(BULK_MAX)
         self._waiting: queue.Queue[_Frame] = queue.Queue(WAITING_MAX)

@@ -3,7 +3,8 @@
 An insider may sit at it, read all that goes through (``record``), alter it, and send QMP commands to the VMs' brokers
 (:class:`~quoreduce.cloud.agents.post.Console`). What he gains is delay.
 
-Each connection has a thread. Whoever sends to an agent that does not read waits, and so does his own sender: that is the backpressure.
+Each connection has a thread. Whoever sends to an agent that does not read waits, and so does whoever sends to him: that is the
+backpressure.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class BlobWriter:
         """Add the next part; after the final one it is on disk and visible. VmError: out of order, too big, the disk is full."""
         self._bytes += len(body)
         if number != self._next or self._bytes > BLOB_BYTES_MAX:
-            raise VmError(f"cannot store {self._final.name}: part {number} in the place of {self._next}, or over {BLOB_BYTES_MAX} bytes")
+            why = f"part {number} in the place of {self._next}, or over {BLOB_BYTES_MAX} bytes"
+            raise VmError(f"cannot store {self._final.name}: {why}")
         self._next += 1
         try:
             self._file.write(_SIZE.pack(len(body)) + body)

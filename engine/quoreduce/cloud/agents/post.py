@@ -1,7 +1,7 @@
 """What an agent and the manager say to each other: letters to be passed on, parts of stored blobs, the insider's console.
 
-The manager is not trusted: these messages carry no secret, and whatever matters in a letter is signed, attested or encrypted between
-its ends (:mod:`quoreduce.cloud.wire`). A name is an address, no identity.
+The manager is not trusted: these messages carry no secret, and whatever matters in a letter is signed, attested or encrypted
+between its ends (:mod:`quoreduce.cloud.wire`). A name is an address, no identity.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Names(msgspec.Struct, frozen=True, tag="names"):
 
 
 class Put(msgspec.Struct, frozen=True, tag="put"):
-    """The next part of a blob to be stored; number 0 begins it anew, the final one makes it visible. Answered with Stored, once."""
+    """The next part of a blob; number 0 begins it anew, the final one makes it visible. Answered with Stored, once."""
 
     blob: Name
     number: Count
@@ -78,7 +78,7 @@ class Stored(msgspec.Struct, frozen=True, tag="stored"):
 
 
 class Get(msgspec.Struct, frozen=True, tag="get"):
-    """Asks for a blob, which comes as Parts, in the parts that it was put in; ``ticket``: whoever asks knows by it which ones are his."""
+    """Asks for a blob, which comes in the parts that it was put in; ``ticket``: by it whoever asks knows which are his."""
 
     blob: Name
     ticket: Count

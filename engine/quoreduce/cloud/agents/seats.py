@@ -1,10 +1,11 @@
-"""The VMs of a server, each in a *seat*: a private folder in memory, and a thread that does what blocks, in order, for this VM alone.
+"""The VMs of a server, each in a *seat*: a private folder in memory, and a thread that does what blocks, for this VM alone.
 
 Commands of :mod:`quoreduce.cloud.ports` go in, events come out (:data:`Report`). A state that leaves is, in plaintext::
 
     u32 length of the image (big-endian)   image   what Guest.outgoing gives: RAM, devices, vTPM, disk
 
-The image lies in the seat's folder too, since a guest can only be loaded with what it was booted from; it is scrubbed with the rest.
+The image lies in the seat's folder too, since a guest can only be loaded with what it was booted from; it is scrubbed with the
+rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from quoreduce.cloud import ports
 from quoreduce.cloud.bundle import Bundle
@@ -35,6 +36,7 @@ BOOT_S: Final = 50.0  # under the server core's patience with a session
 TICKET_PAUSE_S: Final = 0.2
 FED_MAX: Final = 24 << 20  # bytes of Feed that wait; then :meth:`Seats.full`
 _SIZE: Final = struct.Struct(">I")
+Task: TypeAlias = ports.Open | ports.Feed | ports.FeedEnd | ports.Boot | ports.Outgoing | ports.Resume | ports.Destroy
 Report = Callable[[ports.Event], None]
 Ticket = Callable[[], None]
 
@@ -49,7 +51,7 @@ class Outlet(Protocol):
         """Take a part, and the ticket with it."""
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """What was being done is not wanted any more."""
 
 
@@ -78,7 +80,8 @@ class Seats:
         self, folder: Path, hypervisor: type[Guest], scrub: Callable[[Path], ScrubReport], outlet: Outlet, report: Report,
         say: Callable[[bytes, str], None], rules: Rules, accel: str | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.hypervisor, self.scrub, self.outlet, self.report, self.say = folder, hypervisor, scrub, outlet, report, say
+        self.folder, self.hypervisor, self.scrub = folder, hypervisor, scrub
+        self.outlet, self.report, self.say = outlet, report, say
         self.rules, self.accel = rules, accel
         self._seats: dict[bytes, Seat] = {}
         self._sessions: dict[bytes, Seat] = {}
@@ -104,7 +107,7 @@ class Seats:
                 said.append(f"{folder.name}: no record of it: ended and scrubbed")
         return said
 
-    def do(self, command: ports.Open | ports.Feed | ports.FeedEnd | ports.Boot | ports.Outgoing | ports.Resume | ports.Destroy) -> None:
+    def do(self, command: Task) -> None:
         """Have a command done by its VM's thread; its events are reported from there."""
         if isinstance(command, ports.Feed | ports.FeedEnd):
             seat = self._sessions.get(command.session)
@@ -326,7 +329,8 @@ class Seat:
         """Note when the guest stopped: for the log, and so for whoever wants to know how long it stood still."""
         if event.get("event") == "STOP":
             at = event.get("timestamp", {})
-            self._stopped = f"{time.strftime('%H:%M:%S', time.gmtime(at.get('seconds', 0)))}.{at.get('microseconds', 0) // 1000:03d}"
+            seconds = time.strftime("%H:%M:%S", time.gmtime(at.get("seconds", 0)))
+            self._stopped = f"{seconds}.{at.get('microseconds', 0) // 1000:03d}"
 
     def part(self, session: bytes, data: bytes) -> None:
         """Pass on a part of what leaves; waits for a ticket; Stopped if it is not wanted any more."""

@@ -1,8 +1,8 @@
 """The server agent as a process: it drives :mod:`quoreduce.cloud.server`, which decides; here things are done.
 
-One thread takes events from the inbox and carries out the commands of each step, in order; it never waits for a guest, nor for the
-relay. A record is on disk before the command after its Persist is begun; if it cannot be written the agent stops, as if it were killed,
-and the guests go on: started again it takes them up.
+One thread takes events from the inbox and carries out the commands of each step, in order; it never waits for a guest, nor for
+the relay. A record is on disk before the command after its Persist is begun; if it cannot be written the agent stops, as if it
+were killed, and the guests go on: started again it takes them up.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from quoreduce.cloud import evidence as evidence_module
 from quoreduce.cloud import ports, wire
 from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.seats import Seats, Ticket
+from quoreduce.cloud.attestor import SHARED_MAX, Challenge, Session, TpmAttestor
+from quoreduce.cloud.evidence import encode as encode_evidence
 from quoreduce.errors import QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.channel import Address
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.broker import Rules
-    from quoreduce.cloud.evidence import Attestor, TcomTpm
     from quoreduce.cloud.measure import Environment
 
 INBOX_MAX: Final = 64
@@ -72,12 +72,13 @@ class ServerAgent:
         core: what decides. attestor: what attests. state: where records lie, as ``vms/VMID``. log: takes lines.
     """
 
-    def __init__(self, core: Core, attestor: Attestor, state: StateFolder, log: Callable[[str], None]) -> None:
+    def __init__(self, core: Core, attestor: TpmAttestor, state: StateFolder, log: Callable[[str], None]) -> None:
         self._core, self._attestor, self._state, self._log = core, attestor, state, log
         self._inbox: queue.Queue[Any] = queue.Queue(INBOX_MAX)
-        self._tcoms: dict[bytes, TcomTpm] = {}
+        self._tcoms: dict[bytes, Session] = {}
         self._gets: dict[int, bytes] = {}  # ticket → session
         self._puts: dict[str, tuple[bytes, int]] = {}  # blob → session, number of its next part
+        self._asked: list[tuple[ports.SendAttested, Challenge]] = []
         self._number = 0
         self._consoles = threading.BoundedSemaphore(CONSOLES_MAX)
         self._stopping = threading.Event()
@@ -136,6 +137,8 @@ class ServerAgent:
                 self._tick()
             with contextlib.suppress(queue.Empty):
                 self._take(self._inbox.get(timeout=max(0.0, next_tick - time.monotonic())))
+            if self._inbox.empty() or len(self._asked) >= SHARED_MAX:
+                self._answer()
 
     def _tick(self) -> None:
         for vmid in self.seats.gone():
@@ -216,10 +219,31 @@ class ServerAgent:
         elif isinstance(command, ports.Extend):
             self._tcoms[command.session].extend(command.pcr, command.data)
         else:
-            evidence = self._tcoms[command.session].attest(command.nonce, command.vmid, command.content)
-            message = wire.Attested(command.content, evidence_module.encode(evidence))
+            challenge = Challenge(self._tcoms[command.session], command.nonce, command.vmid, command.content)
+            self._asked.append((command, challenge))
+            if challenge.session.operation != "status":
+                self._answer()
+
+    def _answer(self) -> None:
+        """Attest all that was asked for, under one quote of the TPM, and send it.
+
+        Only answers about where a VM stands wait for others (they say what was the case when they were asked); all else does not.
+        """
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        try:
+            made = self._attestor.attest_many([challenge for _, challenge in asked])
+        except QuoreduceError as error:
+            self._log(f"cannot attest: {one_line(error)}")
+            for command, challenge in asked:
+                if challenge.session.operation != "status":
+                    self._step(ports.Failed(command.session, one_line(error)))
+            return
+        for (command, _), evidence in zip(asked, made, strict=True):
+            message = wire.encode(wire.Attested(command.content, encode_evidence(evidence)))
             for to in command.to:
-                self.link.send(post.Letter("server", to, wire.encode(message)))
+                self.link.send(post.Letter("server", to, message))
 
     def _send(self, command: ports.Send | ports.Put, ticket: Ticket | None) -> None:
         if isinstance(command, ports.Send):

@@ -36,7 +36,7 @@ def check_programs() -> None:
 
     missing = [name for name in ("qemu-system-x86_64", "swtpm", "swtpm_setup") if shutil.which(name) is None]
     if missing:
-        packages = [*(QEMU_PACKAGES if missing[0].startswith("qemu") else ()), *(PACKAGES if missing[-1].startswith("swtpm") else ())]
+        packages = QEMU_PACKAGES * missing[0].startswith("qemu") + PACKAGES * missing[-1].startswith("swtpm")
         raise VmError(f"{', '.join(missing)}: not installed; {INSTALL.format(' '.join(packages))}")
 
 
@@ -44,7 +44,8 @@ def setup_server(state: Path, site: Path) -> None:
     """Make a server's TPM, certified by the site's authority and enrolled with its registrar; one that is there stays.
 
     Raises:
-        VmError: another process is setting up a server of this site for too long. HostError: swtpm fails, a folder cannot be written.
+        VmError: another process is setting up a server of this site for too long.
+        HostError: swtpm fails, a folder cannot be written.
     """
     from cryptography import x509
 

@@ -94,7 +94,7 @@ class UserAgent:
         """Trust what these policies describe, and nothing else any more. UsageError if they are of different sites."""
         policies = [decode_policy(_read(Path(name), POLICY_BYTES_MAX)) for name in files]
         if len({policy.registrar for policy in policies}) > 1:
-            raise UsageError("these policies are of different sites, and one folder has one: use another --state for the other site")
+            raise UsageError("these policies are of different sites, and a folder is for one: use another --state too")
         merged = msgspec.structs.replace(
             policies[-1], environments=_union(one.environments for one in policies), roots=_union(one.roots for one in policies)
         )
@@ -135,9 +135,8 @@ class UserAgent:
         if found is None:
             raise VmError(f"no server {name} is connected to the manager; there are: {', '.join(servers) or 'none'}")
         if known.setdefault(name, found) != found:
-            raise VmError(
-                f"{name} is another server than before ({found[:12]}, and was {known[name][:12]}): if that is right, name it in full"
-            )
+            was = known[name][:12]
+            raise VmError(f"{name} is another server than before ({found[:12]}, was {was}): if that is right, name it in full")
         self._folder.write(SERVERS, msgspec.json.encode(known))
         return found
 
