@@ -15,8 +15,8 @@ import pytest
 from quoreduce.report.vm import parser
 
 COMMANDS = (
-    "image", "server", "manager", "policy", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate", "resume", "list",
-    "insider", "attack", "demo",
+    "image", "server", "manager", "policy", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate", "resume",
+    "list", "insider", "attack", "demo",
 )  # fmt: skip
 POLICY = {
     "format": "quoreduce policy 1", "environments": ["ab" * 32], "backends": ["utpm"], "roots": [], "registrar": "cd" * 32,
@@ -43,7 +43,9 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
     [("demo",), ("attack",), ("server", "--state", "s1", "--manager", "unix:m")],
     ids=lambda arguments: arguments[0],
 )
-def test_without_qemu_and_swtpm_it_is_said_what_to_install(vm: Callable[..., Any], arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_without_qemu_and_swtpm_it_is_said_what_to_install(
+    vm: Callable[..., Any], arguments: tuple[str, ...], tmp_path: Path
+) -> None:
     ended = vm(*arguments)
     assert ended.code == 6
     assert "sudo apt-get install qemu-system-x86 seabios swtpm swtpm-tools" in ended.stderr
