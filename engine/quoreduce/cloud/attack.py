@@ -1,8 +1,9 @@
-"""What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against what we do.
+"""What an insider does who controls the cloud's management: he takes an RSA key out of a guest. In the open, and against us.
 
-Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, the migration stream on the wire. What
-is got is searched for *any* RSA private key, in the way of ``rsakeyfind``: a DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose numbers agree.
-The search knows nothing of the key that was planted. That nothing is found says something only beside the same search that finds it.
+Three ways, each twice: the guest's memory through QMP (``dump-guest-memory``), the image at rest, a migration on the wire.
+What is got is searched for RSA private keys in the way of ``rsakeyfind``: DER ``RSAPrivateKey`` (RFC 8017, A.1.2) whose
+numbers agree, from which the whole key can be taken. Only then is looked whether one is the guest's, by its modulus: a
+kernel holds test keys as well. That nothing is found says something only beside the same search that finds it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import socket
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,10 +61,10 @@ class Finding:
 
     Attributes:
         way: memory, image or wire. setting: what stood against it: nothing, or the broker, or sealing.
-        found: whether a private key was found.
+        found: whether the guest's private key was found.
         searched: bytes that were got and searched.
         evidence: what was seen, in lines.
-        keys: those that were found.
+        keys: all RSA private keys that were found, test keys of the kernel's too.
     """
 
     way: str
@@ -89,7 +90,8 @@ def find_keys(data: bytes | mmap.mmap) -> list[RsaKey]:
 
 def _integers(der: bytes) -> list[int] | None:
     """Read a DER sequence of nine INTEGERs; None if it is none."""
-    end, at, numbers = 4 + int.from_bytes(der[2:4], "big"), 4, []
+    end, at = 4 + int.from_bytes(der[2:4], "big"), 4
+    numbers: list[int] = []
     while at < end and len(numbers) < _NUMBERS:
         if der[at : at + 1] != b"\x02":
             return None
@@ -109,36 +111,45 @@ def _agree(n: int, e: int, d: int, p: int, q: int) -> bool:
     return min(p, q) > 2 and n == p * q and e * d % (p - 1) == 1 and e * d % (q - 1) == 1
 
 
-def search(path: Path, way: str, setting: str, *before: str) -> Finding:
-    """Search a file that an insider has got; with ``rsakeyfind`` too, if it is installed."""
+def planted(bundle: Bundle) -> frozenset[str]:
+    """The moduli (SHA-256, hex) of the keys in an image's initrd; VmError if there is none."""
+    moduli = frozenset(key.modulus for part in (bundle.initrd, *_unpacked(bundle.initrd)) for key in find_keys(part))
+    if not moduli:
+        raise VmError("the image holds no RSA key that could be found: make one with `quoreduce vm image --plant KEY`")
+    return moduli
+
+
+def search(path: Path, way: str, setting: str, secret: frozenset[str], *before: str) -> Finding:
+    """Search a file that an insider has got, with ``rsakeyfind`` too, if it is installed; ``secret``: moduli that he is after."""
     size = path.stat().st_size
     keys: list[RsaKey] = []
     if size:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             keys = find_keys(data)
-    said = [f"RSA-{key.bits} private key at byte {key.offset:,}; SHA-256 of its modulus {key.modulus}" for key in keys]
-    other = _rsakeyfind(path) if size else None
-    if other is not None:
-        said.append(f"rsakeyfind: {other}")
-    found = bool(keys) or (other or "").startswith("FOUND")
-    if not found:
-        said.insert(0, f"no RSA private key in {size:,} bytes")
-    return Finding(way, setting, found, size, (*before, *said), tuple(keys))
+    hits = [key for key in keys if key.modulus in secret]
+    said = [f"FOUND the guest's RSA-{key.bits} private key at byte {key.offset:,}: modulus {key.modulus[:16]}..." for key in hits]
+    said = said or [f"the guest's private key is not in these {size:,} bytes"]
+    if others := {key.modulus for key in keys} - secret:
+        said.append(f"other RSA private keys there: {len(others)} (the kernel's test vectors, for one)")
+    theirs = _rsakeyfind(path, secret) if size else None
+    if theirs is not None:
+        said.append(f"rsakeyfind: the guest's private key {f'found {theirs.count(True)} times' if any(theirs) else 'not found'}")
+    return Finding(way, setting, bool(hits) or any(theirs or ()), size, (*before, *said), tuple(keys))
 
 
-def _rsakeyfind(path: Path) -> str | None:
-    """What rsakeyfind says of a file, in a line; None if it is not installed."""
+def _rsakeyfind(path: Path, secret: frozenset[str]) -> list[bool] | None:
+    """Ask rsakeyfind: for each private key that it finds, whether it is one of these; None if it is not installed."""
     if shutil.which("rsakeyfind") is None:
         return None
     try:
         done = subprocess.run(["rsakeyfind", path], stdin=subprocess.DEVNULL, capture_output=True, timeout=SEARCH_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"did not end within {SEARCH_S:g} s"
-    lines = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("FOUND PRIVATE KEY")]
-    return f"{lines[0]} ({len(lines)} in all)" if lines else "found nothing"
+    except subprocess.TimeoutExpired as error:
+        raise VmError(f"rsakeyfind did not end within {SEARCH_S:g} s") from error
+    moduli = re.findall(rb"modulus =\s*((?:[0-9a-f]{2}\s+)+)", done.stdout)
+    return [hashlib.sha256(bytes.fromhex(modulus.decode()).lstrip(b"\0")).hexdigest() in secret for modulus in moduli]
 
 
-def dump_memory(qmp: Path, target: Path, setting: str) -> Finding:
+def dump_memory(qmp: Path, target: Path, setting: str, secret: frozenset[str]) -> Finding:
     """Ask a QMP socket for the guest's memory, as an insider does who can reach it; search what came.
 
     Args:
@@ -154,16 +165,16 @@ def dump_memory(qmp: Path, target: Path, setting: str) -> Finding:
         insider.close()
     if not target.exists():
         return Finding("memory", setting, False, 0, (said, "no dump was written"))
-    return search(target, "memory", setting, said)
+    return search(target, "memory", setting, secret, said)
 
 
-def read_image(data: bytes, target: Path, setting: str) -> Finding:
+def read_image(data: bytes, target: Path, setting: str, secret: frozenset[str]) -> Finding:
     """Search an image as it lies in the cloud's storage; what is compressed in it (gzip) is unpacked first."""
     with open(target, "wb") as file:
         file.write(data)
         for part in _unpacked(data):
             file.write(part)
-    return search(target, "image", setting, f"{len(data):,} bytes at rest")
+    return search(target, "image", setting, secret, f"{len(data):,} bytes at rest")
 
 
 def _unpacked(data: bytes) -> Iterator[bytes]:
@@ -186,7 +197,7 @@ def sealed(data: bytes) -> bytes:
     return b"".join(sealer.chunk(data[at : at + CHUNK_BYTES], at + CHUNK_BYTES >= len(data)) for at in starts)
 
 
-def tap_plain(qmp: Path, target: Path) -> Finding:
+def tap_plain(qmp: Path, target: Path, secret: frozenset[str]) -> Finding:
     """Have QEMU migrate a guest as it does without us, and search what passes on the wire."""
     where = target.parent / "wire.sock"
     with listen(where) as server, open(target, "wb") as file, short(where) as address:
@@ -203,20 +214,21 @@ def tap_plain(qmp: Path, target: Path) -> Finding:
             raise VmError(f"QEMU did not migrate its guest: {error}") from error
         finally:
             insider.close()
-    return search(target, "wire", "nothing", "QEMU's own migration, read on the wire")
+    return search(target, "wire", "nothing", secret, "QEMU's own migration, read on the wire")
 
 
-def tap_sealed(guest: Guest, target: Path) -> Finding:
+def tap_sealed(guest: Guest, target: Path, secret: frozenset[str]) -> Finding:
     """Let a guest's state leave as our migration does, and search what passes on the wire."""
     sealer = StreamSealer(secrets.token_bytes(KEY_BYTES), b"quoreduce vm attack")
     with open(target, "wb") as file:
-        stats = guest.outgoing(lambda piece: _write_all(file.write, sealer.chunk(piece, False)))
+
+        def wire(piece: bytes) -> None:
+            file.write(sealer.chunk(piece, False))
+
+        stats = guest.outgoing(wire)
         file.write(sealer.chunk(b"", True))
-    return search(target, "wire", "sealing", f"the same, sealed: {stats.bytes:,} bytes of state in {target.stat().st_size:,} on the wire")
-
-
-def _write_all(write: Callable[[bytes], int], data: bytes) -> None:
-    write(data)
+    said = f"the same, sealed: {stats.bytes:,} bytes of state in {target.stat().st_size:,} on the wire"
+    return search(target, "wire", "sealing", secret, said)
 
 
 class OpenGuest:
@@ -282,20 +294,23 @@ def campaign(bundle: Bundle, folder: Path, spec: VmSpec | None = None, accel: st
         VmError: a guest does not start or boot.
     """
     spec = spec or VmSpec()
-    image = bundle.encode()
+    secret, image = planted(bundle), bundle.encode()
     try:
         folder.mkdir(mode=0o700)
-        found = [read_image(image, folder / "image", "nothing"), read_image(sealed(image), folder / "image", "sealing")]
+        found = [
+            read_image(image, folder / "image", "nothing", secret),
+            read_image(sealed(image), folder / "image", "sealing", secret),
+        ]
         with OpenGuest(folder / "open", spec, bundle, accel) as bare:
             bare.serial.wait(READY, BOOT_S)
-            found.append(dump_memory(bare.qmp, folder / "dump", "nothing"))
+            found.append(dump_memory(bare.qmp, folder / "dump", "nothing", secret))
             (folder / "dump").unlink(missing_ok=True)
-            found.append(tap_plain(bare.qmp, folder / "wire"))
+            found.append(tap_plain(bare.qmp, folder / "wire", secret))
         scrub(folder / "open")
         with Guest.start(folder / "guest", spec, bundle, accel=accel) as guest:
             guest.serial.wait(READY, BOOT_S)
-            found.append(dump_memory(guest.broker_socket, folder / "dump", "the broker"))
-            found.append(tap_sealed(guest, folder / "wire"))
+            found.append(dump_memory(guest.broker_socket, folder / "dump", "the broker", secret))
+            found.append(tap_sealed(guest, folder / "wire", secret))
     except OSError as error:
         raise VmError(f"cannot attack guests in {folder}: {error.strerror or error}") from error
     finally:

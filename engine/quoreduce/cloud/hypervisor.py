@@ -6,8 +6,8 @@ The folder (mode 0700) holds all that is secret of the guest, and is all that mu
     qmp.sock       QMP, for this module      serial.sock  its console      manager.sock  the broker's
     guest.json     which processes these are                               *.log   what the programs said
 
-The kernel and the initrd are never in a file: they are handed over in memory (memfd). The vTPM's connection is a socket pair: nobody
-else can connect. Processes outlive the agent that started them: if it was killed, :meth:`Guest.adopt` takes the guest up again.
+The kernel and the initrd are never in a file: they are handed over in memory (memfd). The vTPM's connection is a socket pair:
+nobody else can connect. Processes outlive the agent that started them: if it was killed, :meth:`Guest.adopt` takes the guest up.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from quoreduce.errors import VmError
 
 DEFAULT_ROOT: Final = Path("/dev/shm")
 IN_MEMORY: Final = ("tmpfs", "ramfs")
+RESERVE_BYTES: Final = 256 << 20  # of this machine's memory, which guests leave alone
 START_S: Final = 20.0  # for QEMU to greet
 QUIT_S: Final = 5.0
 _QMP, _SERIAL, _BROKER, _RECORD = "qmp.sock", "serial.sock", "manager.sock", "guest.json"
@@ -126,7 +127,7 @@ class Guest:
         """Take up a guest whose agent was killed: it runs or stands still, as it did.
 
         Raises:
-            VmError: it is gone, or its vTPM is, or QEMU does not answer. What is left of it :func:`quoreduce.cloud.scrub.scrub` ends.
+            VmError: it is gone, or its vTPM is, or QEMU does not answer. :func:`quoreduce.cloud.scrub.scrub` ends what is left.
         """
         record = Record.read(folder)
         for name, process in (("QEMU", record.qemu), ("vTPM", record.swtpm)):
@@ -172,10 +173,11 @@ class Guest:
 
     def incoming(self) -> state.Feeder:
         """Take in a state; for a guest that was started with ``incoming``, once."""
-        return state.Feeder(self.qmp, self.folder / machine.DISK, self.quit, lambda: processes.last_words(self.folder / "qemu.log"))
+        log = self.folder / "qemu.log"
+        return state.Feeder(self.qmp, self.folder / machine.DISK, self.quit, lambda: processes.last_words(log))
 
     def quit(self) -> None:
-        """End it, with its vTPM: no process is left. May be called again. Its files stay, for :func:`quoreduce.cloud.scrub.scrub`."""
+        """End it, with its vTPM: no process is left. May be called again. Its files stay: scrub them."""
         if self._record.qemu.alive():
             with contextlib.suppress(VmError):
                 self.qmp.execute("quit", timeout_s=QUIT_S)
@@ -199,7 +201,7 @@ def prepare(folder: Path) -> None:
         raise VmError(f"cannot use {folder} for a guest: {error.strerror}") from error
     kind = _file_system(folder)
     if kind not in IN_MEMORY:
-        raise VmError(f"{folder} is on {kind}, where a guest's memory would reach a disk: use a folder on tmpfs, such as {DEFAULT_ROOT}")
+        raise VmError(f"{folder} is on {kind}: a guest's memory would reach a disk; use one on tmpfs, such as {DEFAULT_ROOT}")
 
 
 def _file_system(folder: Path) -> str:
@@ -214,17 +216,30 @@ def _file_system(folder: Path) -> str:
 
 
 def _make_files(folder: Path, spec: VmSpec) -> None:
-    """Make the memory and the disk, with all their space: without it a guest would be killed when it first touches a page too many."""
+    """Make the memory and the disk, with all their space: QEMU would be killed if its guest touched a page too many."""
+    _check_space(folder, (spec.memory_mb + spec.disk_mb) << 20)
     (folder / "vtpm").mkdir(mode=0o700)
     for name, size in ((machine.RAM, spec.memory_mb << 20), (machine.DISK, spec.disk_mb << 20)):
         fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
         try:
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
-            reason = f"no space for the {size >> 20} MiB of {name} in {folder.parent}: free some, or take a larger tmpfs"
-            raise VmError(f"{reason} ({error.strerror})") from error
+            raise VmError(f"{_no_space(folder, size)} ({error.strerror})") from error
         finally:
             os.close(fd)
+
+
+def _check_space(folder: Path, size: int) -> None:
+    """Refuse what the file system, or this machine's memory, cannot hold: a tmpfs may be larger than what is free for it."""
+    system = os.statvfs(folder)
+    words = Path("/proc/meminfo").read_text(encoding="ascii").split()
+    available = int(words[words.index("MemAvailable:") + 1]) << 10
+    if size > min(system.f_bavail * system.f_frsize, available - RESERVE_BYTES):
+        raise VmError(_no_space(folder, size))
+
+
+def _no_space(folder: Path, size: int) -> str:
+    return f"no space in {folder.parent} for the {size >> 20:,} MiB of a guest: end others, or ask for less memory"
 
 
 def _launch(folder: Path, spec: VmSpec, bundle: Bundle, accel: str, qemu: str, swtpm: str, incoming: bool) -> Record:
@@ -238,8 +253,8 @@ def _launch(folder: Path, spec: VmSpec, bundle: Bundle, accel: str, qemu: str, s
         tpm = processes.spawn(tpm_line(swtpm, theirs.fileno()), folder, "swtpm.log", (theirs.fileno(),))
         line = machine.line(
             qemu, spec, accel, kernel=f"/proc/self/fd/{kernel}", initrd=f"/proc/self/fd/{initrd}", cmdline=bundle.cmdline,
-            qmp=f"fd={qmp.fileno()},server=on,wait=off", serial=f"fd={serial.fileno()},server=on,wait=off", tpm=f"fd={ours.fileno()}",
-            incoming=incoming,
+            qmp=f"fd={qmp.fileno()},server=on,wait=off", serial=f"fd={serial.fileno()},server=on,wait=off",
+            tpm=f"fd={ours.fileno()}", incoming=incoming,
         )  # fmt: skip
         fds = (qmp.fileno(), serial.fileno(), ours.fileno(), kernel, initrd)
         return Record(processes.spawn(line, folder, "qemu.log", fds), tpm, spec, accel)
@@ -247,9 +262,8 @@ def _launch(folder: Path, spec: VmSpec, bundle: Bundle, accel: str, qemu: str, s
 
 def tpm_line(swtpm: str, control_fd: int) -> list[str]:
     """The vTPM's command line: it is driven by what is at the other end of this connection, and ends with it."""
-    return [
-        swtpm, "socket", "--tpm2", "--tpmstate", "dir=vtpm,mode=0600", "--ctrl", f"type=unixio,clientfd={control_fd}", "--terminate",
-    ]  # fmt: skip
+    control = f"type=unixio,clientfd={control_fd}"
+    return [swtpm, "socket", "--tpm2", "--tpmstate", "dir=vtpm,mode=0600", "--ctrl", control, "--terminate"]
 
 
 @contextlib.contextmanager

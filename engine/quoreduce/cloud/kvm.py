@@ -1,7 +1,8 @@
 """How guests run: KVM where it was seen to run one, else TCG, QEMU's emulation.
 
-That /dev/kvm opens says little: under some hypervisors the guest's kernel mode is emulated, so slowly that it seems to stand still. So
-a guest is run, 64 KiB of firmware: it enters 64-bit mode, counts to 2^24 there, and ends QEMU with a status that only a guest can cause.
+That /dev/kvm opens says little: under some hypervisors a guest's kernel mode is emulated, so slowly that it seems to stand
+still. So a guest is run, 64 KiB of firmware: it enters 64-bit mode, counts to 2^24 there, and ends QEMU with a status that
+only it can cause.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ PROBE_S: Final = 2.0  # of it, TCG takes 0.2 s, and KVM much less
 _STATUS: Final = 33  # isa-debug-exit's, for 16
 _CODE_AT: Final = 0xFF00  # in the firmware; in memory, 0xffffff00
 _START: Final = bytes.fromhex("e90dff")  # at 0xfffffff0, where a processor begins: jmp to the code
-# 16 bits: cli; lgdt; cr0.PE = 1; far jump. 32 bits: page tables at 0x1000 (the last 2 MiB below 4 GiB); cr4.PAE = 1; cr3; EFER.LME = 1;
-# cr0.PG = 1; far jump. 64 bits: mov ecx, 0x1000000; 1: dec ecx; jnz 1b; mov al, 16; out 0xf4, al; hlt. Then the GDT and its pointer.
+# 16 bits: cli; lgdt; cr0.PE = 1; far jump. 32 bits: page tables at 0x1000 (of the last 2 MiB below 4 GiB); cr4.PAE = 1; cr3;
+# EFER.LME = 1; cr0.PG = 1; far jump. 64 bits: mov ecx, 0x1000000; 1: dec ecx; jnz 1b; mov al, 16; out 0xf4, al; hlt. The GDT.
 _CODE: Final = bytes.fromhex(
     "fa2e660f0116a0ff0f20c00c010f22c066ea18ffffff0800b8100000008ed8c7050010000003200000c7051820000003300000c705f83f00"
     "008300e0ffb8200000000f22e0b8001000000f22d8b9800000c00f3280cc010f300f20c00d000000800f22c0ea6bffffff1800b900000001"
@@ -68,5 +69,5 @@ def choose(accel: str | None = None) -> str:
     if accel not in ACCELS:
         raise UsageError(f"accelerator {accel!r}: use {' or '.join(ACCELS)}")
     if not runs(accel):
-        raise VmError(f"{accel} does not run guests on this machine (tried for {PROBE_S:g} s): take another accelerator, or none")
+        raise VmError(f"{accel} does not run guests on this machine (tried for {PROBE_S:g} s): name none, or another")
     return accel

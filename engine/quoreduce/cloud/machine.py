@@ -23,8 +23,9 @@ def line(
         incoming: wait for a state, and then stand still; a guest that moves must find the same machine.
     """
     return [
-        qemu, "-accel", accel, "-M", "q35,memory-backend=ram", "-cpu", "qemu64", "-smp", str(spec.cpus), "-m", str(spec.memory_mb),
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SANDBOX,
+        qemu, "-accel", accel, "-M", "q35,memory-backend=ram", "-cpu", "qemu64",
+        "-smp", str(spec.cpus), "-m", str(spec.memory_mb), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-sandbox", SANDBOX,
         "-object", f"memory-backend-file,id=ram,size={spec.memory_mb}M,mem-path={RAM},share=on",
         "-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.filename={DISK}", "-device", "virtio-blk-pci,drive=disk",
         "-kernel", kernel, "-initrd", initrd, "-append", cmdline,

@@ -79,7 +79,7 @@ def program(name: str) -> str:
 def spawn(line: Sequence[str], folder: Path, log: str, fds: Sequence[int]) -> Process:
     """Start a program of a guest in its folder, in a session of its own; what it says goes to the file ``log`` there."""
     try:
-        with open(folder / log, "wb") as said:
+        with os.fdopen(os.open(folder / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as said:
             child = subprocess.Popen(
                 line, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=fds, start_new_session=True,
                 umask=0o077,
@@ -103,10 +103,11 @@ def last_words(log: Path) -> str:
 def living_in(folder: Path) -> list[Process]:
     """The programs of a guest whose working directory is this folder: those that an agent which was killed has left."""
     where, found = os.path.realpath(folder), []
+    names = (where, f"{where} (deleted)")  # somebody may have removed it
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with contextlib.suppress(OSError, VmError):
-                if os.readlink(f"/proc/{entry}/cwd") == where and _name(int(entry)) in _SHORT:
+                if os.readlink(f"/proc/{entry}/cwd") in names and _name(int(entry)) in _SHORT:
                     found.append(Process.of(int(entry)))
     return [process for process in found if process.alive()]
 

@@ -1,8 +1,8 @@
 """Scrubbing what is left of a guest: each file is overwritten, forced out, read back, compared, and only then unlinked.
 
-What is written is random and made anew each time, so that what is read back was written now. Holes of sparse files hold nothing: they
-are not filled (there may be no space), but read back they must be zeros. A file that grows meanwhile is done again; one that still
-grows, or reads back otherwise, is a failure, and somebody has it open.
+What is written is random and made anew each time, so that what is read back was written now. Holes of sparse files hold nothing:
+they are not filled (there may be no space), but read back they must be zeros. A file that grows meanwhile is done again; one that
+still grows, or reads back otherwise, is a failure: somebody has it open.
 
 On a disk, an SSD above all, old copies of a file may outlive it: a guest's folder is therefore in memory (tmpfs).
 """
@@ -17,25 +17,27 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from quoreduce.cloud import processes
 from quoreduce.errors import VmError
 
 PIECE_BYTES: Final = 1 << 20
 ROUNDS_MAX: Final = 3  # over a file that grows, and over a folder in which files appear
-FILES_MAX: Final = 10_000
+
+
+Bytes: TypeAlias = bytes  # the report has an attribute of that name
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubReport:
-    """What was overwritten: files, their bytes (holes included), and SHA-256 (hex) over the name, size and SHA-256 read back of each."""
+    """What was overwritten: files, their bytes (holes included), SHA-256 (hex) over name, size and SHA-256 of each."""
 
     files: int
     bytes: int
     digest: str
 
-    def document(self) -> bytes:
+    def document(self) -> Bytes:
         """The report as canonical JSON: keys sorted, no spaces."""
         return json.dumps({"bytes": self.bytes, "digest": self.digest, "files": self.files}, separators=(",", ":")).encode()
 
@@ -50,16 +52,16 @@ class Io:
     unlink: Callable[[Path], None] = os.unlink
 
 
-def scrub(folder: Path, io: Io = Io()) -> ScrubReport:  # noqa: B008 - immutable
+def scrub(folder: Path, io: Io = Io()) -> ScrubReport:
     """Scrub a folder and all below it, and remove it. Programs of a guest that still run in it are killed first.
 
-    A folder that is not there is scrubbed: nothing was overwritten. After a failure what could be scrubbed is gone, the rest is still
-    there, and it can be tried again.
+    A folder that is not there is scrubbed: nothing was overwritten. After a failure what could be scrubbed is gone, the rest is
+    still there, and it can be tried again.
 
     Raises:
         VmError: naming the first file that could not be overwritten, read back or unlinked, and how many there are.
     """
-    for process in processes.living_in(folder) if folder.is_dir() else ():
+    for process in processes.living_in(folder):
         process.end()
     done: list[tuple[str, int, str]] = []
     for _ in range(ROUNDS_MAX):
@@ -76,9 +78,14 @@ def _scrub_all(folder: Path, io: Io, done: list[tuple[str, int, str]]) -> None:
     """One round: every file that is there now; then the folders, which stay if something new is in them."""
     failed: list[str] = []
     folders = []
-    for where, inner, names in os.walk(folder, topdown=False, onerror=lambda error: failed.append(f"{error.filename}: {error.strerror}")):
+
+    def unreadable(error: OSError) -> None:
+        failed.append(f"{error.filename}: {error.strerror}")
+
+    for where, inner, names in os.walk(folder, topdown=False, onerror=unreadable):
         folders.append(Path(where))
-        for path in (Path(where) / name for name in [*names, *(name for name in inner if (Path(where) / name).is_symlink())]):
+        links = [name for name in inner if (Path(where) / name).is_symlink()]
+        for path in (Path(where) / name for name in (*names, *links)):
             try:
                 name = os.fspath(path.relative_to(folder))
                 if stat.S_ISREG(path.lstat().st_mode):

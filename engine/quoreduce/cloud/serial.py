@@ -54,7 +54,8 @@ class Serial:
                 left = limit - time.monotonic()
                 if self._ended or left <= 0:
                     how = "ended before it said" if self._ended else f"did not within {timeout_s:g} s say"
-                    raise VmError(f"the guest {how} {pattern!r}; the last that it said: {one_line(' | '.join(self._last)) or 'nothing'}")
+                    said = one_line(" | ".join(self._last)) or "nothing"
+                    raise VmError(f"the guest {how} {pattern!r}; the last that it said: {said}")
                 self._news.wait(left)
 
     def send(self, line: str) -> None:

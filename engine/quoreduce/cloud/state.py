@@ -6,8 +6,8 @@ Frames, integers big-endian: kind u8, length u32, payload. In this order::
     2 DISK   offset u64, then the bytes there; what is all zeros is left out
     3 END    bytes of the migration stream u64, of the disk file u64: nothing follows
 
-Not sealed, not authenticated: that is the business of whoever carries it (:mod:`quoreduce.cloud.sealing`). Bounds are checked all the
-same, because an owner of one guest writes what a destination's QEMU will read.
+Not sealed, not authenticated: that is the business of whoever carries it (:mod:`quoreduce.cloud.sealing`). Bounds are checked all
+the same, because an owner of one guest writes what a destination's QEMU will read.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Stats:
 def send(qmp: Ruled, disk: Path, sink: Sink, timeout_s: float = STATE_S) -> Stats:
     """Give ``sink`` a guest's state. The guest runs on meanwhile; afterwards it stands still, and can be resumed (``cont``).
 
-    If anything fails, ``sink`` included, the migration is cancelled and the guest is where it was; or stands still, if all but the
-    disk had left: ``cont`` works in both cases.
+    If anything fails, ``sink`` included, the migration is cancelled and the guest is where it was; or stands still, if all but
+    the disk had left: ``cont`` works in both cases.
 
     Raises:
         VmError: QEMU failed, is gone, or gave nothing for STALL_S. Whatever ``sink`` raises.
