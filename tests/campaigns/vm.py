@@ -5,8 +5,8 @@
     python tests/campaigns/vm.py --replay 4711                one of them, told line by line
 
 The machines are the real ones, with real cryptography; the world around them is tests/cloud/world.py, and so is the referee.
-Schedule number S is a function of S alone. A campaign is the numbers from `--seed` up; without it they begin where nobody has been.
-The end is 0 if everything held, else 1.
+Schedule number S is a function of S alone. A campaign is the numbers from `--seed` up; without it they begin where nobody has
+been. The end is 0 if everything held, else 1.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Tally:
         lines = [f"{'schedules':50}{self.schedules:>12,}"]
         lines += [f"  {name:48}{n:>12,}{n / total:>9.2%}" for name, n in self.moods.most_common()]
         lines.append(f"{'met:':50}{'in all':>12}{'schedules':>21}")
-        lines += [f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in sorted(self.sums.items())]
+        lines += [
+            f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in sorted(self.sums.items())
+        ]
         lines.append(f"{len(self.reasons)} reasons were given; the most frequent:")
         lines += [f"  {n:>8,}  {reason[:110]}" for reason, n in self.reasons.most_common(25)]
         return "\n".join(lines)

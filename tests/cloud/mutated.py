@@ -8,8 +8,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ORDER = (
-    "sealing", "evidence", "ports", "tcom/status", "tcom/launch", "tcom/backup", "tcom/terminate", "tcom/migrate_out",
-    "tcom/migrate_in", "server", "user",
+    "sealing",
+    "evidence",
+    "ports",
+    "tcom/status",
+    "tcom/launch",
+    "tcom/backup",
+    "tcom/terminate",
+    "tcom/migrate_out",
+    "tcom/migrate_in",
+    "server",
+    "user",
 )  # fmt: skip  who imports whom; the messages stay, since they are the language that all speak
 
 
@@ -22,10 +31,13 @@ def load(edits: list[tuple[str, str, str]]) -> Any:
             source = source.replace(passage, replacement)
         for other in ORDER:
             source = source.replace(f"from quoreduce.cloud.{other.replace('/', '.')} import", f"from {_mutant(other)} import")
-        source = source.replace("from quoreduce.cloud import evidence, wire", f"import {_mutant('evidence')} as evidence\nfrom quoreduce.cloud import wire")
+        source = source.replace(
+            "from quoreduce.cloud import evidence, wire",
+            f"import {_mutant('evidence')} as evidence\nfrom quoreduce.cloud import wire",
+        )
         source = source.replace("from quoreduce.cloud.tcom import status", f"import {_mutant('tcom/status')} as status")
         module = sys.modules[_mutant(name)] = ModuleType(_mutant(name))
-        exec(compile(source, f"{_mutant(name)}.py", "exec"), module.__dict__)  # noqa: S102
+        exec(compile(source, f"{_mutant(name)}.py", "exec"), module.__dict__)
     one = {name: sys.modules[_mutant(name)] for name in ORDER}
     return SimpleNamespace(ports=one["ports"], sealing=one["sealing"], Server=one["server"].Server, user=one["user"])  # type: ignore[attr-defined]
 

@@ -21,14 +21,26 @@ _LET_GO = "return [self._record.persist(), Send(self._record.peer, self._commit)
 MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "evidence answers no challenge": [_NONCE, _LEAF],
     "any environment will do": [("evidence", "if environment not in policy.environments:", "if False:")],
-    "any TPM will do, and any destination": [_CHAIN, _REGISTRAR, ("tcom/migrate_out", "if found.server != record.peer:", "if False:")],
+    "any TPM will do, and any destination": [
+        _CHAIN,
+        _REGISTRAR,
+        ("tcom/migrate_out", "if found.server != record.peer:", "if False:"),
+    ],
     "any TPM will do, and the user seals to whoever offers": [
         _CHAIN,
         _REGISTRAR,
-        ("user", 'if found.server != vm.peer:\n            raise VmError(f"the offer', 'if False:\n            raise VmError(f"the offer'),
+        (
+            "user",
+            'if found.server != vm.peer:\n            raise VmError(f"the offer',
+            'if False:\n            raise VmError(f"the offer',
+        ),
     ],
     "two destinations may take one order": [
-        ("server", 'if order.operation != "migrate" or order.destination != self.identity or order.server == self.identity:', "if 0:"),
+        (
+            "server",
+            'if order.operation != "migrate" or order.destination != self.identity or order.server == self.identity:',
+            "if 0:",
+        ),
         ("tcom/migrate_out", "if found.server != record.peer:", "if False:"),
     ],
     "the source resumes after it has released": [
@@ -66,11 +78,22 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("tcom/migrate_out", 'and status.phase == "aborted":', 'and status.phase in ("aborted", "prepared"):')
     ],
     "an order is accepted twice": [("server", "if job.order.number <= record.number:", "if False:")],
-    "a settled order is accepted": [("server", "self._carry([record.with_(number=order.number).persist()])\n        if order.about", "self._carry([record.persist()])\n        if order.about")],
-    "a prepared guest is resumed after a crash": [("server", 'case "resuming" if alive:', 'case "resuming" | "prepared" if alive:')],
+    "a settled order is accepted": [
+        (
+            "server",
+            "self._carry([record.with_(number=order.number).persist()])\n        if order.about",
+            "self._carry([record.persist()])\n        if order.about",
+        )
+    ],
+    "a prepared guest is resumed after a crash": [
+        ("server", 'case "resuming" if alive:', 'case "resuming" | "prepared" if alive:')
+    ],
     "a released guest is resumed after a crash": [
-        ("server", 'case "released":\n                return self._again(record)\n            case "running" | "leaving" if alive:',
-         'case "running" | "leaving" | "released" if alive:')
+        (
+            "server",
+            'case "released":\n                return self._again(record)\n            case "running" | "leaving" if alive:',
+            'case "running" | "leaving" | "released" if alive:',
+        )
     ],
     "a guest that nobody was told of stays after a crash": [("server", 'case "launching" | "arriving" |', 'case "arriving" |')],
     "orders need no owner": [("server", "wire.verify(job.signed, record.owner)", "pass")],
@@ -79,7 +102,9 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("sealing", "bytes([final])\n\n    def check", 'b""\n\n    def check'),
         ("tcom/migrate_out", "if (prepared.order, prepared.digest) != (self._session, self._sealer.digest):", "if False:"),
     ],
-    "the image goes in the clear": [("sealing", "stream.aead.encrypt(stream.nonce(), data, stream.aad(final))", "data + bytes(16)")],
+    "the image goes in the clear": [
+        ("sealing", "stream.aead.encrypt(stream.nonce(), data, stream.aad(final))", "data + bytes(16)")
+    ],
     "the user restores what may run": [("user", "if vm.phase not in NOWHERE:", "if False:")],
     "the user believes a server that was not told to settle": [("user", "if status.number < vm.number:", "if False:")],
     "the user believes a receipt of failure": [
@@ -89,7 +114,9 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
             'return self._nowhere(vm, "lost", "failed")',
         )
     ],
-    "a failed scrub is no failure": [("tcom/terminate", "            case ScrubFailed():\n", "            case ScrubFailed() if False:\n")],
+    "a failed scrub is no failure": [
+        ("tcom/terminate", "            case ScrubFailed():\n", "            case ScrubFailed() if False:\n")
+    ],
     "the source leaves its guest paused when it gives up": [
         (
             "tcom/migrate_out",

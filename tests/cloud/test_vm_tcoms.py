@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from world import World, keys_watched
@@ -18,8 +19,8 @@ from quoreduce.errors import VmError
 TCOMS = ("launch", "migrate_out", "migrate_in", "backup", "terminate", "status")
 LINES_MAX = 300
 PURE = {"__future__", "collections.abc", "dataclasses", "datetime", "hashlib", "typing"}
-OURS = ("quoreduce.cloud.wire", "quoreduce.cloud.sealing", "quoreduce.cloud.evidence", "quoreduce.cloud.ports", "quoreduce.trust.",
-        "quoreduce.errors")  # fmt: skip
+OURS = ("quoreduce.cloud.wire", "quoreduce.cloud.sealing", "quoreduce.cloud.evidence", "quoreduce.cloud.ports",
+        "quoreduce.trust.", "quoreduce.errors")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TCOMS)
@@ -30,7 +31,11 @@ def test_a_tcom_is_small_and_imports_little(name: str) -> None:
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= PURE
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "quoreduce.cloud" else [node.module or ""]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "quoreduce.cloud"
+                else [node.module or ""]
+            )
             assert all(one in PURE or one.startswith(OURS) for one in names), names
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("__import__", "eval", "exec", "open", "compile")
@@ -121,7 +126,9 @@ def story(operation: str, party: str, moment: int) -> tuple[World, str]:
 
 
 def table() -> str:
-    """Every operation, every party killed at every step: where the VM is in the end, as the user knows (and the referee has seen)."""
+    """Every operation, every party killed at every step: where the VM is in the end, as the user knows (and the referee has
+    seen).
+    """
     lines = ["| operation | who is killed | at its step | the VM in the end |", "|---|---|---|---|"]
     for operation in STORIES:
         for party in PARTIES:
@@ -140,3 +147,34 @@ def table() -> str:
 def test_a_crash_at_any_step_leaves_the_vm_in_one_place(golden: Callable[[str, str], None]) -> None:
     """docs/vm-protocols.md has this table."""
     golden("vm/crashes.md", table())
+
+
+def test_the_table_in_the_docs_is_that_of_the_test() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "tests/golden/vm/crashes.md").read_text() in (root / "docs/vm-protocols.md").read_text()
+
+
+def test_an_order_that_goes_on_is_waited_for_and_one_that_does_not_is_settled() -> None:
+    """A big VM takes its time; a server that is silent does not get it."""
+    world = World(3, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    world.wish("migrate", to="B")
+    while not any("A: Outgoing" in line for line in world.lines or ()):
+        world.deliver(world.letters.pop(0))
+    for _ in range(8):  # 4 minutes in which the stream goes on, slowly
+        world.tick(30)
+        world.hosts["A"].core._sessions[next(iter(world.hosts["A"].core._sessions))].since = world.now
+        world.hosts["B"].core._sessions[next(iter(world.hosts["B"].core._sessions))].since = world.now
+        for letter in [one for one in world.letters if one.what.startswith("Status")]:
+            world.letters.remove(letter)
+            world.deliver(letter)
+        for letter in [one for one in world.letters if one.what.startswith("Status")]:
+            world.letters.remove(letter)
+            world.deliver(letter)
+    assert not any("settle" in line for line in world.lines or ())
+    world.letters.clear()
+    for _ in range(5):
+        world.tick(30)
+        world.letters.clear()
+    assert any("settle" in line for line in world.lines or ())

@@ -1,7 +1,7 @@
 """A small cloud for tests of the VM protocols: a user, servers with guests, storage, and a relay that may do as it likes.
 
-The machines are the real ones, and so is the cryptography (towers.py); guests are a few bytes. A referee that knows nothing of the
-machines' own state looks at the guests, at what the relay saw and at what servers that the owner does not trust were fed.
+The machines are the real ones, and so is the cryptography (towers.py); guests are a few bytes. A referee that knows nothing of
+the machines' own state looks at the guests, at what the relay saw and at what servers that the owner does not trust were fed.
 
 All that happens is drawn from a number: the same number, the same story.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,25 @@ from towers import AT, Environment, Maker, Tower, maker, policy
 
 from quoreduce.cloud import evidence, ports, sealing, server, user, wire
 
-ATTACKS = ("drop", "hold", "twice", "flip", "cut", "final", "splice", "replay", "substitute", "stale", "reroute", "impostor", "both")
-LETTERS = ("Hello", "Offer", "Accept", "Chunk", "Sealed", "Receipt", "Status", "StatusQuery", "Package", "Order settle", "Order migrate",
-           "Order terminate", "Order backup", "Order abandon", "Order launch", "Order restore")  # fmt: skip
-AIMED = (("Offer", "substitute"), ("Accept", "substitute"), ("Status", "substitute"), ("Status", "substitute"), ("Receipt", "substitute"),
+ATTACKS = (
+    "drop",
+    "hold",
+    "twice",
+    "flip",
+    "cut",
+    "final",
+    "splice",
+    "replay",
+    "substitute",
+    "stale",
+    "reroute",
+    "impostor",
+    "both",
+)
+LETTERS = ("Hello", "Offer", "Accept", "Chunk", "Sealed", "Receipt", "Status", "StatusQuery", "Package", "Order settle",
+           "Order migrate", "Order terminate", "Order backup", "Order abandon", "Order launch", "Order restore")  # fmt: skip
+AIMED = (("Offer", "substitute"), ("Accept", "substitute"), ("Status", "substitute"), ("Status", "substitute"),
+         ("Receipt", "substitute"),
          ("Package", "substitute"), ("Order migrate", "substitute"), ("Order backup", "substitute"), ("Chunk", "final"),
          ("Chunk", "drop"), ("Chunk", "twice"), ("Chunk", "splice"), ("Offer", "stale"), ("Accept", "stale"), ("Status", "stale"),
          ("Receipt", "stale"), ("Sealed", "hold"), ("Sealed", "drop"), ("Order settle", "hold"), ("Order migrate", "hold"),
@@ -42,7 +58,7 @@ class Wrong(AssertionError):
     """What no protocol may let happen."""
 
 
-class Crash(Exception):  # noqa: N818 (no error: it is meant)
+class Crash(Exception):
     """A party's process is killed."""
 
 
@@ -67,15 +83,44 @@ class Letter:
     what: str
 
 
+@cache
+def _environments() -> dict[str, str]:
+    return {name: Environment.named(name).digest for name in ("good", "dump-guest-memory")}
+
+
+def _remembered(check: Callable[..., None], key: Callable[..., Any]) -> Callable[..., None]:
+    """A check of the same few towers that passed once passes again: nothing in it is of one challenge. Refusals are not kept."""
+    passed: set[Any] = set()
+
+    def checked(*arguments: Any) -> None:
+        known = key(*arguments)
+        if known not in passed:
+            check(*arguments)
+            passed.add(known)
+
+    return checked
+
+
+evidence.check_ek_chain = _remembered(evidence.check_ek_chain, lambda ek, roots, at: (ek, tuple(roots), at.date()))  # type: ignore[attr-defined]
+evidence.check_enrolment = _remembered(
+    evidence.check_enrolment, lambda hardware, registrar: (hardware.ek, hardware.ak, hardware.enrolment, registrar)
+)  # type: ignore[attr-defined]
+
 _TOWERS: dict[str, Any] = {}
 
 
 def _towers() -> dict[str, Any]:
-    """The servers' roots, made once in a process: two good ones, one that may dump memory, one without a TPM that anyone vouches for."""
+    """The servers' roots, made once in a process: two good ones, one that may dump memory, one without a TPM that anyone
+    vouches for.
+    """
     if not _TOWERS:
         good, dumps = Environment.named("good"), Environment.named("dump-guest-memory")
         _TOWERS.update(
-            A=Tower(maker(), good), B=Tower(maker(), good), C=Tower(maker(), good), D=Tower(maker(), dumps), X=Tower(Maker("nobody"), good)
+            A=Tower(maker(), good),
+            B=Tower(maker(), good),
+            C=Tower(maker(), good),
+            D=Tower(maker(), dumps),
+            X=Tower(Maker("nobody"), good),
         )
     return _TOWERS
 
@@ -150,7 +195,7 @@ class Host:
         self.events.append(self.world.kit.ports.Failed(session, f"{what} failed"))
         return True
 
-    def _do_Persist(self, command: Any) -> None:
+    def _do_Persist(self, command: Any) -> None:  # noqa: N802
         decode = self.world.kit.ports.decode_record
         order = decode(command.record).order
         if command.vmid not in self.disk or decode(self.disk[command.vmid]).order != order:
@@ -159,19 +204,19 @@ class Host:
             self.orders.add(order)
         self.disk[command.vmid] = command.record
 
-    def _do_StartTcom(self, command: Any) -> None:
+    def _do_StartTcom(self, command: Any) -> None:  # noqa: N802
         self.tpms[command.session] = self.tower.session(command.operation)
 
-    def _do_Extend(self, command: Any) -> None:
+    def _do_Extend(self, command: Any) -> None:  # noqa: N802
         self.tpms[command.session].extend(command.pcr, command.data)
 
-    def _do_SendAttested(self, command: Any) -> None:
+    def _do_SendAttested(self, command: Any) -> None:  # noqa: N802
         made = self.tpms[command.session].attest(command.nonce, command.vmid, command.content)
         message = wire.Attested(command.content, evidence.encode(made))
         for to in command.to:
             self.world.post(self.name, to, message)
 
-    def _do_EndTcom(self, command: Any) -> None:
+    def _do_EndTcom(self, command: Any) -> None:  # noqa: N802
         for held in (self.tpms, self.fed, self.opened):
             held.pop(command.session, None)
         self._stop(command.session)
@@ -180,20 +225,20 @@ class Host:
         kinds = (self.world.kit.ports.Data, self.world.kit.ports.DataEnd, self.world.kit.ports.Fetched)
         self.events = [one for one in self.events if not (isinstance(one, kinds) and one.session == session)]
 
-    def _do_Send(self, command: Any) -> None:
+    def _do_Send(self, command: Any) -> None:  # noqa: N802
         self.world.post(self.name, command.to, command.message)
 
-    def _do_Put(self, command: Any) -> None:
+    def _do_Put(self, command: Any) -> None:  # noqa: N802
         self.world.seen(command.data)
         self.world.storage.setdefault(command.blob, []).append(command.data)
 
-    def _do_Get(self, command: Any) -> None:
+    def _do_Get(self, command: Any) -> None:  # noqa: N802
         for part in self.world.stored(command.blob):
             self.events.append(self.world.kit.ports.Fetched(command.session, part))
         if not self.world.storage.get(command.blob):
             self.events.append(self.world.kit.ports.Failed(command.session, "there is no such blob"))
 
-    def _do_Open(self, command: Any) -> None:
+    def _do_Open(self, command: Any) -> None:  # noqa: N802
         self.fed[command.session] = bytearray()
         self.opened[command.session] = command.vmid, command.incoming
         if command.incoming:
@@ -201,11 +246,11 @@ class Host:
                 raise Wrong(f"{self.name} opens a second guest of one VM")
             self.guests[command.vmid] = Guest("loading")
 
-    def _do_Feed(self, command: Any) -> None:
+    def _do_Feed(self, command: Any) -> None:  # noqa: N802
         self.fed_ever = True
         self.fed[command.session] += command.data
 
-    def _do_FeedEnd(self, command: Any) -> None:
+    def _do_FeedEnd(self, command: Any) -> None:  # noqa: N802
         vmid, incoming = self.opened[command.session]
         if not incoming or self._fails(command.session, "loading"):
             return
@@ -216,7 +261,7 @@ class Host:
         self.guests[vmid] = Guest("paused", image, marker)
         self.events.append(self.world.kit.ports.Loaded(command.session))
 
-    def _do_Boot(self, command: Any) -> None:
+    def _do_Boot(self, command: Any) -> None:  # noqa: N802
         if self._fails(command.session, "boot"):
             return
         if command.vmid in self.guests:
@@ -224,7 +269,7 @@ class Host:
         self.guests[command.vmid] = Guest("running", bytes(self.fed[command.session]), self.world.marker(command.vmid))
         self.events.append(self.world.kit.ports.Booted(command.session))
 
-    def _do_Outgoing(self, command: Any) -> None:
+    def _do_Outgoing(self, command: Any) -> None:  # noqa: N802
         guest = self.guests.get(command.vmid)
         if guest is None:
             self.events.append(self.world.kit.ports.Failed(command.session, "there is no guest"))
@@ -238,7 +283,7 @@ class Host:
         guest.state = "paused"
         self.events.append(ports.DataEnd(command.session))
 
-    def _do_Resume(self, command: Any) -> None:
+    def _do_Resume(self, command: Any) -> None:  # noqa: N802
         guest = self.guests.get(command.vmid)
         self._stop(command.session)
         if guest is None or guest.state == "loading":
@@ -248,7 +293,7 @@ class Host:
             guest.state = "running"
             self.events.append(self.world.kit.ports.Resumed(command.session))
 
-    def _do_Destroy(self, command: Any) -> None:
+    def _do_Destroy(self, command: Any) -> None:  # noqa: N802
         ports = self.world.kit.ports
         self._stop(command.session)
         if (guest := self.guests.pop(command.vmid, None)) is not None:
@@ -258,7 +303,7 @@ class Host:
         else:
             self.events.append(ports.Scrubbed(command.session, b'{"files":3}'))
 
-    def _do_Note(self, command: Any) -> None:
+    def _do_Note(self, command: Any) -> None:  # noqa: N802
         self.world.notes[self.world.named(command.text)] += 1
         if not command.text.strip():
             raise Wrong("a refusal without a reason")
@@ -373,8 +418,7 @@ class World:
         """A text without what is random in it."""
         for identity, name in self.names.items():
             text = text.replace(identity[:12], name)
-        for environment in ("good", "dump-guest-memory"):
-            digest = Environment.named(environment).digest
+        for environment, digest in _environments().items():
             text = text.replace(digest, f"<{environment}>").replace(digest[:12], f"<{environment}>")
         return text.replace(_towers()["X"].identity[:12], "X").replace(self.user.address if self.user else "\0", "user")
 
@@ -465,7 +509,9 @@ class World:
         return []
 
     def _substituted(self, raw: bytes) -> bytes:
-        """A key or a signature of the relay's own in place of the real one; what is sealed is sealed to its own key or by itself."""
+        """A key or a signature of the relay's own in place of the real one; what is sealed is sealed to its own key or by
+        itself.
+        """
         message = wire.decode_message(raw)
         mine = sealing.new_keypair(self.rng.randbytes)[1]
         if isinstance(message, wire.Attested):
@@ -599,7 +645,9 @@ class World:
     # The referee
 
     def running(self, vmid: bytes) -> list[str]:
-        return [host.name for host in self.hosts.values() if (guest := host.guests.get(vmid)) is not None and guest.state == "running"]
+        return [
+            host.name for host in self.hosts.values() if (guest := host.guests.get(vmid)) is not None and guest.state == "running"
+        ]
 
     def ended(self, vmid: bytes, host: Host, guest: Guest) -> None:
         """A guest was destroyed by a machine: was that its only copy, without the user's order?"""
@@ -622,8 +670,12 @@ class World:
                 raise Wrong(f"{host.name}, which the owner does not trust, was given plaintext of a VM")
 
     def end(self) -> None:
-        """The relay is honest again and everyone is up: the user finds out, and exactly one place runs each VM, or none by order."""
-        calm = not (self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after)
+        """The relay is honest again and everyone is up: the user finds out, and exactly one place runs each VM, or none by
+        order.
+        """
+        calm = not (
+            self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after
+        )
         self.faults = Faults()
         for host in self.hosts.values():
             if not host.dead and host.core is None:
@@ -821,9 +873,7 @@ class Schedule:
     def _step(self) -> None:
         world, rng = self.world, self.rng
         roll = rng.random()
-        if roll < 0.03 and not world.letters:
-            self._wish()
-        elif roll < 0.008:
+        if (roll < 0.03 and not world.letters) or roll < 0.008:
             self._wish()
         elif roll < 0.09:
             world.tick(rng.choice((1, 5, 15, 61)))
@@ -882,7 +932,11 @@ class Schedule:
             operation = "restore"
         else:
             operation = rng.choice(("ask", "resolve", "migrate"))
-        world.wish(operation, number, rng.choice("BBBA" if self.faults.detour else "ABCABCABCD") if operation in ("migrate", "restore") else "")
+        world.wish(
+            operation,
+            number,
+            rng.choice("BBBA" if self.faults.detour else "ABCABCABCD") if operation in ("migrate", "restore") else "",
+        )
 
     def _another(self) -> None:
         world = self.world
@@ -903,5 +957,3 @@ class Schedule:
         host.guests.clear()
         world.counts["servers burnt down"] += 1
         world.tell(f"{host.name} burns down")
-
-

@@ -1,18 +1,22 @@
 """What passes between the pure machines of VM operations and the edge that does things: events in, commands out.
 
-A machine is ``step(event) -> list[Command]``. The edge carries the commands out *in their order*, and reports with events. It must
+A machine is ``step(event) -> list[Command]``. The edge carries the commands out *in their order*, and reports with
+events. It must
 
-* make a :class:`Persist` durable (written, fsynced, renamed) before it begins the command after it: all of recovery stands on this;
-* serialise the events of a machine (one lock), and carry out the commands of one step before those of the next for the same session;
+* make a :class:`Persist` durable (written, fsynced, renamed) before it begins the command after it: all of recovery
+  stands on this;
+* serialise the events of a machine (one lock), and carry out the commands of one step before those of the next for the
+  same session;
 * on a command that fails, give :class:`Failed` (or :class:`ScrubFailed` for :class:`Destroy`) and go on.
 
-A *session* is one order at one server, named by the order's digest, 32 bytes. Its keys and its TCOM are in memory only and end with
-the server agent's process; guests (QEMU) survive it, and are given as :class:`Recovered` before anything else when it starts again.
+A *session* is one order at one server, named by the order's digest, 32 bytes. Its keys and its TCOM are in memory only and end
+with the server agent's process; guests (QEMU) survive it, and are given as :class:`Recovered` before anything else when it
+starts again.
 
-Bulk data. What leaves a VM comes as :class:`Data`, ``Data``, ..., :class:`DataEnd`, each of at most CHUNK_BYTES, and is sealed by the
-machine; what arrives is verified and decrypted by the machine and goes out as :class:`Feed`, ..., :class:`FeedEnd`. What is in the
-plaintext is the edge's affair, with one rule: what leaves by :class:`Outgoing` must be all that :class:`Open` with ``incoming`` needs
-elsewhere (so the image bundle goes in front of the migration stream).
+Bulk data. What leaves a VM comes as :class:`Data`, ``Data``, ..., :class:`DataEnd`, each of at most CHUNK_BYTES, and is sealed
+by the machine; what arrives is verified and decrypted by the machine and goes out as :class:`Feed`, ..., :class:`FeedEnd`. What
+is in the plaintext is the edge's affair, with one rule: what leaves by :class:`Outgoing` must be all that :class:`Open` with
+``incoming`` needs elsewhere (so the image bundle goes in front of the migration stream).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -149,9 +154,11 @@ def opened(
     Raises:
         VmError, AttestationError: it is refused, for this reason.
     """
-    found = evidence.check(evidence.decode(message.evidence), nonce, operation, vmid, message.content, decode_policy(policy), at)
+    found = evidence.check(evidence.decode(message.evidence), nonce, operation, vmid, message.content, _policy(policy), at)
     return wire.decode(message.content, kind), found
 
+
+_policy = lru_cache(maxsize=64)(decode_policy)
 
 REFUSED: Final = (VmError, AttestationError)
 
@@ -288,7 +295,19 @@ Event: TypeAlias = (
     Recovered | Received | Tick | Data | DataEnd | Fetched | Booted | Loaded | Resumed | Failed | Scrubbed | ScrubFailed | Gone
 )
 TcomEvent: TypeAlias = (
-    Received | TimedOut | Settle | Abandon | Data | DataEnd | Fetched | Booted | Loaded | Resumed | Failed | Scrubbed | ScrubFailed
+    Received
+    | TimedOut
+    | Settle
+    | Abandon
+    | Data
+    | DataEnd
+    | Fetched
+    | Booted
+    | Loaded
+    | Resumed
+    | Failed
+    | Scrubbed
+    | ScrubFailed
 )
 
 
@@ -366,7 +385,9 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Take what will be fed: an image for :class:`Boot` (kept in memory), or (``incoming``) the state of a VM, loaded as it comes."""
+    """Take what will be fed: an image for :class:`Boot` (kept in memory), or (``incoming``) the state of a VM, loaded as it
+    comes.
+    """
 
     session: bytes
     vmid: bytes

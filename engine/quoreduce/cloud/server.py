@@ -19,10 +19,10 @@ terminated  it was ended, and all of it overwritten                             
 lost        the guest was gone without an order                                  none                    -
 =========== ==================================================================== ======================= =====================
 
-What keeps a VM in one place: a server's record leaves ``running`` only by its owner's order; ``released`` becomes ``running`` only on
-the destination's attested ``aborted`` or the owner's abandon; ``aborted`` and ``moved`` never become anything but by a new order.
-What keeps orders from being used twice: each has a number, none is taken that is not above all that the record has seen, and a
-record's number never falls. One session for a VM at a time.
+What keeps a VM in one place: a server's record leaves ``running`` only by its owner's order; ``released`` becomes ``running``
+only on the destination's attested ``aborted`` or the owner's abandon; ``aborted`` and ``moved`` never become anything but by a
+new order. What keeps orders from being used twice: each has a number, none is taken that is not above all that the record has
+seen, and a record's number never falls. One session for a VM at a time.
 """
 
 from __future__ import annotations
@@ -197,7 +197,12 @@ class Server:
             raise VmError("the order names no other server as the destination")
         decode_policy(order.policy)
         leaving = record.with_(
-            phase="leaving", number=order.number, order=job.session, nonce=order.nonce, peer=order.destination, policy=order.policy
+            phase="leaving",
+            number=order.number,
+            order=job.session,
+            nonce=order.nonce,
+            peer=order.destination,
+            policy=order.policy,
         )
         out = MigrateOut(leaving, self.identity, self._random)
         return self._start(job, out, out.begin(job.signed))
@@ -265,7 +270,9 @@ class Server:
         return [*again, *commands, *self._pass(record.order, Abandon(job))]
 
     def _again(self, record: Record) -> list[Command]:
-        """Go on with what is not over, and is under way no more: ask the destination once more, resume what could not be resumed."""
+        """Go on with what is not over, and is under way no more: ask the destination once more, resume what could not be
+        resumed.
+        """
         if record.phase == "running":
             self._clearing[record.order] = record
             return [Resume(record.order, record.vmid)]
@@ -317,7 +324,9 @@ class Server:
         return commands
 
     def _busy(self, vmid: bytes) -> bool:
-        return any(one.vmid == vmid for one in self._sessions.values()) or any(one.vmid == vmid for one in self._clearing.values())
+        return any(one.vmid == vmid for one in self._sessions.values()) or any(
+            one.vmid == vmid for one in self._clearing.values()
+        )
 
     def _time(self) -> datetime:
         assert self._now is not None, "a server is told the time before anything else"
@@ -371,16 +380,16 @@ class Server:
                 return self._carry([record.with_(phase="terminated", report=event.report).persist()])
             case "ending", ScrubFailed():
                 return [*failed]
-            case ("launching" | "arriving" | "prepared" | "resuming"), _ if ended:
+            case (("launching" | "arriving" | "prepared" | "resuming"), _) if ended:
                 return [*self._carry([record.with_(phase="aborted").persist()]), *failed]
             case "resuming", Resumed():
                 return self._carry([record.with_(phase="running").persist()])
             case "resuming", Failed():
                 self._clearing[record.order] = record
                 return [Destroy(record.order, record.vmid)]
-            case ("running" | "leaving"), Failed():
+            case (("running" | "leaving"), Failed()):
                 return [Note(record.vmid, f"the VM could not be resumed: {event.reason}"), *self._missed(record.vmid)]
-            case ("running" | "leaving"), Resumed():
+            case (("running" | "leaving"), Resumed()):
                 return self._missed(record.vmid)
         self._clearing[record.order] = record  # none of this was asked for
         return [Note(record.vmid, f"ignored after a crash: {type(event).__name__}")]

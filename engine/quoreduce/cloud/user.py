@@ -56,6 +56,8 @@ from quoreduce.trust.policy import decode_policy
 PATIENCE: Final = timedelta(seconds=120)  # without news of an order; then it is settled
 RESOLVING: Final = timedelta(seconds=60)  # for servers to answer where the VM is
 ASK_AGAIN: Final = timedelta(seconds=3)
+LOOK: Final = timedelta(seconds=30)  # between looks at whether an order goes on
+LONG: Final = timedelta(hours=1)  # for an order that goes on all the time
 VMS_MAX: Final = 4096
 RESTORED: Final = 3  # what a restore adds to the sequence: above what a migration and its abandon could have made of it
 
@@ -63,6 +65,18 @@ UserPhase = Literal[
     "idle", "launching", "restoring", "running", "migrating", "abandoning", "backing up", "terminating", "terminated", "lost"
 ]
 UNFINISHED: Final = frozenset({"launching", "restoring", "migrating", "abandoning", "backing up", "terminating"})
+GOING_ON: Final[dict[UserPhase, frozenset[str]]] = {  # what a server's phase is while an order goes on
+    "idle": frozenset(),
+    "launching": frozenset({"launching"}),
+    "restoring": frozenset({"launching"}),
+    "running": frozenset(),
+    "migrating": frozenset({"leaving", "arriving", "prepared", "resuming"}),
+    "abandoning": frozenset(),
+    "backing up": frozenset({"running"}),
+    "terminating": frozenset({"ending"}),
+    "terminated": frozenset(),
+    "lost": frozenset(),
+}
 NOWHERE: Final = frozenset({"idle", "terminated", "lost"})
 
 
@@ -186,6 +200,8 @@ class _Active:
     settles: dict[str, tuple[wire.Signed, bytes]] = field(default_factory=dict)  # server -> order to settle, and its digest
     queries: dict[bytes, str] = field(default_factory=dict)  # nonce -> server
     heard: dict[str, str] = field(default_factory=dict)  # server -> phase
+    quiet: bool = False  # the questions are not the user's: is it still going on?
+    begun: datetime | None = None
 
 
 class User:
@@ -305,7 +321,7 @@ class User:
         order = wire.Order(operation, vm.vmid, vm.sequence, number, nonce, server, destination, policy, counter, about)
         signed = wire.sign(self._sign, self._public, order)
         vm = vm.with_(phase=phase, number=number, order=wire.digest(signed.body), nonce=nonce, about=about, given=False)
-        self._active[vm.vmid] = _Active(at, at)
+        self._active[vm.vmid] = _Active(at, at, begun=at)
         return [self._keep(vm), Send(server, signed)]
 
     # Answers
@@ -332,7 +348,8 @@ class User:
             return [Tell(vm.vmid if vm else bytes(16), f"refused: {one_line(error)}")]
 
     def _offer(self, vm: Vm, message: wire.Attested, at: datetime) -> list[UserCommand]:
-        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once; if not, this order has come to nothing."""
+        """A TCOM is ready: if all of its evidence holds, seal the VM's key to it, once; if not, this order has come to nothing.
+        """
         active = self._active.get(vm.vmid)
         if vm.phase not in ("launching", "restoring") or vm.given or active is None:
             return []
@@ -439,6 +456,7 @@ class User:
         if not servers:
             return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {_hint(vm)}", "done")]
         active = self._active.setdefault(vm.vmid, _Active(at, at))
+        active.quiet = False
         return self._query(vm, active, servers)
 
     def _query(self, vm: Vm, active: _Active, servers: Iterable[str]) -> list[UserCommand]:
@@ -481,7 +499,10 @@ class User:
         active.heard[server] = status.phase
         if not active.resolving:
             active.queries.pop(said.nonce, None)
-            return self._asked(vm, active, server, status, found)
+            goes_on = status.order == vm.order and status.phase in GOING_ON[vm.phase]
+            if goes_on and active.begun is not None and at - active.begun < LONG:
+                active.since = at
+            return [] if active.quiet else self._asked(vm, active, server, status, found)
         if status.number < vm.number:
             return []  # the order to settle is still on its way
         return self._judge(vm, server, status)
@@ -498,21 +519,25 @@ class User:
         """What a server says after it was told to settle; nothing, if that decides nothing yet."""
         failed = "failed" if vm.phase in UNFINISHED else "done"
         match vm.phase, status.phase:
-            case ("launching" | "restoring"), "running" if status.order == vm.order:
+            case (("launching" | "restoring"), "running") if status.order == vm.order:
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]}", "done")
-            case ("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released"):
+            case (("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released")):
                 return self._nowhere(vm, "idle", f"{vm.name} was not started on server {server[:12]}, and will not be")
             case _, "lost":
-                return self._nowhere(vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there")
-            case ("migrating" | "abandoning"), "running" if server == vm.peer and status.sequence > vm.sequence:
+                return self._nowhere(
+                    vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there"
+                )
+            case (("migrating" | "abandoning"), "running") if server == vm.peer and status.sequence > vm.sequence:
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]} now", "done")
-            case ("migrating" | "abandoning"), "running" if server == vm.server:
+            case (("migrating" | "abandoning"), "running") if server == vm.server:
                 moved = vm.phase == "migrating"
-                text = f"runs on server {server[:12]}" + (" as before; this order is used up, migrate it anew" if moved else " again")
+                text = f"runs on server {server[:12]}" + (
+                    " as before; this order is used up, migrate it anew" if moved else " again"
+                )
                 return self._at(vm, server, status.sequence, text, "failed" if moved else "done")
-            case ("migrating" | "abandoning"), "moved" if server == vm.server:
+            case (("migrating" | "abandoning"), "moved") if server == vm.server:
                 return self._at(vm, vm.peer, vm.sequence + 1, f"runs on server {vm.peer[:12]} now", "done")
-            case ("running" | "backing up" | "terminating"), "running":
+            case (("running" | "backing up" | "terminating"), "running"):
                 text = "" if failed == "done" else f"; the {_NOUNS[vm.phase]} was not done, order it anew"
                 return self._at(vm, server, status.sequence, f"runs on server {server[:12]}{text}", failed)
             case "terminating", "terminated":
@@ -549,6 +574,9 @@ class User:
                     commands += self._query(vm, active, _places(vm))
             elif now - active.since >= PATIENCE:
                 commands += [Tell(vmid, "no answer: finding out where it is"), *self._resolve(vm, now)]
+            elif now - active.asked >= LOOK:
+                active.asked, active.quiet = now, True
+                commands += self._query(vm, active, _places(vm))
         return commands
 
     def _of(self, order: bytes) -> Vm | None:
@@ -589,9 +617,9 @@ def _how_to_resume(vm: Vm, heard: dict[str, str]) -> str:
     said = "; ".join(f"server {server[:12]} says {phase}" for server, phase in heard.items()) or "no server answers"
     if vm.phase in ("migrating", "abandoning"):
         return (
-            f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter: resolve it"
-            f" when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is, declare it lost"
-            " and restore it"
+            f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter:"
+            f" resolve it when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is,"
+            " declare it lost and restore it"
         )
     where = " or ".join(server[:12] for server in _places(vm))
     return f"{vm.name}: {said}. Resolve it when server {where} answers; if that is gone for good, declare it lost and restore it"

@@ -6,8 +6,8 @@ Phases, and what holds in each:
 ``resuming``   all is written; nobody has the key yet but this TCOM.
 ``over``       the VM runs; the receipt has K_B and the manifest's digest, sealed to the owner (HPKE); K_B is forgotten.
 
-A crash or a failure leaves the VM ``running`` (it is resumed in any case) and a blob that nobody can read. The counter of an order
-that failed is not used again; the owner keeps the newest.
+A crash or a failure leaves the VM ``running`` (it is resumed in any case) and a blob that nobody can read. The counter of an
+order that failed is not used again; the owner keeps the newest.
 """
 
 from __future__ import annotations

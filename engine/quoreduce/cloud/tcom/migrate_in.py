@@ -3,16 +3,16 @@
 Phases, and what holds in each:
 
 ``offered``    the order is used up (record ``arriving``); the TCOM's key is attested for the order and the source's nonce.
-``filling``    the source is the server that the order names, in an environment of the owner's policy; what comes is verified chunk by
-               chunk; nothing runs.
+``filling``    the source is the server that the order names, in an environment of the owner's policy; what comes is verified
+               chunk by chunk; nothing runs.
 ``prepared``   all has come, whole; the guest is complete and paused; the record says so before the source hears of it.
 ``resuming``   the source has let go (Commit). The record says so before the guest is resumed.
 ``running``    the guest runs, the record says so, and then the receipt does.
-``ending``     it failed, at any time before ``running``: the guest is destroyed first, then the record says ``aborted``, for good.
+``ending``     it failed, at any time before ``running``: the guest is destroyed, then the record says ``aborted``, for good.
 
 The decision is here alone: the source resumes only if it hears, attested, of ``aborted``; and that is said only when the guest is
-gone and never will run. After a crash ``arriving`` and ``prepared`` become ``aborted`` (the session's keys are lost); ``resuming``
-goes on if the guest is there.
+gone and never will run. After a crash ``arriving`` and ``prepared`` become ``aborted`` (the session's keys are
+lost); ``resuming`` goes on if the guest is there.
 """
 
 from __future__ import annotations

@@ -2,17 +2,19 @@
 
 Phases, and what holds in each:
 
-``greeting``   the order is used up (record ``leaving``); the VM runs; the destination has to attest itself for this order and nonce.
+``greeting``   the order is used up (record ``leaving``); the VM runs; the destination has to attest itself for this order and
+               nonce.
 ``streaming``  the destination is the server that the order names, in an environment of the owner's policy; it alone can read the
                key K_S. The VM may be paused. Whatever fails up to here: the record says ``running``, the VM is resumed, and this
                order can never be used again.
 ``released``   the destination holds all of it, verified and paused, and the record says so *before* Commit leaves. From here the
                destination decides; this side asks, and never resumes on its own.
 ``ending``     the destination has attested that it runs the VM: only now is the copy here destroyed and scrubbed; then ``moved``.
-``resuming``   the destination has attested that it never will (``aborted``), or the owner has declared it gone (abandon): the VM runs
-               here again. After an abandon its sequence is above the one that the destination would have had.
+``resuming``   the destination has attested that it never will (``aborted``), or the owner has declared it gone (abandon): the VM
+               runs here again. After an abandon its sequence is above the one that the destination would have had.
 
-After a crash ``leaving`` becomes ``running``, and ``released`` goes on asking: for that a record is enough (:meth:`MigrateOut.again`).
+After a crash ``leaving`` becomes ``running``, and ``released`` goes on asking: for that a record is enough
+(:meth:`MigrateOut.again`).
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ RAN: Final = frozenset({"running", "leaving", "released", "moved", "ending", "te
 
 
 class MigrateOut:
-    """One migration away; ``step`` until it has given :class:`EndTcom`. The record is that of the order, ``leaving`` or ``released``."""
+    """One migration away; ``step`` until it has given :class:`EndTcom`. The record is that of the order, ``leaving`` or
+    ``released``.
+    """
 
     def __init__(self, record: Record, me: str, random: Callable[[int], bytes]) -> None:
         self._record, self._me, self._random, self._session = record, me, random, record.order
@@ -115,13 +119,13 @@ class MigrateOut:
                 return self._ask()
             case Abandon(), "released":
                 return self._abandon(event)
-            case (Scrubbed() | ScrubFailed()), "ending":
+            case ((Scrubbed() | ScrubFailed()), "ending"):
                 return self._scrubbed(event)
             case Resumed(), "resuming":
                 return self._over(False, self._reason, "running")
             case Failed(), "resuming":
                 return self._over(False, f"{self._reason}; and the VM could not be resumed: {event.reason}", "running")
-            case (Failed() | TimedOut() | Settle()), ("greeting" | "streaming" | "sent"):
+            case ((Failed() | TimedOut() | Settle()), ("greeting" | "streaming" | "sent")):
                 return self._resume(_why(event))
         return [Note(self._record.vmid, f"ignored in migrate_out, {self._state}: {type(event).__name__}")]
 
@@ -198,7 +202,11 @@ class MigrateOut:
         receipt, found = opened(message, wire.Receipt, self._session, "migrate_in", record.vmid, record.policy, at)
         self._expect_peer(found.server)
         again = self._state == "released" and self._commit is None  # n_S was lost with an earlier life; the order is not
-        if receipt.order != self._session or receipt.sequence != record.sequence + 1 or not (again or receipt.nonce == self._nonce):
+        if (
+            receipt.order != self._session
+            or receipt.sequence != record.sequence + 1
+            or not (again or receipt.nonce == self._nonce)
+        ):
             raise VmError("the receipt is for another session")
         return receipt
 
