@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     suspects.add_argument("arguments", nargs="*")
     chaos = commands.add_parser("chaos", add_help=False, prefix_chars="\0", help="jobs under load while machines, disks and networks fail: a table of what came of it")
     chaos.add_argument("arguments", nargs="*")
+    vm = commands.add_parser("vm", add_help=False, prefix_chars="\0", help="trusted VM operations: launch, migrate, back up, terminate; the attack; a demo")
+    vm.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -440,6 +442,12 @@ def _suspects(a: argparse.Namespace) -> int:
     return suspects(a.arguments)
 
 
+def _vm(a: argparse.Namespace) -> int:
+    from quoreduce.report.vm import main as vm
+
+    return vm(a.arguments)
+
+
 def _chaos(a: argparse.Namespace) -> int:
     from quoreduce.report.chaos import main as chaos
 
@@ -454,7 +462,7 @@ def _doctor(a: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "stream": _stream, "resume": _resume, "check": _check, "verify": _verify, "validate": _validate, "generate": _generate, "demo": _demo,
-    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "suspects": _suspects, "chaos": _chaos, "doctor": _doctor,
+    "gridmix": _gridmix, "attest": _attest, "simulate": _simulate, "suspects": _suspects, "chaos": _chaos, "vm": _vm, "doctor": _doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -152,3 +152,29 @@ def test_a_crash_at_any_step_leaves_the_vm_in_one_place(golden: Callable[[str, s
 def test_the_table_in_the_docs_is_that_of_the_test() -> None:
     root = Path(__file__).parents[2]
     assert (root / "tests/golden/vm/crashes.md").read_text() in (root / "docs/vm-protocols.md").read_text()
+
+
+def test_an_order_that_goes_on_is_waited_for_and_one_that_does_not_is_settled() -> None:
+    """A big VM takes its time; a server that is silent does not get it."""
+    world = World(3, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    world.wish("migrate", to="B")
+    while not any("A: Outgoing" in line for line in world.lines or ()):
+        world.deliver(world.letters.pop(0))
+    for _ in range(8):  # 4 minutes in which the stream goes on, slowly
+        world.tick(30)
+        world.hosts["A"].core._sessions[next(iter(world.hosts["A"].core._sessions))].since = world.now
+        world.hosts["B"].core._sessions[next(iter(world.hosts["B"].core._sessions))].since = world.now
+        for letter in [one for one in world.letters if one.what.startswith("Status")]:
+            world.letters.remove(letter)
+            world.deliver(letter)
+        for letter in [one for one in world.letters if one.what.startswith("Status")]:
+            world.letters.remove(letter)
+            world.deliver(letter)
+    assert not any("settle" in line for line in world.lines or ())
+    world.letters.clear()
+    for _ in range(5):
+        world.tick(30)
+        world.letters.clear()
+    assert any("settle" in line for line in world.lines or ())

@@ -56,6 +56,8 @@ from quoreduce.trust.policy import decode_policy
 PATIENCE: Final = timedelta(seconds=120)  # without news of an order; then it is settled
 RESOLVING: Final = timedelta(seconds=60)  # for servers to answer where the VM is
 ASK_AGAIN: Final = timedelta(seconds=3)
+LOOK: Final = timedelta(seconds=30)  # between looks at whether an order goes on
+LONG: Final = timedelta(hours=1)  # for an order that goes on all the time
 VMS_MAX: Final = 4096
 RESTORED: Final = 3  # what a restore adds to the sequence: above what a migration and its abandon could have made of it
 
@@ -63,6 +65,18 @@ UserPhase = Literal[
     "idle", "launching", "restoring", "running", "migrating", "abandoning", "backing up", "terminating", "terminated", "lost"
 ]
 UNFINISHED: Final = frozenset({"launching", "restoring", "migrating", "abandoning", "backing up", "terminating"})
+GOING_ON: Final[dict[UserPhase, frozenset[str]]] = {  # what a server's phase is while an order goes on
+    "idle": frozenset(),
+    "launching": frozenset({"launching"}),
+    "restoring": frozenset({"launching"}),
+    "running": frozenset(),
+    "migrating": frozenset({"leaving", "arriving", "prepared", "resuming"}),
+    "abandoning": frozenset(),
+    "backing up": frozenset({"running"}),
+    "terminating": frozenset({"ending"}),
+    "terminated": frozenset(),
+    "lost": frozenset(),
+}
 NOWHERE: Final = frozenset({"idle", "terminated", "lost"})
 
 
@@ -186,6 +200,8 @@ class _Active:
     settles: dict[str, tuple[wire.Signed, bytes]] = field(default_factory=dict)  # server -> order to settle, and its digest
     queries: dict[bytes, str] = field(default_factory=dict)  # nonce -> server
     heard: dict[str, str] = field(default_factory=dict)  # server -> phase
+    quiet: bool = False  # the questions are not the user's: is it still going on?
+    begun: datetime | None = None
 
 
 class User:
@@ -305,7 +321,7 @@ class User:
         order = wire.Order(operation, vm.vmid, vm.sequence, number, nonce, server, destination, policy, counter, about)
         signed = wire.sign(self._sign, self._public, order)
         vm = vm.with_(phase=phase, number=number, order=wire.digest(signed.body), nonce=nonce, about=about, given=False)
-        self._active[vm.vmid] = _Active(at, at)
+        self._active[vm.vmid] = _Active(at, at, begun=at)
         return [self._keep(vm), Send(server, signed)]
 
     # Answers
@@ -440,6 +456,7 @@ class User:
         if not servers:
             return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {_hint(vm)}", "done")]
         active = self._active.setdefault(vm.vmid, _Active(at, at))
+        active.quiet = False
         return self._query(vm, active, servers)
 
     def _query(self, vm: Vm, active: _Active, servers: Iterable[str]) -> list[UserCommand]:
@@ -482,7 +499,10 @@ class User:
         active.heard[server] = status.phase
         if not active.resolving:
             active.queries.pop(said.nonce, None)
-            return self._asked(vm, active, server, status, found)
+            goes_on = status.order == vm.order and status.phase in GOING_ON[vm.phase]
+            if goes_on and active.begun is not None and at - active.begun < LONG:
+                active.since = at
+            return [] if active.quiet else self._asked(vm, active, server, status, found)
         if status.number < vm.number:
             return []  # the order to settle is still on its way
         return self._judge(vm, server, status)
@@ -554,6 +574,9 @@ class User:
                     commands += self._query(vm, active, _places(vm))
             elif now - active.since >= PATIENCE:
                 commands += [Tell(vmid, "no answer: finding out where it is"), *self._resolve(vm, now)]
+            elif now - active.asked >= LOOK:
+                active.asked, active.quiet = now, True
+                commands += self._query(vm, active, _places(vm))
         return commands
 
     def _of(self, order: bytes) -> Vm | None:

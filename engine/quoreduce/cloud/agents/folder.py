@@ -1,0 +1,121 @@
+"""A state folder of an agent: for its owner only (mode 0700), one process at a time; what was written is on disk, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from quoreduce.errors import InputError, OutputError, VmError
+
+RECORD_BYTES_MAX: Final = 16 << 20
+_PAUSE_S: Final = 0.02
+_LOCK: Final = "lock"
+
+
+def user_folder(name: str | None = None) -> Path:
+    """The user agent's folder: ``name``, else QUOREDUCE_VM, else ``~/.local/state/quoreduce/vm``."""
+    given = name or os.environ.get("QUOREDUCE_VM")
+    if given:
+        return Path(given).expanduser().resolve()
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "quoreduce", "vm")
+
+
+class StateFolder:
+    """A folder that this process holds the lock of until :meth:`close` (or its end).
+
+    Args:
+        path: made if it is missing. wait_s: for another process to let go of it.
+
+    Raises:
+        OutputError: it cannot be made or written. VmError: another process holds it.
+    """
+
+    def __init__(self, path: Path, wait_s: float = 0.0) -> None:
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OutputError(f"cannot use the folder {path}: {error.strerror}; choose another one") from error
+        limit = time.monotonic() + wait_s
+        while not self._taken():
+            if time.monotonic() >= limit:
+                os.close(self._lock)
+                raise VmError(f"the folder {path} is in use by another process: wait until it ends, or choose another folder")
+            time.sleep(_PAUSE_S)
+
+    def __enter__(self) -> StateFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder; may be called again."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under this name, or None; InputError if it cannot be read."""
+        try:
+            with (self.path / name).open("rb") as file:
+                raw = file.read(RECORD_BYTES_MAX + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"cannot read {self.path / name}: {error.strerror}") from error
+        if len(raw) > RECORD_BYTES_MAX:
+            raise InputError(f"{self.path / name} has more than {RECORD_BYTES_MAX} bytes: no record of ours")
+        return raw
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a record (mode 0600): when this returns it is on disk; if it does not, the old one is. OutputError."""
+        path = self.path / name
+        new = path.with_name(path.name + ".new")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {path}: {error.strerror}; make space, or let it be written") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a record, if it is there. OutputError."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+            _sync_folder((self.path / name).parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"cannot remove {self.path / name}: {error.strerror}") from error
+
+    def names(self, folder: str) -> list[str]:
+        """The names (``folder/...``) of the records there, sorted; one that was being written is none."""
+        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob("*")) if path.suffix != ".new"]
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

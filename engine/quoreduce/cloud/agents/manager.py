@@ -1,0 +1,309 @@
+"""The cloud management agent as a process: it passes letters on and stores blobs. NOT trusted: nothing here protects anybody.
+
+An insider may sit at it, read all that goes through (``record``), alter it, and send QMP commands to the VMs' brokers
+(:class:`~quoreduce.cloud.agents.post.Console`). What he gains is delay.
+
+Each connection has a thread. Whoever sends to an agent that does not read waits, and so does whoever sends to him: that is the
+backpressure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock, Thread
+from typing import BinaryIO, Final
+
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, Listener
+from quoreduce.cloud.agents.post import (
+    BODY_BYTES_MAX,
+    NAMES_MAX,
+    Console,
+    Enter,
+    Entered,
+    Get,
+    Letter,
+    Lost,
+    Names,
+    Part,
+    Post,
+    Put,
+    Reply,
+    Stored,
+    Who,
+    decode,
+    encode,
+)
+from quoreduce.errors import OutputError, VmError, one_line
+
+BLOB_BYTES_MAX: Final = 64 << 30
+_SIZE: Final = struct.Struct(">I")
+
+
+class Store:
+    """Blobs as files of a folder, each part behind its length (u32, big-endian); a blob is visible when it is whole.
+
+    Errors: VmError, for what cannot be stored or is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left in folder.glob(".*.new"):
+                left.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot use {folder} as a store: {error.strerror}; choose another folder with --store") from error
+        self.folder = folder
+
+    def writer(self, blob: str, owner: str) -> BlobWriter:
+        """Begin a blob; it replaces one of its name when it is whole."""
+        return BlobWriter(self.folder / f".{blob}.{owner}.new", self.folder / blob)
+
+    def parts(self, blob: str) -> Iterator[tuple[bytes, bool]]:
+        """Give the parts of a blob, and whether it is the last one."""
+        try:
+            with (self.folder / blob).open("rb") as file:
+                left = os.fstat(file.fileno()).st_size
+                while left:
+                    (size,) = _SIZE.unpack(file.read(_SIZE.size))
+                    left -= _SIZE.size + size
+                    if size > BODY_BYTES_MAX or left < 0:
+                        raise VmError(f"the stored blob {blob} is broken")
+                    yield file.read(size), not left
+        except FileNotFoundError as error:
+            raise VmError(f"there is no stored blob {blob}") from error
+        except (OSError, struct.error) as error:
+            raise VmError(f"the stored blob {blob} cannot be read: {error}") from error
+
+
+class BlobWriter:
+    """A blob in the making."""
+
+    def __init__(self, new: Path, final: Path) -> None:
+        self._new, self._final = new, final
+        self._next = self._bytes = 0
+        try:
+            self._file: BinaryIO = new.open("wb")
+        except OSError as error:
+            raise VmError(f"cannot store {final.name}: {error.strerror}") from error
+
+    def write(self, number: int, body: bytes, final: bool) -> None:
+        """Add the next part; after the final one it is on disk and visible. VmError: out of order, too big, the disk is full."""
+        self._bytes += len(body)
+        if number != self._next or self._bytes > BLOB_BYTES_MAX:
+            why = f"part {number} in the place of {self._next}, or over {BLOB_BYTES_MAX} bytes"
+            raise VmError(f"cannot store {self._final.name}: {why}")
+        self._next += 1
+        try:
+            self._file.write(_SIZE.pack(len(body)) + body)
+            if final:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._new.replace(self._final)
+        except OSError as error:
+            raise VmError(f"cannot store {self._final.name}: {error.strerror}; make space in the manager's --store") from error
+
+    def drop(self) -> None:
+        """Give the blob up, unless it is visible already."""
+        with contextlib.suppress(OSError):  # what could not be written before cannot be flushed now
+            self._file.close()
+        self._new.unlink(missing_ok=True)
+
+
+class Manager:
+    """The relay. :meth:`serve` runs until :meth:`close`.
+
+    Args:
+        address: where agents connect.
+        store: folder of the stored blobs.
+        record: file to which every frame that comes in is appended, as it comes, whole; None for none.
+    """
+
+    def __init__(self, address: Address, store: Path, record: Path | None = None) -> None:
+        self._store = Store(store)
+        self._record = _open_record(record)
+        self._agents: dict[str, _Agent] = {}
+        self._lock = Lock()
+        self._listener = Listener(address)
+
+    def serve(self) -> None:
+        """Accept agents until it is closed."""
+        for channel in self._listener.accept():
+            if len(self._agents) >= NAMES_MAX:
+                channel.close()
+                continue
+            Thread(target=_Agent(self, channel).run, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening, and close all channels; may be called again."""
+        self._listener.close()
+        with self._lock:
+            agents = list(self._agents.values())
+        for agent in agents:
+            agent.channel.close()
+        if self._record is not None:
+            with self._lock:
+                self._record.close()
+                self._record = None
+
+    def noted(self, frame: bytes) -> None:
+        """Record a frame."""
+        with self._lock:
+            if self._record is not None:
+                self._record.write(frame)
+
+    def enter(self, enter: Enter, agent: _Agent) -> str:
+        """Give an agent its name; return the reason why not, or nothing."""
+        with self._lock:
+            if enter.name in self._agents:
+                return f"the name {enter.name} is in use"
+            self._agents[enter.name] = agent
+            return ""
+
+    def leave(self, agent: _Agent) -> None:
+        """Forget an agent."""
+        with self._lock:
+            for name in [name for name, one in self._agents.items() if one is agent]:
+                del self._agents[name]
+
+    def servers(self) -> dict[str, str]:
+        """What the servers call themselves, by name."""
+        with self._lock:
+            return {name: agent.server for name, agent in sorted(self._agents.items()) if agent.server}
+
+    def agent(self, name: str) -> _Agent | None:
+        """The agent of this name, or of this server's identity."""
+        with self._lock:
+            found = self._agents.get(name)
+            return found or next((one for one in self._agents.values() if one.server and one.server == name), None)
+
+    def passes(self, message: Letter | Console) -> bool:
+        """Whether a message is passed on; an insider may think otherwise."""
+        return True
+
+    @property
+    def store(self) -> Store:
+        """The stored blobs."""
+        return self._store
+
+
+class _Agent:
+    """A connected agent, and the thread that serves it."""
+
+    def __init__(self, manager: Manager, channel: Channel) -> None:
+        self._manager, self.channel = manager, channel
+        self.name = self.server = ""
+        self._blobs: dict[str, BlobWriter] = {}
+
+    def run(self) -> None:
+        try:
+            if self._enter():
+                while (frame := self.channel.receive()) is not None:
+                    self._manager.noted(frame)
+                    self._handle(decode(frame))
+        except VmError:
+            pass  # it is gone, or spoke nonsense: its connection is all that it loses
+        finally:
+            self._manager.leave(self)
+            self.channel.close()
+            for blob in self._blobs.values():
+                blob.drop()
+
+    def _enter(self) -> bool:
+        frame = self.channel.receive(timeout_s=10)
+        message = decode(frame) if frame is not None else None
+        if not isinstance(message, Enter):
+            return False
+        self.name, self.server = message.name, message.server
+        reason = self._manager.enter(message, self)
+        self._say(Entered(reason))
+        return not reason
+
+    def _say(self, message: Post) -> None:
+        self.channel.send(encode(message))
+
+    def _handle(self, message: Post) -> None:
+        if isinstance(message, Letter | Console):
+            self._pass_on(message)
+        elif isinstance(message, Reply):
+            if (agent := self._manager.agent(message.to)) is not None:
+                _try(agent, message)
+        elif isinstance(message, Who):
+            self._say(Names(self._manager.servers()))
+        elif isinstance(message, Put):
+            self._put(message)
+        elif isinstance(message, Get):
+            self._get(message)
+        else:
+            raise VmError(f"a manager is not sent {type(message).__name__}")
+
+    def _pass_on(self, message: Letter | Console) -> None:
+        agent = self._manager.agent(message.to)
+        if isinstance(message, Letter):
+            message = Letter(self.name, message.to, message.body)
+        else:
+            message = Console(self.name, message.to, message.vm, message.line)
+        if not self._manager.passes(message):
+            return
+        if agent is None or not _try(agent, message):
+            self._say(Lost(message.to, f"nobody called {message.to} is connected to the manager"))
+
+    def _put(self, put: Put) -> None:
+        """Store a part. After a failure the rest of the blob is passed over, and its sender told once."""
+        if put.number == 0:
+            if (old := self._blobs.pop(put.blob, None)) is not None:
+                old.drop()
+            with self._told(put.blob):
+                self._blobs[put.blob] = self._manager.store.writer(put.blob, self.name)
+        writer = self._blobs.get(put.blob)
+        if writer is None:
+            return
+        with self._told(put.blob):
+            writer.write(put.number, put.body, put.final)
+            if put.final:
+                del self._blobs[put.blob]
+                self._say(Stored(put.blob))
+
+    @contextlib.contextmanager
+    def _told(self, blob: str) -> Iterator[None]:
+        try:
+            yield
+        except ChannelClosed:
+            raise
+        except VmError as error:
+            if (writer := self._blobs.pop(blob, None)) is not None:
+                writer.drop()
+            self._say(Stored(blob, one_line(error)[:500]))
+
+    def _get(self, get: Get) -> None:
+        number = 0
+        try:
+            for body, final in self._manager.store.parts(get.blob):
+                self._say(Part(get.ticket, number, body, final))
+                number += 1
+        except ChannelClosed:
+            raise
+        except VmError as error:
+            self._say(Part(get.ticket, number, b"", True, one_line(error)[:500]))
+
+
+def _try(agent: _Agent, message: Post) -> bool:
+    """Send; False if the agent is gone."""
+    try:
+        agent.channel.send(encode(message))
+    except ChannelClosed:
+        return False
+    return True
+
+
+def _open_record(path: Path | None) -> BinaryIO | None:
+    if path is None:
+        return None
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,402 @@
+"""The VMs of a server, each in a *seat*: a private folder in memory, and a thread that does what blocks, for this VM alone.
+
+Commands of :mod:`quoreduce.cloud.ports` go in, events come out (:data:`Report`). A state that leaves is, in plaintext::
+
+    u32 length of the image (big-endian)   image   what Guest.outgoing gives: RAM, devices, vTPM, disk
+
+The image lies in the seat's folder too, since a guest can only be loaded with what it was booted from; it is scrubbed with the
+rest.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from quoreduce.cloud import ports
+from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.wire import CHUNK_BYTES
+from quoreduce.errors import QuoreduceError, VmError, one_line
+
+if TYPE_CHECKING:
+    from quoreduce.cloud.broker import Rules
+    from quoreduce.cloud.hypervisor import Guest
+    from quoreduce.cloud.scrub import ScrubReport
+    from quoreduce.cloud.state import Feeder
+
+IMAGE: Final = "image"
+READY: Final = r"GUEST-READY"  # what a guest prints when it is up
+BOOT_S: Final = 50.0  # under the server core's patience with a session
+TICKET_PAUSE_S: Final = 0.2
+FED_MAX: Final = 24 << 20  # bytes of Feed that wait; then :meth:`Seats.full`
+_SIZE: Final = struct.Struct(">I")
+Task: TypeAlias = ports.Open | ports.Feed | ports.FeedEnd | ports.Boot | ports.Outgoing | ports.Resume | ports.Destroy
+Report = Callable[[ports.Event], None]
+Ticket = Callable[[], None]
+
+
+class Outlet(Protocol):
+    """Where the parts of a VM that leaves go."""
+
+    def ticket(self, wait_s: float) -> Ticket | None:
+        """As :meth:`quoreduce.cloud.agents.link.Link.ticket`."""
+
+    def data(self, event: ports.Data, ticket: Ticket) -> None:
+        """Take a part, and the ticket with it."""
+
+
+class Stopped(Exception):
+    """What was being done is not wanted any more."""
+
+
+@dataclass
+class _Intake:
+    """What an Open takes in: an image in memory, or the state of a VM."""
+
+    vmid: bytes
+    spec: ports.VmSpec
+    incoming: bool
+    held: bytearray = field(default_factory=bytearray)
+    feeder: Feeder | None = None
+
+
+class Seats:
+    """All VMs of a server.
+
+    Args:
+        folder: in memory, mode 0700; each VM has a folder in it.
+        hypervisor: :class:`quoreduce.cloud.hypervisor.Guest`, and ``scrub`` (:func:`quoreduce.cloud.scrub.scrub`).
+        outlet, report, say: where data, events, and lines for the log go.
+        rules: of the VMs' brokers. accel: kvm or tcg; by default what works.
+    """
+
+    def __init__(
+        self, folder: Path, hypervisor: type[Guest], scrub: Callable[[Path], ScrubReport], outlet: Outlet, report: Report,
+        say: Callable[[bytes, str], None], rules: Rules, accel: str | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.hypervisor, self.scrub = folder, hypervisor, scrub
+        self.outlet, self.report, self.say = outlet, report, say
+        self.rules, self.accel = rules, accel
+        self._seats: dict[bytes, Seat] = {}
+        self._sessions: dict[bytes, Seat] = {}
+
+    def recover(self, vmid: bytes) -> bool:
+        """Take up a guest of an earlier life of this process; return whether it is there."""
+        seat = self._seat(vmid)
+        if not seat.folder.is_dir():
+            return False
+        if seat.adopt():
+            return True
+        seat.drop_guest()  # its memory is of no use to anybody any more
+        return False
+
+    def strays(self, known: set[bytes]) -> list[str]:
+        """Scrub folders of VMs that nothing is known of; return what was done, in lines."""
+        said = []
+        for folder in sorted(self.folder.iterdir()):
+            if folder.is_dir() and not any(folder.name == vmid.hex() for vmid in known):
+                seat = Seat(self, bytes(16), folder)
+                seat.adopt()
+                seat.end_guest()
+                said.append(f"{folder.name}: no record of it: ended and scrubbed")
+        return said
+
+    def do(self, command: Task) -> None:
+        """Have a command done by its VM's thread; its events are reported from there."""
+        if isinstance(command, ports.Feed | ports.FeedEnd):
+            seat = self._sessions.get(command.session)
+        else:
+            seat = self._sessions[command.session] = self._seat(command.vmid)
+        if seat is not None:
+            seat.take(command)
+
+    def end(self, session: bytes) -> None:
+        """A session is over: what it fed and did not use is dropped, its Outgoing stops."""
+        seat = self._sessions.pop(session, None)
+        if seat is not None:
+            seat.end_session(session)
+
+    def full(self) -> bool:
+        """Whether so much waits to be fed that no more should be read."""
+        return any(seat.fed > FED_MAX for seat in list(self._seats.values()))
+
+    def gone(self) -> list[bytes]:
+        """The VMs whose guest ended by itself since the last call."""
+        return [vmid for vmid, seat in list(self._seats.items()) if seat.noticed_gone()]
+
+    def broker(self, vmid: bytes) -> Path | None:
+        """The broker's socket of a VM, if it has a guest."""
+        seat = self._seats.get(vmid)
+        guest = seat.guest if seat is not None else None
+        return guest.broker_socket if guest is not None else None
+
+    def forget(self, vmid: bytes) -> None:
+        """A VM is not here any more: its seat is free, if its thread has nothing to do."""
+        seat = self._seats.get(vmid)
+        if seat is not None and seat.idle():
+            del self._seats[vmid]
+
+    def _seat(self, vmid: bytes) -> Seat:
+        if vmid not in self._seats:
+            self._seats[vmid] = Seat(self, vmid, self.folder / vmid.hex())
+        return self._seats[vmid]
+
+
+class Seat:
+    """One VM: its folder, its guest, its thread (which lives while there is something to do)."""
+
+    def __init__(self, seats: Seats, vmid: bytes, folder: Path) -> None:
+        self._seats, self.vmid, self.folder = seats, vmid, folder
+        self.guest: Guest | None = None
+        self.fed = 0
+        self._stopped = "?"
+        self._intakes: dict[bytes, _Intake] = {}
+        self._ended: set[bytes] = set()
+        self._work: queue.Queue[Any] = queue.Queue()
+        self._lock = threading.Lock()
+        self._busy = False
+        self._stops: dict[bytes, threading.Event] = {}  # of Outgoings, by their sessions
+
+    # ---- called by the agent's thread
+
+    def adopt(self) -> bool:
+        """Take up the guest in the folder, if it lives."""
+        try:
+            self.guest = self._seats.hypervisor.adopt(self.folder, self._seats.rules)
+            self.guest.serial.close()  # QEMU serves one at a time: the console is whose the VM is
+        except VmError as error:
+            self._seats.say(self.vmid, f"no guest to take up: {error}")
+            return False
+        return True
+
+    def take(self, command: Any) -> None:
+        """Have it done."""
+        with self._lock:
+            if isinstance(command, ports.Feed):
+                self.fed += len(command.data)
+            if isinstance(command, ports.Outgoing):
+                self._stops[command.session] = threading.Event()
+            if isinstance(command, ports.Resume | ports.Destroy):
+                for stop in self._stops.values():
+                    stop.set()
+            self._work.put(command)
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._run, name=f"vm {self.vmid.hex()[:8]}", daemon=True).start()
+
+    def end_session(self, session: bytes) -> None:
+        """Nothing more is wanted of this session."""
+        with self._lock:
+            if not self._busy:
+                self._intakes.pop(session, None)
+                return
+            self._ended.add(session)
+            if session in self._stops:
+                self._stops[session].set()
+
+    def noticed_gone(self) -> bool:
+        """Whether the guest ended by itself; said once."""
+        with self._lock:
+            if self._busy or self.guest is None or self.guest.alive():
+                return False
+        self.drop_guest()  # its memory is of no use to anybody any more
+        return True
+
+    def idle(self) -> bool:
+        """Whether nothing is left to be done, and no guest is here."""
+        with self._lock:
+            return not self._busy and self.guest is None and not self._intakes
+
+    # ---- the seat's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if self._work.empty():
+                    for session in self._ended:
+                        self._intakes.pop(session, None)
+                    self._ended.clear()
+                    self._busy = False
+                    return
+                command = self._work.get()
+                if isinstance(command, ports.Feed):
+                    self.fed -= len(command.data)
+            self._carry_out(command)
+            if isinstance(command, ports.Outgoing):
+                with self._lock:
+                    del self._stops[command.session]
+
+    def _carry_out(self, command: Any) -> None:
+        if command.session in self._ended and isinstance(command, ports.Open | ports.Feed | ports.FeedEnd | ports.Outgoing):
+            return
+        try:
+            _WORK[type(command)](self, command)
+        except Stopped:
+            pass
+        except (QuoreduceError, OSError) as error:
+            if isinstance(command, ports.Feed | ports.FeedEnd):
+                self._intakes.pop(command.session, None)  # what still comes is passed over
+            kind = ports.ScrubFailed if isinstance(command, ports.Destroy) else ports.Failed
+            self._seats.report(kind(command.session, one_line(error)))
+
+    def _open(self, command: ports.Open) -> None:
+        self._intakes[command.session] = _Intake(command.vmid, command.spec, command.incoming)
+
+    def _feed(self, command: ports.Feed) -> None:
+        intake = self._intakes.get(command.session)
+        if intake is None:
+            return  # it failed before, and was reported
+        if intake.feeder is not None:
+            intake.feeder.write(command.data)
+            return
+        intake.held += command.data
+        if len(intake.held) > ports.IMAGE_BYTES_MAX + CHUNK_BYTES:
+            raise VmError(f"the image has more than {ports.IMAGE_BYTES_MAX >> 20} MiB")
+        if intake.incoming and len(intake.held) >= _SIZE.size:
+            (size,) = _SIZE.unpack_from(intake.held)
+            if size > ports.IMAGE_BYTES_MAX:
+                raise VmError(f"an image of {size} bytes, over the bound of {ports.IMAGE_BYTES_MAX}")
+            if len(intake.held) >= _SIZE.size + size:
+                self._begin_incoming(intake, size)
+
+    def _begin_incoming(self, intake: _Intake, size: int) -> None:
+        image, rest = bytes(intake.held[_SIZE.size : _SIZE.size + size]), bytes(intake.held[_SIZE.size + size :])
+        intake.held.clear()
+        self._start(intake.spec, image, incoming=True)
+        assert self.guest is not None
+        self.guest.serial.close()
+        intake.feeder = self.guest.incoming()
+        if rest:
+            intake.feeder.write(rest)
+
+    def _feed_end(self, command: ports.FeedEnd) -> None:
+        intake = self._intakes.get(command.session)
+        if intake is None or not intake.incoming:
+            return  # an image waits for its Boot
+        if intake.feeder is None:
+            raise VmError("the stream ended before the image in it did")
+        intake.feeder.finish()
+        del self._intakes[command.session]
+        self._seats.report(ports.Loaded(command.session))
+
+    def _boot(self, command: ports.Boot) -> None:
+        intake = self._intakes.pop(command.session, None)
+        if intake is None:
+            raise VmError("there is no image to boot")
+        began = time.monotonic()
+        try:
+            self._start(command.spec, bytes(intake.held), incoming=False)
+            assert self.guest is not None
+            self.guest.serial.wait(READY, BOOT_S)
+            self.guest.serial.close()  # QEMU serves one at a time: the console is whose the VM is
+        except BaseException:
+            self.drop_guest()
+            raise
+        self._say(f"booted in {time.monotonic() - began:.2f} s")
+        self._seats.report(ports.Booted(command.session))
+
+    def _start(self, spec: ports.VmSpec, image: bytes, incoming: bool) -> None:
+        bundle = Bundle.decode(image)
+        if self.guest is not None:
+            raise VmError("a guest of this VM is here already")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.guest = self._seats.hypervisor.start(
+            self.folder, spec, bundle, incoming=incoming, accel=self._seats.accel, rules=self._seats.rules
+        )
+        (self.folder / IMAGE).write_bytes(image)
+
+    def _outgoing(self, command: ports.Outgoing) -> None:
+        if self.guest is None:
+            raise VmError("the VM has no guest here")
+        if self._stops[command.session].is_set():
+            raise Stopped
+        chunker = _Chunker(self, command.session)
+        image = (self.folder / IMAGE).read_bytes()
+        chunker.write(_SIZE.pack(len(image)) + image)
+        self.guest.broker.qmp.on_event(self._heard)
+        stats = self.guest.outgoing(chunker.write)
+        chunker.flush()
+        self._seats.report(ports.DataEnd(command.session))
+        self._say(f"left: {stats.bytes:,} bytes, its memory in {stats.total_ms} ms; it stands still since {self._stopped}")
+
+    def _heard(self, event: Mapping[str, Any]) -> None:
+        """Note when the guest stopped: for the log, and so for whoever wants to know how long it stood still."""
+        if event.get("event") == "STOP":
+            at = event.get("timestamp", {})
+            seconds = time.strftime("%H:%M:%S", time.gmtime(at.get("seconds", 0)))
+            self._stopped = f"{seconds}.{at.get('microseconds', 0) // 1000:03d}"
+
+    def part(self, session: bytes, data: bytes) -> None:
+        """Pass on a part of what leaves; waits for a ticket; Stopped if it is not wanted any more."""
+        stop = self._stops[session]
+        while not stop.is_set():
+            ticket = self._seats.outlet.ticket(TICKET_PAUSE_S)
+            if ticket is not None:
+                self._seats.outlet.data(ports.Data(session, data), ticket)
+                return
+        raise Stopped
+
+    def _resume(self, command: ports.Resume) -> None:
+        if self.guest is None:
+            raise VmError("the VM has no guest here")
+        self.guest.resume()
+        self._say("runs")
+        self._seats.report(ports.Resumed(command.session))
+
+    def _destroy(self, command: ports.Destroy) -> None:
+        self._intakes.clear()
+        report = self.end_guest()
+        self._say("ended; its memory, disk and TPM are overwritten")
+        self._seats.report(ports.Scrubbed(command.session, report))
+
+    def end_guest(self) -> bytes:
+        """End the guest and scrub its folder; return the report. VmError names what could not be scrubbed."""
+        if self.guest is not None:
+            self.guest.quit()
+            self.guest = None
+        return self._seats.scrub(self.folder).document()
+
+    def drop_guest(self) -> None:
+        """Of a guest that failed nothing stays. What cannot be scrubbed is said; a later Destroy tries again."""
+        try:
+            self.end_guest()
+        except VmError as error:
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        self._seats.say(self.vmid, text)
+
+
+class _Chunker:
+    """Makes parts of CHUNK_BYTES out of writes of any size."""
+
+    def __init__(self, seat: Seat, session: bytes) -> None:
+        self._seat, self._session, self._held = seat, session, bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._held += data
+        for part in self._parts():
+            self._seat.part(self._session, part)
+
+    def flush(self) -> None:
+        if self._held:
+            self._seat.part(self._session, bytes(self._held))
+            self._held.clear()
+
+    def _parts(self) -> Iterator[bytes]:
+        while len(self._held) >= CHUNK_BYTES:
+            part = bytes(self._held[:CHUNK_BYTES])
+            del self._held[:CHUNK_BYTES]
+            yield part
+
+
+_WORK: Final[dict[type, Callable[[Seat, Any], None]]] = {
+    ports.Open: Seat._open, ports.Feed: Seat._feed, ports.FeedEnd: Seat._feed_end, ports.Boot: Seat._boot,
+    ports.Outgoing: Seat._outgoing, ports.Resume: Seat._resume, ports.Destroy: Seat._destroy,
+}  # fmt: skip

@@ -1,0 +1,380 @@
+"""The server agent as a process: it drives :mod:`quoreduce.cloud.server`, which decides; here things are done.
+
+One thread takes events from the inbox and carries out the commands of each step, in order; it never waits for a guest, nor for
+the relay. A record is on disk before the command after its Persist is begun; if it cannot be written the agent stops, as if it
+were killed, and the guests go on: started again it takes them up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from quoreduce.cloud import ports, wire
+from quoreduce.cloud.agents import post
+from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.seats import Seats, Ticket
+from quoreduce.cloud.attestor import SHARED_MAX, Challenge, Session, TpmAttestor
+from quoreduce.cloud.evidence import encode as encode_evidence
+from quoreduce.errors import QuoreduceError, VmError, one_line
+
+if TYPE_CHECKING:
+    from quoreduce.cloud.agents.channel import Address
+    from quoreduce.cloud.agents.link import Link
+    from quoreduce.cloud.broker import Rules
+    from quoreduce.cloud.measure import Environment
+
+INBOX_MAX: Final = 64
+RUN_ROOT: Final = Path("/dev/shm")
+RUN_PREFIX: Final = "vms-quoreduce-"  # what begins with quoreduce- there is swept by jobs that start
+TICK_S: Final = 0.5
+FULL_PAUSE_S: Final = 0.01
+CONSOLE_S: Final = 10.0
+CONSOLES_MAX: Final = 16
+
+
+class Core(Protocol):
+    """:class:`quoreduce.cloud.server.Server`, as it is driven here."""
+
+    def step(self, event: ports.Event) -> list[ports.Command]:
+        """Take an event, and say what is to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bulk:
+    """Data with the ticket that goes to the message made of it."""
+
+    event: ports.Data
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A message of the manager's."""
+
+    message: post.Post
+
+
+class ServerAgent:
+    """A server agent.
+
+    Args:
+        core: what decides. attestor: what attests. state: where records lie, as ``vms/VMID``. log: takes lines.
+    """
+
+    def __init__(self, core: Core, attestor: TpmAttestor, state: StateFolder, log: Callable[[str], None]) -> None:
+        self._core, self._attestor, self._state, self._log = core, attestor, state, log
+        self._inbox: queue.Queue[Any] = queue.Queue(INBOX_MAX)
+        self._tcoms: dict[bytes, Session] = {}
+        self._gets: dict[int, bytes] = {}  # ticket → session
+        self._puts: dict[str, tuple[bytes, int]] = {}  # blob → session, number of its next part
+        self._asked: list[tuple[ports.SendAttested, Challenge]] = []
+        self._number = 0
+        self._consoles = threading.BoundedSemaphore(CONSOLES_MAX)
+        self._stopping = threading.Event()
+        self.seats: Seats
+        self.link: Link
+
+    # ---- given to the link and the seats; called from their threads
+
+    def heard(self, message: post.Post) -> None:
+        """Take a message; wait while too much of what came before is still being fed to guests."""
+        while self.seats.full() and not self._stopping.is_set():
+            time.sleep(FULL_PAUSE_S)
+        self._put(_Heard(message))
+
+    def report(self, event: ports.Event) -> None:
+        """Take an event of a guest."""
+        self._put(event)
+
+    def ticket(self, wait_s: float) -> Ticket | None:
+        """A ticket for a part of what leaves."""
+        return self.link.ticket(wait_s)
+
+    def data(self, event: ports.Data, ticket: Ticket) -> None:
+        """Take a part of what leaves."""
+        self._put(_Bulk(event, ticket))
+
+    def say(self, vmid: bytes, text: str) -> None:
+        """Log a line about a VM."""
+        self._log(f"{vmid.hex()[:8]} {one_line(text)}")
+
+    def _put(self, item: Any) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(item, timeout=TICK_S)
+                return
+
+    # ---- the agent's thread
+
+    def stop(self) -> None:
+        """Let :meth:`run` return soon; guests go on. May be called from a signal handler."""
+        self._stopping.set()
+
+    def recover(self, records: set[bytes]) -> None:
+        """Take up the guests of the VMs that are on record, tell the core, and end those that are not."""
+        for line in self.seats.strays(records):
+            self._log(line)
+        for vmid in sorted(records):
+            self._step(ports.Recovered(vmid, self.seats.recover(vmid), _now()))
+
+    def run(self) -> None:
+        """Take events until :meth:`stop`. OutputError: a record cannot be written; everything else is an event."""
+        next_tick = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + TICK_S
+                self._tick()
+            with contextlib.suppress(queue.Empty):
+                self._take(self._inbox.get(timeout=max(0.0, next_tick - time.monotonic())))
+            if self._inbox.empty() or len(self._asked) >= SHARED_MAX:
+                self._answer()
+
+    def _tick(self) -> None:
+        for vmid in self.seats.gone():
+            self._step(ports.Gone(vmid))
+        self._step(ports.Tick(_now()))
+
+    def _take(self, item: Any) -> None:
+        if isinstance(item, _Heard):
+            self._hear(item.message)
+        elif isinstance(item, _Bulk):
+            self._step(item.event, item.ticket)
+        else:
+            self._step(item)
+
+    def _hear(self, message: post.Post) -> None:
+        if isinstance(message, post.Letter):
+            try:
+                inner = wire.decode_message(message.body)
+            except VmError as error:
+                self._log(f"a message from {message.sender} is dropped: {error}")
+                return
+            self._step(ports.Received(inner, _now()))
+        elif isinstance(message, post.Part):
+            self._fetched(message)
+        elif isinstance(message, post.Stored):
+            put = self._puts.pop(message.blob, None)
+            if message.reason and put is not None:
+                self._step(ports.Failed(put[0], message.reason))
+        elif isinstance(message, post.Console):
+            self._console(message)
+
+    def _fetched(self, part: post.Part) -> None:
+        session = self._gets.get(part.ticket)
+        if session is None:
+            return
+        if part.final:
+            del self._gets[part.ticket]
+        self._step(ports.Failed(session, part.reason) if part.reason else ports.Fetched(session, part.body))
+
+    def _step(self, event: ports.Event, ticket: Ticket | None = None) -> None:
+        """One step of the core. A ticket goes with the first message that the step makes, or back."""
+        for command in self._core.step(event):
+            if isinstance(command, ports.Send | ports.Put) and ticket is not None:
+                self._send(command, ticket)
+                ticket = None
+            else:
+                self._do(command)
+        if ticket is not None:
+            ticket()
+
+    def _do(self, command: ports.Command) -> None:
+        try:
+            if isinstance(command, ports.Send | ports.Put):
+                self._send(command, None)
+            elif isinstance(command, ports.Persist):
+                self._state.write(f"vms/{command.vmid.hex()}", command.record)
+            elif isinstance(command, ports.Note):
+                self.say(command.vmid, command.text)
+            elif isinstance(command, ports.StartTcom | ports.Extend | ports.SendAttested | ports.EndTcom):
+                self._attest(command)
+            elif isinstance(command, ports.Get):
+                self._get(command)
+            else:
+                self.seats.do(command)
+        except QuoreduceError as error:
+            if isinstance(command, ports.Persist):
+                raise
+            self._log(f"{type(command).__name__} failed: {one_line(error)}")
+            self._step(ports.Failed(command.session, one_line(error)))  # type: ignore[union-attr]
+
+    def _attest(self, command: ports.StartTcom | ports.Extend | ports.SendAttested | ports.EndTcom) -> None:
+        if isinstance(command, ports.StartTcom):
+            self._tcoms[command.session] = self._attestor.session(command.operation)
+        elif isinstance(command, ports.EndTcom):
+            self._tcoms.pop(command.session, None)
+            self._gets = {ticket: session for ticket, session in self._gets.items() if session != command.session}
+            self.seats.end(command.session)
+        elif isinstance(command, ports.Extend):
+            self._tcoms[command.session].extend(command.pcr, command.data)
+        else:
+            challenge = Challenge(self._tcoms[command.session], command.nonce, command.vmid, command.content)
+            self._asked.append((command, challenge))
+            if challenge.session.operation != "status":
+                self._answer()
+
+    def _answer(self) -> None:
+        """Attest all that was asked for, under one quote of the TPM, and send it.
+
+        Only answers about where a VM stands wait for others (they say what was the case when they were asked); all else does not.
+        """
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        try:
+            made = self._attestor.attest_many([challenge for _, challenge in asked])
+        except QuoreduceError as error:
+            self._log(f"cannot attest: {one_line(error)}")
+            for command, challenge in asked:
+                if challenge.session.operation != "status":
+                    self._step(ports.Failed(command.session, one_line(error)))
+            return
+        for (command, _), evidence in zip(asked, made, strict=True):
+            message = wire.encode(wire.Attested(command.content, encode_evidence(evidence)))
+            for to in command.to:
+                self.link.send(post.Letter("server", to, message))
+
+    def _send(self, command: ports.Send | ports.Put, ticket: Ticket | None) -> None:
+        if isinstance(command, ports.Send):
+            self.link.send(post.Letter("server", command.to, wire.encode(command.message)), ticket)
+            return
+        session, number = self._puts.get(command.blob, (command.session, 0))
+        if session != command.session:
+            number = 0  # another backup of this name: it begins anew
+        self._puts[command.blob] = (command.session, number + 1)
+        self.link.send(post.Put(command.blob, number, command.data, command.final), ticket)
+
+    def _get(self, command: ports.Get) -> None:
+        self._number += 1
+        self._gets[self._number] = command.session
+        self.link.send(post.Get(command.blob, self._number))
+
+    # ---- the insider's console
+
+    def _console(self, asked: post.Console) -> None:
+        """Let a thread pass an insider's command on to the VM's broker, which is all that a manager reaches."""
+        path = self.seats.broker(bytes.fromhex(asked.vm))
+        if path is None or not self._consoles.acquire(blocking=False):
+            reason = "too many ask at once" if path is not None else f"there is no VM {asked.vm} here"
+            self.link.send(post.Reply(asked.sender, b"", reason))
+            return
+
+        def work() -> None:
+            try:
+                answer = post.Reply(asked.sender, ask_broker(path, asked.line))
+            except (OSError, VmError) as error:
+                answer = post.Reply(asked.sender, b"", f"the broker does not answer: {one_line(error)}"[: post.REASON_MAX])
+            finally:
+                self._consoles.release()
+            self.link.send(answer)
+
+        threading.Thread(target=work, daemon=True).start()
+
+
+def ask_broker(path: Path, line: bytes) -> bytes:
+    """Send one request to a broker and return its answer, both JSON lines. OSError; VmError for an answer that is none."""
+    from quoreduce.cloud.qmp import dial
+
+    connection: socket.socket = dial(path)
+    with connection, connection.makefile("rb") as lines:
+        connection.settimeout(CONSOLE_S)
+        lines.readline(post.LINE_BYTES_MAX)  # the greeting
+        connection.sendall(line.strip().replace(b"\n", b" ") + b"\n")
+        while answer := lines.readline(post.LINE_BYTES_MAX):
+            if b'"event"' not in answer or b'"return"' in answer or b'"error"' in answer:
+                return answer.strip()
+    raise VmError("it closed the connection")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+# ---- the process
+
+
+def run_folder(state: Path, named: str | None) -> Path:
+    """Where a server's VMs live, in memory: the folder that was named, or one in /dev/shm that goes with ``state``; mode 0700.
+
+    Raises:
+        VmError: it cannot be made, or is somebody else's.
+    """
+    from hashlib import sha256
+
+    tag = sha256(os.fsencode(state.resolve())).hexdigest()[:12]
+    path = Path(named).expanduser().resolve() if named else RUN_ROOT / f"{RUN_PREFIX}{os.getuid()}-{tag}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            raise VmError(f"{path} is somebody else's: choose another folder with --run")
+        path.chmod(0o700)
+    except OSError as error:
+        raise VmError(f"cannot use {path} for VMs: {error.strerror}; choose another folder in memory with --run") from error
+    return path
+
+
+def with_dump(rules: Rules) -> Rules:
+    """Rules under which the manager may dump a VM's memory, for demonstrations: another TVE, which no policy of ours trusts."""
+    from quoreduce.cloud.broker import Rules
+
+    manager = {**rules.commands["manager"], "dump-guest-memory": {"paging": (), "protocol": ()}}
+    return Rules({**rules.commands, "manager": manager}, rules.events)
+
+
+def measured(rules: Rules) -> Environment:
+    """This installation as a server's environment, with these rules of the broker."""
+    import json
+
+    from quoreduce.cloud.measure import environment
+
+    return environment(json.loads(rules.document()))
+
+
+def serve(
+    state: Path, manager: Address, name: str, site: Path, *, run: str | None, allow_dump: bool, accel: str | None,
+    log: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Be a server until SIGTERM or SIGINT; its VMs go on, and are taken up when it is started again.
+
+    Raises:
+        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the manager is not there.
+        OutputError: a folder cannot be written.
+    """
+    from quoreduce.cloud.agents.link import Link
+    from quoreduce.cloud.agents.site import check_programs, setup_server
+    from quoreduce.cloud.attestor import SwtpmAttestor
+    from quoreduce.cloud.broker import RULES
+    from quoreduce.cloud.hypervisor import Guest
+    from quoreduce.cloud.scrub import scrub
+    from quoreduce.cloud.server import Server
+
+    check_programs()
+    rules = with_dump(RULES) if allow_dump else RULES
+    with StateFolder(state) as folder, contextlib.ExitStack() as stack:
+        setup_server(state, site)
+        environment = measured(rules)
+        attestor = SwtpmAttestor(state, environment.document, environment.codes)
+        stack.callback(attestor.close)
+        records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}
+        agent = ServerAgent(Server(attestor.identity, os.urandom, records.values()), attestor, folder, log)
+        agent.seats = Seats(run_folder(state, run), Guest, scrub, agent, agent.report, agent.say, rules, accel)
+        agent.link = Link(manager, name, attestor.identity, agent.heard, log)
+        stack.callback(agent.link.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        agent.recover(set(records))
+        agent.link.start()
+        log(f"server {name} {attestor.identity[:12]}, environment {environment.digest[:12]}: ready at {manager}")
+        agent.run()
+        log("stopped; VMs go on")

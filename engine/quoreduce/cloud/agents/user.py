@@ -1,0 +1,303 @@
+"""The user agent as it is run by each ``quoreduce vm`` command: it drives :mod:`quoreduce.cloud.user`, with a folder of its own.
+
+The folder (mode 0700) holds what the user's VMs hang on; whoever has it, has them::
+
+    keys          the user's private keys       policy.json   what is trusted: :mod:`quoreduce.trust.policy`
+    vms/VMID      records of VMs, with the keys of their newest backups
+    servers.json  which server answered to which name, when it was first asked for      manager   where the manager was last
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from quoreduce.cloud import wire
+from quoreduce.cloud.agents import post
+from quoreduce.cloud.agents.channel import Address, Channel
+from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.link import enter
+from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
+from quoreduce.cloud.user import UNFINISHED, NewVm, Tell, User, UserEvent, Vm, WantImage, Wish
+from quoreduce.errors import InputError, UsageError, VmError, one_line
+from quoreduce.trust.policy import POLICY_BYTES_MAX, Policy, decode_policy
+
+TICK_S: Final = 0.5
+WHO_S: Final = 10.0
+SCRUB_S: Final = 30.0  # for a migration's source to say that it overwrote what it had
+IMAGE_FILE_MAX: Final = 300 << 20
+KEYS, POLICY, SERVERS, MANAGER = "keys", "policy.json", "servers.json", "manager"
+Say = Callable[[str], None]
+
+
+class _Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sign: wire.Key
+    box: wire.Key
+
+
+@dataclass
+class Answer:
+    """What came of a wish: the lines that were told, and how it ended."""
+
+    lines: list[str] = field(default_factory=list)
+    ends: int = 0
+    failure: str = ""
+
+
+class UserAgent:
+    """A user agent.
+
+    Args:
+        folder: the user's. say: takes lines as they come.
+    """
+
+    def __init__(self, folder: StateFolder, say: Say) -> None:
+        self._folder, self._say = folder, say
+        keys = _keys(folder)
+        records = [folder.read(name) or b"" for name in folder.names("vms")]
+        self.core = User(keys.sign, keys.box, os.urandom, records)
+        self._images: dict[bytes, bytes] = {}
+        self._channel: Channel | None = None
+
+    # ---- what is known
+
+    @property
+    def vms(self) -> list[Vm]:
+        """The VMs on record, by name."""
+        return sorted(self.core.vms.values(), key=lambda vm: (vm.name, vm.vmid))
+
+    def vm(self, name: str) -> Vm:
+        """The VM of this name, or id in hex; UsageError if there is none."""
+        found = [vm for vm in self.vms if name in (vm.name, vm.vmid.hex())]
+        if not found:
+            known = ", ".join(vm.name for vm in self.vms) or "none yet"
+            raise UsageError(f"there is no VM {name}; there are: {known}")
+        return found[0]
+
+    def policy(self) -> bytes:
+        """What the user trusts; VmError says how to trust something."""
+        raw = self._folder.read(POLICY)
+        if raw is None:
+            raise VmError("no server is trusted yet: get the site's policy (`quoreduce vm policy`), and `quoreduce vm trust` it")
+        return decode_policy(raw).encode()
+
+    def trust(self, files: Sequence[str]) -> Policy:
+        """Trust what these policies describe, and nothing else any more. UsageError if they are of different sites."""
+        policies = [decode_policy(_read(Path(name), POLICY_BYTES_MAX)) for name in files]
+        if len({policy.registrar for policy in policies}) > 1:
+            raise UsageError("these policies are of different sites, and a folder is for one: use another --state too")
+        merged = msgspec.structs.replace(
+            policies[-1], environments=_union(one.environments for one in policies), roots=_union(one.roots for one in policies)
+        )
+        self._folder.write(POLICY, merged.checked().encode())
+        return merged
+
+    # ---- the manager
+
+    def connect(self, named: str | None) -> None:
+        """Connect to the manager: the one named, else QUOREDUCE_VM_MANAGER, else the last one."""
+        said = named or os.environ.get("QUOREDUCE_VM_MANAGER") or (self._folder.read(MANAGER) or b"").decode()
+        if not said:
+            raise UsageError("name the manager: --manager unix:PATH or tcp:127.0.0.1:PORT")
+        address = Address.parse(said)
+        self._channel = enter(address, self.core.address)
+        self._folder.write(MANAGER, str(address).encode())
+
+    def close(self) -> None:
+        """Disconnect; may be called again."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def server(self, name: str) -> str:
+        """The server of this name: as it was when it was first asked for, so that the manager cannot give another one later."""
+        channel = self._connected()
+        channel.send(post.encode(post.Who()))
+        limit = time.monotonic() + WHO_S
+        while (frame := channel.receive(limit - time.monotonic())) is not None:
+            answer = post.decode(frame)
+            if isinstance(answer, post.Names):
+                return self._known(name, answer.servers)
+        raise VmError(f"the manager did not say within {WHO_S:g} s which servers there are")
+
+    def _known(self, name: str, servers: dict[str, str]) -> str:
+        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
+        found = next((identity for other, identity in servers.items() if name in (other, identity)), None)
+        if found is None:
+            raise VmError(f"no server {name} is connected to the manager; there are: {', '.join(servers) or 'none'}")
+        if known.setdefault(name, found) != found:
+            was = known[name][:12]
+            raise VmError(f"{name} is another server than before ({found[:12]}, was {was}): if that is right, name it in full")
+        self._folder.write(SERVERS, msgspec.json.encode(known))
+        return found
+
+    def names(self) -> dict[str, str]:
+        """Names of servers by identity, as far as they were asked for."""
+        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
+        return {identity: name for name, identity in known.items()}
+
+    # ---- wishes
+
+    def launch(self, image: str, name: str, server: str, spec: VmSpec, timeout_s: float) -> Answer:
+        """Launch a VM from an image file. UsageError, InputError: the name is taken, the image is none."""
+        if any(vm.name == name and vm.phase not in ("idle", "terminated", "lost") for vm in self.vms):
+            raise UsageError(f"there is a VM {name} already: choose another name")
+        data = _read(Path(image), IMAGE_FILE_MAX)
+        Bundle.decode(data)
+        for old in [vm for vm in self.vms if vm.name == name]:
+            self._forget(old)
+        vmid = os.urandom(16)
+        self._images[vmid] = data
+        event = NewVm(vmid, name, self.server(server), self.policy(), spec, sha256(data).digest(), len(data), _now())
+        return self._until([event], timeout_s)
+
+    def wish(self, *wishes: Wish, timeout_s: float) -> Answer:
+        """Have these done, all at once, and wait until each has ended. VmError: nothing came for ``timeout_s``."""
+        return self._until(wishes, timeout_s)
+
+    def migrated(self, wish: Wish, timeout_s: float) -> Answer:
+        """Migrate, and wait a little for the source's receipt over what it overwrote too."""
+        answer = self._until([wish], timeout_s)
+        if not answer.failure:
+            try:
+                answer = self._listen(answer, 2, SCRUB_S)
+            except VmError:
+                self._say("the source has not said yet that it overwrote what it had")
+        return answer
+
+    def check_stored(self, vm: Vm) -> int:
+        """Read the newest backup back from the manager's store and compare; return its bytes. VmError: it is not the one."""
+        assert vm.backup is not None
+        manifest = wire.decode(vm.backup.manifest, wire.Manifest)
+        channel = self._connected()
+        channel.send(post.encode(post.Get(manifest.order.hex(), 1)))
+        digest, size = sha256(), 0
+        while (frame := channel.receive(WHO_S)) is not None:
+            part = post.decode(frame)
+            if not isinstance(part, post.Part):
+                continue
+            digest.update(len(part.body).to_bytes(4, "big") + part.body)  # as :mod:`quoreduce.cloud.sealing` counts
+            size += len(part.body)
+            if part.reason:
+                raise VmError(f"the manager does not have the backup: {part.reason}; back {vm.name} up again")
+            if part.final:
+                if digest.digest() != manifest.stream:
+                    raise VmError(f"what the manager stored is not the backup: back {vm.name} up again")
+                return size
+        raise VmError(f"the manager does not give the backup back: back {vm.name} up again")
+
+    def _until(self, events: Sequence[UserEvent], timeout_s: float) -> Answer:
+        answer = Answer()
+        for event in events:
+            self._step(event, answer)
+        return self._listen(answer, len(events), timeout_s)
+
+    def _listen(self, answer: Answer, ends: int, timeout_s: float) -> Answer:
+        """Take messages until so many wishes have ended, or one has failed."""
+        channel = self._connected()
+        heard = time.monotonic()
+        while answer.ends < ends and not answer.failure:
+            frame = channel.receive(TICK_S)
+            if frame is not None:
+                heard = time.monotonic()
+                self._hear(post.decode(frame), answer)
+            elif time.monotonic() - heard > timeout_s:
+                raise VmError(f"nothing came for {timeout_s:g} s; it may still be done: find out with `quoreduce vm resume NAME`")
+            else:
+                self._step(Tick(_now()), answer)
+        return answer
+
+    def _hear(self, message: post.Post, answer: Answer) -> None:
+        if isinstance(message, post.Lost):
+            self._say(f"the manager says: {message.reason}")
+        elif isinstance(message, post.Letter):
+            try:
+                inner = wire.decode_message(message.body)
+            except VmError as error:
+                self._say(f"dropped: {one_line(error)}")
+                return
+            self._step(Received(inner, _now()), answer)
+
+    def _step(self, event: UserEvent, answer: Answer) -> None:
+        for command in self.core.step(event):
+            if isinstance(command, Persist):
+                self._folder.write(f"vms/{command.vmid.hex()}", command.record)
+            elif isinstance(command, Send):
+                letter = post.Letter(self.core.address, command.to, wire.encode(command.message))
+                self._connected().send(post.encode(letter))
+            elif isinstance(command, WantImage):
+                for part in self._parts(command):
+                    self._step(part, answer)
+            else:
+                self._tell(command, answer)
+
+    def _tell(self, told: Tell, answer: Answer) -> None:
+        answer.lines.append(told.text)
+        if told.end == "failed":
+            answer.failure = told.text
+            return
+        answer.ends += told.end == "done"
+        self._say(told.text)
+
+    def _parts(self, wanted: WantImage) -> Iterator[Data | DataEnd]:
+        image = self._images[wanted.vmid]
+        for at in range(0, len(image), wire.CHUNK_BYTES):
+            yield Data(wanted.session, image[at : at + wire.CHUNK_BYTES])
+        yield DataEnd(wanted.session)
+
+    def _forget(self, vm: Vm) -> None:
+        """Remove the record of a VM that runs nowhere, whose name is wanted for another."""
+        if vm.backup is not None:
+            raise UsageError(f"{vm.name} is {vm.phase}, and has a backup: restore it, or choose another name")
+        del self.core.vms[vm.vmid]
+        self._folder.remove(f"vms/{vm.vmid.hex()}")
+
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            raise VmError("not connected to a manager")
+        return self._channel
+
+
+def unfinished(vm: Vm) -> bool:
+    """Whether something was begun with this VM and not finished."""
+    return vm.phase in UNFINISHED
+
+
+def _keys(folder: StateFolder) -> _Keys:
+    raw = folder.read(KEYS)
+    if raw is None:
+        keys = _Keys(os.urandom(32), os.urandom(32))
+        folder.write(KEYS, msgspec.json.encode(keys))
+        return keys
+    try:
+        return msgspec.json.decode(raw, type=_Keys)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InputError(f"{folder.path / KEYS} holds no keys of a user: {one_line(error)}") from error
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > most:
+        raise InputError(f"{path} has more than {most >> 20} MiB")
+    return data
+
+
+def _union(lists: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for each in lists for one in each))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,401 @@
+"""``quoreduce vm``: trusted VM operations: images, servers, the manager, and the user's commands. See docs/vm.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from quoreduce.errors import HostError, InputError, UsageError, VmError
+
+if TYPE_CHECKING:
+    from quoreduce.cloud.agents.user import Answer, UserAgent
+    from quoreduce.cloud.user import Vm
+
+KEY_BYTES_MAX: Final = 1 << 16
+STATE_HELP: Final = "the user's folder: keys, what is trusted, records of VMs (default: QUOREDUCE_VM, or in ~/.local/state)"
+MANAGER_HELP: Final = "where the manager listens: unix:PATH or tcp:127.0.0.1:PORT (default: QUOREDUCE_VM_MANAGER, or as last time)"
+TIMEOUT_S: Final = 240.0  # the user's core asks again, and then finds out where a VM is, before
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all of its commands."""
+    top = argparse.ArgumentParser(
+        prog="quoreduce vm", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trusted VM operations: launch, migrate, back up and terminate VMs on servers that attest what they run, through a\n"
+        "manager that nobody trusts. See docs/vm.md.",
+        epilog="a first session, in one command: quoreduce vm demo",
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _cloud_parsers(commands)
+    _user_parsers(commands)
+    _show_parsers(commands)
+    return top
+
+
+def _cloud_parsers(commands: Any) -> None:
+    image = commands.add_parser("image", help="build a guest image: Debian's cloud kernel and a small system in memory; reproducible")
+    image.add_argument("out", metavar="OUT", help="the image, a file that does not exist yet")
+    image.add_argument("--plant", metavar="KEY", help="an RSA key (PEM or DER) that the guest keeps in memory: what the attack looks for")
+    image.add_argument("--kernel", metavar="FILE", help="a kernel to use (default: Debian's cloud kernel, downloaded with apt)")
+    image.add_argument("--json", action="store_true", help="print one JSON object")
+    server = commands.add_parser(
+        "server", help="run a server: its TPM, its trusted operations, its VMs",
+        description="Runs until SIGTERM. Killed and started again, it takes its VMs up again. Needs swtpm and QEMU.",
+    )  # fmt: skip
+    server.add_argument("--state", required=True, metavar="DIR", help="its folder: TPM, records of VMs; made if it is missing")
+    server.add_argument("--manager", required=True, metavar="ADDR", help="unix:PATH or tcp:127.0.0.1:PORT")
+    server.add_argument("--name", metavar="NAME", help="under which it is reached (default: the name of DIR)")
+    server.add_argument("--site", metavar="DIR", help="certificate authority and registrar of the site (default: site, beside --state)")
+    server.add_argument("--run", metavar="DIR", help="where VMs live: a folder in memory (default: one in /dev/shm)")
+    server.add_argument("--accel", choices=["kvm", "tcg"], help="how guests run (default: KVM if it is seen to run one, else TCG)")
+    server.add_argument("--allow-dump", action="store_true", help="for demonstrations: lets VMs be dumped; another TVE, that no user should trust")
+    manager = commands.add_parser("manager", help="run the manager, which nobody trusts: it passes letters on and stores blobs")
+    manager.add_argument("address", metavar="ADDR", help="where it listens: unix:PATH or tcp:127.0.0.1:PORT")
+    manager.add_argument("--store", metavar="DIR", help="where images and backups lie, encrypted (default: in ~/.local/state)")
+    manager.add_argument("--record", metavar="FILE", help="append all that goes through it to this file")
+    policy = commands.add_parser(
+        "policy", help="print what a user needs to know to trust the servers of a site",
+        description="Prints the CA of the servers' TPMs, the registrar, and the measurement of this installation's TVE, as JSON. The user\n"
+        "has to get it in a way that he trusts: whoever gives him another one gives him other servers.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    policy.add_argument("--state", required=True, metavar="DIR", help="of a server of that site")
+    policy.add_argument("--site", metavar="DIR", help="as for vm server")
+
+
+def _user_parsers(commands: Any) -> None:
+    trust = _user(commands, "trust", "trust the servers that policies describe, and no others any more", manager=False)
+    trust.add_argument("policies", nargs="+", metavar="POLICY", help="files that `quoreduce vm policy` printed")
+    launch = _user(commands, "launch", "launch a VM on a server that attests what it is")
+    launch.add_argument("image", metavar="IMAGE", help="that `quoreduce vm image` built")
+    launch.add_argument("name", metavar="NAME", help="of the VM, among the user's")
+    launch.add_argument("--server", required=True, metavar="NAME", help="where it is to run")
+    launch.add_argument("--memory-mb", type=int, default=128, metavar="MB", help="default 128")
+    launch.add_argument("--disk-mb", type=int, default=16, metavar="MB", help="default 16")
+    launch.add_argument("--cpus", type=int, default=1, metavar="N", help="default 1")
+    attest = _user(commands, "attest", "ask the servers to attest that VMs run, and where")
+    attest.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    migrate = _user(commands, "migrate", "move a running VM to another server, with its memory, disk and TPM")
+    migrate.add_argument("name", metavar="NAME")
+    migrate.add_argument("--to", required=True, metavar="SERVER", help="both servers attest each other first")
+    _user(commands, "backup", "store a VM, encrypted for its owner; it goes on running").add_argument("name", metavar="NAME")
+    restore = _user(commands, "restore", "launch a VM from its newest backup")
+    restore.add_argument("name", metavar="NAME")
+    restore.add_argument("--server", metavar="NAME", help="default: where it was last")
+    restore.add_argument(
+        "--declare-lost", action="store_true",
+        help="the VM may still run somewhere, and I say that it never will again: if that is wrong, two will run",
+    )  # fmt: skip
+    terminate = _user(commands, "terminate", "end a VM: overwrite its memory, disk and TPM, with a receipt")
+    terminate.add_argument("name", metavar="NAME")
+    resume = _user(commands, "resume", "go on with what was cut short by a crash, or give a destination up")
+    resume.add_argument("name", metavar="NAME")
+    resume.add_argument(
+        "--abandon", action="store_true",
+        help="the destination of a migration is gone for good, and I say so: the source goes on; if that is wrong, two will run",
+    )  # fmt: skip
+    _user(commands, "list", "list the VMs as the user's records have them", manager=False)
+
+
+def _user(commands: Any, name: str, text: str, manager: bool = True) -> Any:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.add_argument("--state", metavar="DIR", help=STATE_HELP)
+    if manager:
+        command.add_argument("--manager", metavar="ADDR", help=MANAGER_HELP)
+        command.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds of silence to bear (default 240)")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
+def _show_parsers(commands: Any) -> None:
+    insider = commands.add_parser("insider", help="what somebody at the manager can do: send a QMP command to a VM's broker")
+    insider.add_argument("server", metavar="SERVER")
+    insider.add_argument("vm", metavar="VM", help="32 hexadecimal digits, as `quoreduce vm list` shows")
+    insider.add_argument("qmp", metavar="QMP-COMMAND", help="such as dump-guest-memory")
+    insider.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="its arguments, a JSON object")
+    insider.add_argument("--manager", required=True, metavar="ADDR")
+    attack = commands.add_parser("attack", help="dump a guest's memory and look for the key in it, without the broker and with it")
+    attack.add_argument("--bare", action="store_true", help="without the broker only")
+    attack.add_argument("--json", action="store_true", help="print one JSON object")
+    demo = commands.add_parser("demo", help="a manager, two servers, a VM's whole life, checked: a transcript with times")
+    demo.add_argument("--image", metavar="FILE", help="default: one is built")
+    demo.add_argument("--keep", metavar="DIR", help="do all in this folder, which does not exist yet, and leave it")
+    demo.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. What this machine cannot do is an operation that cannot be done: VmError."""
+    a = parser().parse_args(argv)
+    try:
+        return _COMMANDS[a.command](a)
+    except HostError as error:
+        raise VmError(str(error)) from error
+
+
+# ---- the cloud's side
+
+
+def _image(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.image import build
+
+    out = Path(a.out)
+    if out.exists():
+        raise UsageError(f"{out} exists: choose another name")
+    built = build(out, kernel=Path(a.kernel) if a.kernel else None, plant=_key(a.plant) if a.plant else None)
+    known = {"image": str(built.path), "sha256": built.digest.hex(), "bytes": built.bytes, "kernel": built.kernel_version}
+    _print(a.json, known, f"{built.path}: {built.bytes:,} bytes, SHA-256 {built.digest.hex()}, Linux {built.kernel_version}")
+    return 0
+
+
+def _key(name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            return file.read(KEY_BYTES_MAX)
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _server(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.agents.channel import Address
+    from quoreduce.cloud.agents.server import serve
+    from quoreduce.cloud.agents.site import site_folder
+
+    state = Path(a.state).expanduser().resolve()
+    serve(
+        state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), run=a.run,
+        allow_dump=a.allow_dump, accel=a.accel, log=_log,
+    )  # fmt: skip
+    return 0
+
+
+def _agent_name(name: str) -> str:
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+        raise UsageError(f"--name {name!r}: use up to 80 letters, digits and _ . - (a letter or digit first)")
+    return name
+
+
+def _log(text: str) -> None:
+    """One line, with the time to the millisecond."""
+    now = datetime.now(UTC)
+    print(f"{now:%H:%M:%S}.{now.microsecond // 1000:03d} {text}", file=sys.stderr, flush=True)
+
+
+def _manager(a: argparse.Namespace) -> int:
+    import signal
+
+    from quoreduce.cloud.agents.channel import Address
+    from quoreduce.cloud.agents.folder import user_folder
+    from quoreduce.cloud.agents.manager import Manager
+
+    address = Address.parse(a.address)
+    store = Path(a.store).expanduser() if a.store else user_folder().parent / "vm-store"
+    manager = Manager(address, store, Path(a.record) if a.record else None)
+    try:
+        _log(f"manager at {address}: it is not trusted by anybody; blobs in {store}")
+        signal.signal(signal.SIGTERM, lambda *_: manager.close())
+        signal.signal(signal.SIGINT, lambda *_: manager.close())
+        manager.serve()
+    finally:
+        manager.close()
+    return 0
+
+
+def _policy(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.agents.server import measured
+    from quoreduce.cloud.agents.site import check_programs, site_folder, site_policy
+    from quoreduce.cloud.broker import RULES
+
+    check_programs()
+    state = Path(a.state).expanduser().resolve()
+    if not (state / "swtpm").is_dir():
+        raise UsageError(f"{state} is no server's folder: start the server once, `quoreduce vm server --state {state} ...`")
+    print(site_policy(state, site_folder(state, a.site), [measured(RULES).digest]).decode(), end="")
+    return 0
+
+
+# ---- the user's side
+
+
+@contextlib.contextmanager
+def _agent(a: argparse.Namespace, connect: bool = True) -> Iterator[UserAgent]:
+    from quoreduce.cloud.agents.folder import StateFolder, user_folder
+    from quoreduce.cloud.agents.user import UserAgent
+
+    with StateFolder(user_folder(a.state), wait_s=1.0) as folder:
+        agent = UserAgent(folder, lambda text: None if a.json else print(text, flush=True))
+        try:
+            if connect:
+                agent.connect(a.manager)
+            yield agent
+        finally:
+            agent.close()
+
+
+def _trust(a: argparse.Namespace) -> int:
+    with _agent(a, connect=False) as agent:
+        policy = agent.trust(a.policies)
+    environments = list(policy.environments)
+    known = {"environments": environments, "registrar": policy.registrar, "roots": len(policy.roots)}
+    text = f"trusted: servers of registrar {str(policy.registrar)[:16]}, in {len(environments)} environment" + "s" * (len(environments) > 1)
+    _print(a.json, known, "\n".join([text, *(f"  {one}" for one in environments)]))
+    return 0
+
+
+def _launch(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.ports import VmSpec
+
+    spec = VmSpec(a.memory_mb, a.disk_mb, a.cpus)
+    with _agent(a) as agent:
+        return _ended(a, agent, a.name, lambda: agent.launch(a.image, a.name, a.server, spec, a.timeout))
+
+
+def _attest(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.user import NOWHERE, Wish
+
+    with _agent(a) as agent:
+        vms = [agent.vm(name) for name in a.names] or [vm for vm in agent.vms if vm.phase not in NOWHERE]
+        answer = agent.wish(*(Wish("ask", vm.vmid, _now()) for vm in vms), timeout_s=a.timeout)
+        if a.json:
+            print(json.dumps({"vms": [_described(agent, vm) for vm in vms], "attested": answer.lines}))
+        elif not vms:
+            print("no VM runs")
+    if answer.failure:
+        raise VmError(answer.failure)
+    return 0
+
+
+def _migrate(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.user import Wish
+
+    with _agent(a) as agent:
+        vm = agent.vm(a.name)
+        wish = Wish("migrate", vm.vmid, _now(), agent.server(a.to), agent.policy())
+        return _ended(a, agent, a.name, lambda: agent.migrated(wish, a.timeout))
+
+
+def _backup(a: argparse.Namespace) -> int:
+    with _agent(a) as agent:
+        _ended(a, agent, a.name, lambda: _wished(a, agent, "backup"))
+        size = agent.check_stored(agent.vm(a.name))
+        if not a.json:
+            print(f"read back from the manager's store: {size:,} bytes, which are those of the receipt")
+    return 0
+
+
+def _restore(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.user import Wish
+
+    with _agent(a) as agent:
+        vm = agent.vm(a.name)
+        if a.declare_lost:
+            _wished(a, agent, "declare lost")
+        server = agent.server(a.server) if a.server else vm.server
+        wish = Wish("restore", vm.vmid, _now(), server, agent.policy())
+        return _ended(a, agent, a.name, lambda: agent.wish(wish, timeout_s=a.timeout))
+
+
+def _terminate(a: argparse.Namespace) -> int:
+    with _agent(a) as agent:
+        return _ended(a, agent, a.name, lambda: _wished(a, agent, "terminate"))
+
+
+def _resume(a: argparse.Namespace) -> int:
+    with _agent(a) as agent:
+        return _ended(a, agent, a.name, lambda: _wished(a, agent, "abandon" if a.abandon else "resolve"))
+
+
+def _wished(
+    a: argparse.Namespace, agent: UserAgent, operation: Literal["backup", "terminate", "resolve", "abandon", "declare lost"]
+) -> Answer:
+    from quoreduce.cloud.user import Wish
+
+    return agent.wish(Wish(operation, agent.vm(a.name).vmid, _now()), timeout_s=a.timeout)
+
+
+def _ended(a: argparse.Namespace, agent: UserAgent, name: str, act: Callable[[], Answer]) -> int:
+    """Do it; say how it ended, and how long it took."""
+    began = time.monotonic()
+    answer = act()
+    if answer.failure:
+        raise VmError(answer.failure)
+    took = time.monotonic() - began
+    if a.json:
+        print(json.dumps({**_described(agent, agent.vm(name)), "said": answer.lines, "seconds": round(took, 3)}))
+    else:
+        print(f"{a.command}: {took:.2f} s")
+    return 0
+
+
+def _list(a: argparse.Namespace) -> int:
+    with _agent(a, connect=False) as agent:
+        rows = [_described(agent, vm) for vm in agent.vms]
+    if a.json:
+        print(json.dumps({"vms": rows}))
+        return 0
+    if not rows:
+        print("no VMs yet: quoreduce vm launch IMAGE NAME --server SERVER")
+    for row in rows:
+        backup = f", backup {row['backup']}" if row["backup"] else ""
+        print(f"{row['name']:16} {row['vm']}  {row['phase']:12} {row['server'] or '-'}{backup}")
+    return 0
+
+
+def _described(agent: UserAgent, vm: Vm) -> dict[str, Any]:
+    """A VM as the records have it now."""
+    vm = agent.core.vms[vm.vmid]
+    names = agent.names()
+    return {
+        "name": vm.name, "vm": vm.vmid.hex(), "phase": vm.phase, "server": names.get(vm.server, vm.server[:12]),
+        "sequence": vm.sequence, "backup": vm.backup.counter if vm.backup else 0,
+    }  # fmt: skip
+
+
+# ---- to be seen
+
+
+def _insider(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.agents.channel import Address
+    from quoreduce.cloud.agents.insider import ask
+
+    try:
+        arguments = json.loads(a.arguments)
+    except ValueError as error:
+        raise UsageError(f"the arguments {a.arguments!r} are not a JSON object") from error
+    print(ask(Address.parse(a.manager), a.server, a.vm, a.qmp, arguments))
+    return 0
+
+
+def _attack(a: argparse.Namespace) -> int:
+    from quoreduce.report.vm_attack import attack
+
+    return attack(a.bare, a.json)
+
+
+def _demo(a: argparse.Namespace) -> int:
+    from quoreduce.report.vm_demo import demo
+
+    return demo(Path(a.image) if a.image else None, Path(a.keep) if a.keep else None, a.json)
+
+
+def _print(as_json: bool, known: dict[str, Any], text: str) -> None:
+    print(json.dumps(known) if as_json else text)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+_COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "image": _image, "server": _server, "manager": _manager, "policy": _policy, "trust": _trust, "launch": _launch, "attest": _attest,
+    "migrate": _migrate, "backup": _backup, "restore": _restore, "terminate": _terminate, "resume": _resume, "list": _list,
+    "insider": _insider, "attack": _attack, "demo": _demo,
+}  # fmt: skip

@@ -1,0 +1,115 @@
+"""``quoreduce vm``: without QEMU and swtpm, with wrong arguments, with nothing there: one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quoreduce.report.vm import parser
+
+COMMANDS = (
+    "image", "server", "manager", "policy", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate", "resume",
+    "list", "insider", "attack", "demo",
+)  # fmt: skip
+POLICY = {
+    "format": "quoreduce policy 1", "environments": ["ab" * 32], "backends": ["utpm"], "roots": [], "registrar": "cd" * 32,
+}  # fmt: skip
+
+
+@pytest.fixture
+def vm(cli: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """``vm("list")`` runs ``quoreduce vm list`` with a folder of its own and an empty PATH: QEMU and swtpm are not there."""
+    env = {"QUOREDUCE_VM": str(tmp_path / "user"), "PATH": str(tmp_path / "nothing"), "QUOREDUCE_VM_MANAGER": ""}
+    return lambda *arguments: cli("vm", *arguments, env=env, cwd=tmp_path)
+
+
+def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            parser().parse_args([command, "--help"])
+        assert caught.value.code == 0
+        assert len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo",), ("attack",), ("server", "--state", "s1", "--manager", "unix:m")],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_qemu_and_swtpm_it_is_said_what_to_install(
+    vm: Callable[..., Any], arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    ended = vm(*arguments)
+    assert ended.code == 6
+    assert "sudo apt-get install qemu-system-x86 seabios swtpm swtpm-tools" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_apt_or_busybox_no_image_is_built(vm: Callable[..., Any], tmp_path: Path) -> None:
+    ended = vm("image", "out", "--kernel", sys.executable)
+    assert ended.code in (2, 6)
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("manager", "tcp:10.1.1.1:80"), 2, "unix:PATH or tcp:127.0.0.1:PORT"),
+        (("manager", "unix:no/such/folder/m"), 2, "cannot listen"),
+        (("attest",), 2, "name the manager"),
+        (("attest", "--manager", "unix:m"), 6, "nobody answers"),
+        (("launch", "image", "web", "--server", "s1", "--manager", "unix:m"), 6, "nobody answers"),
+        (("launch", "image", "web", "--server", "s1", "--memory-mb", "1"), 6, "MiB of memory"),
+        (("trust", "none.json"), 2, "cannot read none.json"),
+        (("policy", "--state", "none"), 6, "not installed"),
+        (("insider", "s1", "not-hex", "stop", "--manager", "unix:m"), 2, "no VM's id"),
+        (("insider", "s1", "0" * 32, "stop", "nonsense", "--manager", "unix:m"), 2, "not a JSON object"),
+        (("insider", "s1", "0" * 32, "stop", "[]", "--manager", "unix:m"), 2, "JSON object"),
+        (("insider", "s1", "0" * 32, "stop", "--manager", "unix:m"), 6, "nobody answers"),
+        (("image", ".", "--plant", "none.pem"), 2, "exists"),
+        (("image", "out", "--plant", "none.pem"), 2, "cannot read none.pem"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(vm: Callable[..., Any], arguments: tuple[str, ...], code: int, said: str) -> None:
+    ended = vm(*arguments)
+    assert (ended.code, ended.stdout) == (code, "")
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_user_begins_with_no_vms_and_a_folder_of_his_own(vm: Callable[..., Any], tmp_path: Path) -> None:
+    assert "no VMs yet" in vm("list").stdout
+    assert json.loads(vm("list", "--json").stdout) == {"vms": []}
+    assert stat.S_IMODE((tmp_path / "user").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "user" / "keys").stat().st_mode) == 0o600
+
+
+def test_what_is_trusted_is_what_was_named_last(vm: Callable[..., Any], tmp_path: Path) -> None:
+    def policy(name: str, **changes: object) -> str:
+        (tmp_path / name).write_text(json.dumps({**POLICY, **changes}))
+        return name
+
+    one, two = policy("one"), policy("two", environments=["ef" * 32])
+    assert json.loads(vm("trust", one, two, "--json").stdout)["environments"] == ["ab" * 32, "ef" * 32]
+    assert json.loads(vm("trust", two, "--json").stdout)["environments"] == ["ef" * 32]
+    ended = vm("trust", one, policy("other", registrar="00" * 32))
+    assert ended.code == 2
+    assert "different sites" in ended.stderr
+    assert vm("trust", policy("none", environments=[])).code == 6
+
+
+def test_broken_keys_of_a_user_are_said(vm: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "keys").write_bytes(os.urandom(64))
+    ended = vm("list")
+    assert ended.code == 2
+    assert "holds no keys of a user" in ended.stderr

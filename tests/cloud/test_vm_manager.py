@@ -1,0 +1,207 @@
+"""The relay: letters by name, blobs as files, the insider's console, a record of all that goes through."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quoreduce.cloud.agents import manager as managers
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, connect
+from quoreduce.cloud.agents.manager import Manager, Store
+from quoreduce.cloud.agents.post import (
+    Console,
+    Enter,
+    Entered,
+    Get,
+    Letter,
+    Lost,
+    Names,
+    Part,
+    Post,
+    Put,
+    Reply,
+    Stored,
+    Who,
+    decode,
+    encode,
+)
+from quoreduce.errors import OutputError, VmError
+
+VM = "00" * 16
+
+
+class Cloud:
+    def __init__(self, folder: Path) -> None:
+        self.address, self.store, self.record = Address(f"{folder}/m"), folder / "store", folder / "record"
+        self.manager = Manager(self.address, self.store, self.record)
+        self._thread = threading.Thread(target=self.manager.serve, daemon=True)
+        self._thread.start()
+
+    def agent(self, name: str, server: str = "") -> Channel:
+        channel = connect(self.address)
+        say(channel, Enter(name, server))
+        assert hear(channel) == Entered()
+        return channel
+
+    def close(self) -> None:
+        self.manager.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+def say(channel: Channel, *messages: Post) -> None:
+    for message in messages:
+        channel.send(encode(message))
+
+
+def hear(channel: Channel) -> Post:
+    frame = channel.receive(timeout_s=10)
+    assert frame is not None
+    return decode(frame)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    made = Cloud(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_letter_is_passed_on_with_the_name_of_its_sender(cloud: Cloud) -> None:
+    alice, server = cloud.agent("alice"), cloud.agent("s1", "aa")
+    say(alice, Letter("somebody-else", "s1", b"hello"))
+    assert hear(server) == Letter("alice", "s1", b"hello")
+    say(alice, Letter("alice", "aa", b"by identity"))
+    assert hear(server) == Letter("alice", "aa", b"by identity")
+
+
+def test_a_letter_to_nobody_comes_back_as_lost(cloud: Cloud) -> None:
+    alice = cloud.agent("alice")
+    say(alice, Letter("alice", "s9", b"hello"))
+    lost = hear(alice)
+    assert isinstance(lost, Lost)
+    assert "nobody called s9" in lost.reason
+
+
+def test_a_name_belongs_to_one_agent_until_it_leaves(cloud: Cloud) -> None:
+    first, second = cloud.agent("alice"), connect(cloud.address)
+    say(second, Enter("alice"))
+    assert hear(second) == Entered("the name alice is in use")
+    with pytest.raises(ChannelClosed):
+        second.receive(timeout_s=10)
+    first.close()
+    observer = cloud.agent("observer", "o")
+    while "alice" in cloud.manager._agents:  # its thread is leaving
+        say(observer, Who())
+        hear(observer)
+    cloud.agent("alice")
+
+
+def test_the_servers_that_are_there_are_listed(cloud: Cloud) -> None:
+    alice, _one, _two = cloud.agent("alice"), cloud.agent("s1", "aa"), cloud.agent("s2", "bb")
+    say(alice, Who())
+    assert hear(alice) == Names({"s1": "aa", "s2": "bb"})
+
+
+def test_a_blob_comes_back_in_its_parts_and_again_after_a_restart(tmp_path: Path) -> None:
+    parts = [b"one", b"", b"three" * 1000]
+    cloud = Cloud(tmp_path)
+    alice = cloud.agent("alice")
+    say(alice, *(Put("b1", number, body, number == 2) for number, body in enumerate(parts)))
+    assert hear(alice) == Stored("b1")
+    cloud.close()
+    cloud = Cloud(tmp_path)
+    bob = cloud.agent("bob")
+    say(bob, Get("b1", 7))
+    assert [hear(bob) for _ in parts] == [Part(7, number, body, number == 2) for number, body in enumerate(parts)]
+    cloud.close()
+
+
+def test_a_blob_is_invisible_until_it_is_whole_and_gone_with_its_writer(cloud: Cloud) -> None:
+    alice, bob = cloud.agent("alice"), cloud.agent("bob")
+    say(alice, Put("b1", 0, b"half", False), Who())
+    assert isinstance(hear(alice), Names)
+    say(bob, Get("b1", 7))
+    part = hear(bob)
+    assert isinstance(part, Part)
+    assert "no stored blob b1" in part.reason
+    alice.close()
+    while any(cloud.store.iterdir()):
+        say(bob, Who())
+        hear(bob)
+
+
+def test_parts_out_of_order_are_refused_once_and_nothing_is_left(cloud: Cloud) -> None:
+    alice = cloud.agent("alice")
+    say(alice, Put("b1", 0, b"a", False), Put("b1", 2, b"c", False), Put("b1", 3, b"d", True), Who())
+    refused = hear(alice)
+    assert isinstance(refused, Stored)
+    assert "part 2 in the place of 1" in refused.reason
+    assert isinstance(hear(alice), Names)
+    assert not any(cloud.store.iterdir())
+
+
+def test_a_full_disk_is_told_and_what_was_written_is_removed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(managers.os, "fsync", full)
+    alice = cloud.agent("alice")
+    say(alice, Put("b1", 0, b"all", True))
+    refused = hear(alice)
+    assert isinstance(refused, Stored)
+    assert "No space left" in refused.reason
+    assert not any(cloud.store.iterdir())
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\x00\x09half", b"\xff\xff\xff\xff", b"\x00"])
+def test_a_stored_blob_that_was_damaged_is_no_blob(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "b1").write_bytes(damage)
+    with pytest.raises(VmError, match="b1"):
+        list(Store(tmp_path).parts("b1"))
+
+
+def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="--store"):
+        Store(tmp_path / "file" / "store")
+
+
+def test_all_that_comes_in_is_recorded(cloud: Cloud) -> None:
+    alice, bob = cloud.agent("alice"), cloud.agent("bob")
+    say(alice, Letter("alice", "bob", b"in a letter"), Put("b1", 0, b"in a blob", True))
+    hear(bob), hear(alice)
+    cloud.close()
+    recorded = cloud.record.read_bytes()
+    assert b"in a letter" in recorded
+    assert b"in a blob" in recorded
+
+
+def test_the_insiders_command_goes_to_the_server_and_its_answer_back(cloud: Cloud) -> None:
+    insider, server = cloud.agent("mallory"), cloud.agent("s1", "aa")
+    say(insider, Console("x", "s1", VM, b"{}"))
+    asked = hear(server)
+    assert asked == Console("mallory", "s1", VM, b"{}")
+    say(server, Reply("mallory", b'{"error": 1}'))
+    assert hear(insider) == Reply("mallory", b'{"error": 1}')
+
+
+@pytest.mark.parametrize("frame", [b"", b"nonsense", encode(Stored("b1")), encode(Letter("a", "b", b""))[:-1]])
+def test_nonsense_costs_its_sender_the_connection_and_nobody_else(cloud: Cloud, frame: bytes) -> None:
+    alice, bob, carol = cloud.agent("alice"), cloud.agent("bob"), cloud.agent("carol")
+    alice.send(frame)
+    with pytest.raises(ChannelClosed):
+        alice.receive(timeout_s=10)
+    say(bob, Letter("bob", "carol", b"still here"))
+    assert hear(carol) == Letter("bob", "carol", b"still here")
+
+
+def test_whoever_does_not_say_his_name_is_not_served(cloud: Cloud) -> None:
+    channel = connect(cloud.address)
+    say(channel, Who())
+    with pytest.raises(ChannelClosed):
+        channel.receive(timeout_s=10)
