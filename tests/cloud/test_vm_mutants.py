@@ -9,7 +9,7 @@ import pytest
 from mutated import forget, load
 from world import Schedule
 
-SCHEDULES_MAX = 4000
+SCHEDULES_MAX = 8000
 
 _NONCE = ("evidence", "if quote.extra != wanted:", "if False:")
 _LEAF = ("evidence", "if not merkle.verify(mine, evidence.index, evidence.count, evidence.path, server.answers):", "if False:")
