@@ -1,10 +1,10 @@
 """What a trusted launch costs over a plain start of QEMU with the same vTPM: ``python -m bench.vm_launch [PAIRS]``.
 
-Pairs in turn, the first of which changes each time. Plain: QEMU and swtpm started on a kernel and an initrd in files, QMP open to
-all (:class:`quoreduce.cloud.attack.OpenGuest`), to the guest's first word. Ours: from the user's order to the receipt that was
-checked: two attestations, the image sealed, sent through the manager, opened and verified, the guest started behind its broker, and
-that it booted. Server and manager are processes of their own; the user agent is this one. Ending the guests is not measured. Without
-QEMU or swtpm the figures are missing (NaN).
+Pairs in turn, the first of which changes each time. Plain: QEMU and swtpm started on a kernel and an initrd in files, QMP open
+to all (:class:`quoreduce.cloud.attack.OpenGuest`), to the guest's first word. Ours: from the user's order to the receipt that
+was checked: two attestations, the image sealed, sent through the manager, opened and verified, the guest started behind its
+broker, and that it booted. Server and manager are processes of their own; the user agent is this one. Ending the guests is not
+measured. Without QEMU or swtpm the figures are missing (NaN).
 """
 
 from __future__ import annotations

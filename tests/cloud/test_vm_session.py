@@ -182,6 +182,29 @@ def test_a_destination_that_is_killed_when_it_is_prepared_never_runs_the_vm(clou
     assert holds(cloud, "s1", web)
 
 
+def test_a_destination_that_is_gone_for_good_is_abandoned_and_never_runs_the_vm_later(cloud: Cloud, web: str) -> None:
+    killed = threading.Event()
+
+    def keep(letter: Letter, message: wire.Message) -> bool:
+        if isinstance(message, wire.Sealed) and letter.sender == "s2" and not killed.is_set():
+            cloud.site.kill("s2")
+            killed.set()
+        return False
+
+    cloud.relay.keep = keep
+    moving = cloud.site.begin("migrate", "web", "--to", "s2")
+    assert killed.wait(60)
+    moving.send_signal(signal.SIGINT)
+    moving.wait(20)
+    cloud.done("resume", "web", "--abandon")
+    assert holds(cloud, "s1", web)
+    cloud.site.server("s2")  # it was not gone after all
+    cloud.site.wait("s2", "ended; ")
+    assert "running" in cloud.done("attest", "web").out
+    assert b'"aborted"' in (cloud.site.folder / "s2" / "vms" / web).read_bytes()
+    assert holds(cloud, "s1", web)
+
+
 def test_a_server_that_is_killed_takes_its_running_vm_up_again(cloud: Cloud, web: str) -> None:
     cloud.site.kill("s1")
     cloud.site.server("s1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,7 @@ def _show_parsers(commands: Any) -> None:
     insider.add_argument("vm", metavar="VM", help="32 hexadecimal digits, as `quoreduce vm list` shows")
     insider.add_argument("qmp", metavar="QMP-COMMAND", help="such as dump-guest-memory")
     insider.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="its arguments, a JSON object")
-    insider.add_argument("--manager", required=True, metavar="ADDR")
+    insider.add_argument("--manager", metavar="ADDR", help="default: QUOREDUCE_VM_MANAGER")
     attack = commands.add_parser("attack", help="dump a guest's memory and look for the key in it, without the broker and with it")
     attack.add_argument("--bare", action="store_true", help="without the broker only")
     attack.add_argument("--json", action="store_true", help="print one JSON object")
@@ -370,7 +371,7 @@ def _insider(a: argparse.Namespace) -> int:
         arguments = json.loads(a.arguments)
     except ValueError as error:
         raise UsageError(f"the arguments {a.arguments!r} are not a JSON object") from error
-    print(ask(Address.parse(a.manager), a.server, a.vm, a.qmp, arguments))
+    print(ask(Address.parse(a.manager or os.environ.get("QUOREDUCE_VM_MANAGER", "")), a.server, a.vm, a.qmp, arguments))
     return 0
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -208,14 +209,18 @@ class Script:
 
     def command(self, *arguments: str, code: int = 0) -> str:
         """Run a command, write it and what it said down; VmError if it ends otherwise than it should."""
-        shown = " ".join(one.replace(str(self._site.folder) + "/", "") for one in arguments)
+        shown = self._short(shlex.join(arguments))
         self.say(f"$ quoreduce vm {shown}")
         done = self._site.run(*arguments)
         for line in (done.out + done.err).splitlines()[:8]:
-            self.say(f"    {line}")
+            self.say(f"    {self._short(line)}")
         if done.code != code:
             raise VmError(f"`quoreduce vm {shown}` ended with {done.code}, not with {code}: {done.err.strip()}")
         return done.out
+
+    def _short(self, text: str) -> str:
+        """Without the folder that all of it is in."""
+        return text.replace(str(self._site.folder) + "/", "")
 
     def check(self, holds: bool, text: str) -> None:
         """A claim."""
@@ -262,8 +267,7 @@ def play(script: Script, site: Site, image: Path | None) -> int:
         pcr, before = ask("PCR", "PCR10 "), _tick(ask)
     script.say(f"    the guest keeps a secret in memory and on its disk; it counts, and is at {before}; {pcr[:22]}...")
     script.say("an insider at the manager asks for the guest's memory:")
-    wanted = '{"paging": false, "protocol": "file:/tmp/x"}'
-    script.command("insider", "s1", vm, "dump-guest-memory", wanted, "--manager", site.address, code=6)
+    script.command("insider", "s1", vm, "dump-guest-memory", '{"paging": false, "protocol": "file:dump"}', code=6)
     script.command("attest")
     downtime = _migrate(script, site, vm, secrets, pcr, before)
     _back_up_and_end(script, site, vm, secrets)
