@@ -320,6 +320,8 @@ class Faults:
     death: float = 0.0
     only: str = ""  # the relay attacks letters of this kind only
     how: str = ""  # and in this way only
+    lost: str = ""  # letters of this kind never arrive
+    burns: bool = False  # a migration's destination burns down when its source has released the VM
     detour: str = ""  # what is for B goes to this server
     crash_after: str = ""  # a server is killed after commands of this kind
 
@@ -386,9 +388,22 @@ class World:
     def crash_focused(self, name: str, command: Any) -> None:
         """Kill a party after a command of the kind that this schedule is about."""
         faults = self.faults
+        if faults.burns and _kind(self.kit, command) == "Persist released":
+            peer = self.names[self.kit.ports.decode_record(command.record).peer]
+            if peer != name and not any(host.dead for host in self.hosts.values()):
+                self.burn(self.hosts[peer])
         if faults.crash_after and _kind(self.kit, command) == faults.crash_after and self.rng.random() < 0.4:
             self.counts["crashes"] += 1
             raise Crash
+
+    def burn(self, host: Host) -> None:
+        """A server is gone, with all that is on it."""
+        host.dead = True
+        host.crash()
+        self.burnt.update(host.guests)
+        host.guests.clear()
+        self.counts["servers burnt down"] += 1
+        self.tell(f"{host.name} burns down")
 
     def hypervisor_fails(self) -> bool:
         return self._happens(self.faults.hypervisor, "hypervisor failures")
@@ -845,10 +860,13 @@ class Schedule:
             roll = rng.random()
             if roll < 0.5:
                 self.faults.only, self.faults.how = rng.choice(AIMED)
+                if self.faults.how == "hold":
+                    self.faults.lost = rng.choice(("", "Order settle"))
             elif roll < 0.8:
                 self.faults.only, self.faults.how = rng.choice(LETTERS), rng.choice(ATTACKS)
             else:
                 self.faults.attack, self.faults.detour = 0.0, rng.choice("XXC")
+        self.faults.burns = rng.random() < 0.05
         if what != 0:
             self.faults.crash_after = rng.choice(MOMENTS)
 
@@ -904,6 +922,9 @@ class Schedule:
                 world.counts["relay: detour"] += 1
                 world.tell(f"relay: {letter.what} goes to {self.faults.detour}")
                 world.deliver(letter, self.faults.detour)
+            elif self.faults.lost and letter.what.startswith(self.faults.lost):
+                world.counts["relay: lost"] += 1
+                world.tell(f"relay: {letter.what} never arrives")
             else:
                 world.tell(f"{letter.what} arrives")
                 world.deliver(letter)
@@ -950,10 +971,4 @@ class Schedule:
         world = self.world
         if any(host.dead for host in world.hosts.values()):
             return
-        host = world.hosts[self.rng.choice("ABC")]
-        host.dead = True
-        host.crash()
-        world.burnt.update(host.guests)
-        host.guests.clear()
-        world.counts["servers burnt down"] += 1
-        world.tell(f"{host.name} burns down")
+        world.burn(world.hosts[self.rng.choice("ABC")])
