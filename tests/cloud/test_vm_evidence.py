@@ -93,6 +93,10 @@ def test_the_chain_of_the_ek_has_to_lead_to_a_ca_of_the_policy(good: Evidence) -
         found(hardware(good, ek=maker().chain(ca=True)))
     with pytest.raises(EvidenceError, match="chain is broken"):
         found(hardware(good, ek=(b"junk",)))
+    assert good.hardware is not None
+    version_9 = good.hardware.ek[0].replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\x09", 1)
+    with pytest.raises(EvidenceError, match="chain is broken"):
+        found(hardware(good, ek=(version_9,)))
 
 
 def test_the_registrar_has_to_have_bound_the_ak_to_the_ek(good: Evidence, server: Tower) -> None:

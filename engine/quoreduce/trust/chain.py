@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from quoreduce.errors import EvidenceError
+
+_BROKEN: Final = (  # what is raised for certificates that are none; not all of these are ValueErrors
+    ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
 
 
 def check_ek_chain(chain: Sequence[bytes], roots: Sequence[x509.Certificate], at: datetime) -> None:
@@ -36,7 +42,7 @@ def check_ek_chain(chain: Sequence[bytes], roots: Sequence[x509.Certificate], at
         for number, certificate in enumerate((*certificates, root)):
             if _may_sign(certificate) != (number > 0):
                 raise EvidenceError(f"the certificate of {_subject(certificate)} is {'not ' * (number > 0)}one of a CA")
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _BROKEN as error:
         raise EvidenceError(f"the EK certificate's chain is broken: {error or 'a signature is wrong'}") from error
 
 

@@ -282,6 +282,6 @@ def _identity(certificate: bytes) -> str:
     """Name an EK by its key, which another certificate for it does not change; EvidenceError if it is no certificate."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise EvidenceError(f"EK certificate: {error}") from error
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
