@@ -116,7 +116,14 @@ def test_what_listens_but_is_no_manager_is_said(tmp_path: Path) -> None:
     listener.close()
 
 
-def test_a_name_that_is_taken_is_said(ends: Ends) -> None:
+def test_a_name_that_is_taken_is_said(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "NAME_S", 0.0)
     ends.link("one")
     with pytest.raises(VmError, match="in use"):
         enter(ends.address, "one")
+
+
+def test_a_name_that_becomes_free_meanwhile_is_had(ends: Ends) -> None:
+    one = enter(ends.address, "one")
+    threading.Timer(0.05, one.close).start()
+    enter(ends.address, "one").close()

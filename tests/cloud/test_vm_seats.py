@@ -191,8 +191,9 @@ def test_the_end_of_a_session_stops_what_leaves_for_it(place: Place) -> None:
     place.seats.do(ports.Outgoing(OTHER, VM))
     place.seats.end(OTHER)
     Guest.gate.set()
-    place.seats.do(ports.Resume(SESSION, VM))
-    assert place.event() == ports.Resumed(SESSION)
+    place.seats.do(ports.Boot(SESSION, VM, SPEC))  # fails; nothing came before it
+    assert isinstance(place.event(), ports.Failed)
+    assert not place.outlet.parts.endswith(b"c")
 
 
 def test_destroying_scrubs_and_reports_and_can_be_repeated(place: Place) -> None:
@@ -201,6 +202,7 @@ def test_destroying_scrubs_and_reports_and_can_be_repeated(place: Place) -> None
     scrubbed = place.event()
     assert isinstance(scrubbed, ports.Scrubbed)
     assert b'"files":2' in scrubbed.report
+    assert guest.calls[-1] == "quit"
     assert not guest.folder.exists()
     place.seats.do(ports.Destroy(OTHER, VM))
     again = place.event()
@@ -309,6 +311,16 @@ def test_a_part_that_is_fetched_goes_to_its_session_only_while_that_lasts(tmp_pa
     made._hear(post.Part(asked.ticket, 0, b"one", False))
     made._hear(post.Part(asked.ticket + 1, 0, b"not asked for", False))
     made._do(ports.EndTcom(SESSION))
+    made._hear(post.Part(asked.ticket, 1, b"two", True))
+    assert core.events == [ports.Fetched(SESSION, b"one")]
+
+
+def test_nothing_of_a_blob_comes_after_its_final_part(tmp_path: Path) -> None:
+    made, core, link = agent(tmp_path, {})
+    made._do(ports.Get(SESSION, "blob"))
+    asked = link.sent[-1]
+    assert isinstance(asked, post.Get)
+    made._hear(post.Part(asked.ticket, 0, b"one", True))
     made._hear(post.Part(asked.ticket, 1, b"two", True))
     assert core.events == [ports.Fetched(SESSION, b"one")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,24 +21,40 @@ BULK_MAX: Final = 16  # parts of 1 MiB on their way out
 WAITING_MAX: Final = 4096  # messages; more are lost
 RETRY_S: Final = 0.5
 ENTER_S: Final = 10.0
+NAME_S: Final = 3.0
+_NAME_PAUSE_S: Final = 0.02
 _Frame = tuple[bytes, Callable[[], None] | None]
 
 
 def enter(address: Address, name: str, server: str = "") -> Channel:
-    """Connect to the manager under a name; VmError if nobody answers, or the name is in use."""
-    channel = connect(address)
-    try:
-        channel.send(encode(Enter(name, server)))
-        frame = channel.receive(ENTER_S)
-        answer = decode(frame) if frame is not None else None
-        if not isinstance(answer, Entered):
-            raise VmError(f"what listens at {address} is no manager")
-        if answer.reason:
-            raise VmError(f"the manager at {address} does not let us in: {answer.reason}")
-    except BaseException:
+    """Connect to the manager under a name; VmError if nobody answers, or the name is in use.
+
+    An agent that has just ended may still be known there: so its name is asked for again, for :data:`NAME_S` at most.
+    """
+    limit = time.monotonic() + NAME_S
+    while True:
+        channel = connect(address)
+        try:
+            reason = _asked(channel, address, name, server)
+        except BaseException:
+            channel.close()
+            raise
+        if not reason:
+            return channel
         channel.close()
-        raise
-    return channel
+        if time.monotonic() >= limit:
+            raise VmError(f"the manager at {address} does not let us in: {reason}")
+        time.sleep(_NAME_PAUSE_S)
+
+
+def _asked(channel: Channel, address: Address, name: str, server: str) -> str:
+    """Ask to be let in; return the reason why not, or nothing."""
+    channel.send(encode(Enter(name, server)))
+    frame = channel.receive(ENTER_S)
+    answer = decode(frame) if frame is not None else None
+    if not isinstance(answer, Entered):
+        raise VmError(f"what listens at {address} is no manager")
+    return answer.reason
 
 
 class Link:
