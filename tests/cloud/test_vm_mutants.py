@@ -130,15 +130,34 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
+# Schedules that caught rare ones before: tried first. They say nothing any more once the schedules have changed; then the search begins at 0.
+CAUGHT: dict[str, int] = {
+    "the source destroys without a receipt": 48,
+    "a prepared guest is resumed after a crash": 49,
+    "a guest that nobody was told of stays after a crash": 52,
+    "any TPM will do, and the user seals to whoever offers": 166,
+    "evidence answers no challenge": 167,
+    "the source destroys when the destination is prepared": 235,
+    "a failed scrub is no failure": 344,
+    "the destination says aborted before its guest is gone": 355,
+    "orders need no owner": 535,
+    "the package may be anybody's": 637,
+    "a stream may end anywhere": 1164,
+    "a released guest is resumed after a crash": 1302,
+    "the user believes a server that was not told to settle": 1707,
+    "the source resumes while the destination is prepared": 3196,
+}
+
+
 @pytest.fixture
 def kit() -> Iterator[Any]:
     yield load
     forget()
 
 
-def caught_after(made: Any, schedules: int) -> int | None:
-    """The first schedule in which something happens that must not, or that ends in an error."""
-    for seed in range(schedules):
+def caught_after(made: Any, schedules: int, first: int = 0) -> int | None:
+    """The first schedule in which something happens that must not, or that ends in an error; ``first`` is tried before all."""
+    for seed in (first, *range(schedules)):
         try:
             Schedule(seed, made, mood="focus" if seed % 2 else "").run()
         except Exception:  # noqa: BLE001 (whatever a machine does)
@@ -152,4 +171,4 @@ def test_the_machines_themselves_pass(kit: Any) -> None:
 
 @pytest.mark.parametrize("bug", MUTANTS)
 def test_a_planted_bug_is_caught(bug: str, kit: Any) -> None:
-    assert caught_after(kit(MUTANTS[bug]), SCHEDULES_MAX) is not None
+    assert caught_after(kit(MUTANTS[bug]), SCHEDULES_MAX, CAUGHT.get(bug, 0)) is not None
