@@ -130,7 +130,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
-# Schedules that caught rare ones before: tried first. When schedules change they say nothing any more, and the search begins at 0.
+# Schedules that caught rare ones before: first. When schedules change they say nothing any more, and the search begins at 0.
 CAUGHT: dict[str, int] = {
     "the source destroys without a receipt": 48,
     "a prepared guest is resumed after a crash": 49,
