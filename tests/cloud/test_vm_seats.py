@@ -40,7 +40,7 @@ class Guest:
         self.broker_socket = folder / "manager.sock"
         self.broker = SimpleNamespace(qmp=SimpleNamespace(on_event=lambda listener: None))
         self.serial = SimpleNamespace(wait=self._wait, close=lambda: None)
-        self.got = bytearray()
+        self.got, self.leaving = bytearray(), threading.Event()
         Guest.made.append(self)
 
     @classmethod
@@ -60,6 +60,7 @@ class Guest:
         return pattern
 
     def outgoing(self, sink: Callable[[bytes], None]) -> Any:
+        self.leaving.set()
         for part in (b"a" * (3 << 19), b"b" * (3 << 19), b"c"):
             assert Guest.gate.wait(10)
             sink(part)
@@ -187,8 +188,9 @@ def test_resuming_stops_what_leaves_even_while_it_waits_for_a_ticket(tmp_path: P
 
 def test_the_end_of_a_session_stops_what_leaves_for_it(place: Place) -> None:
     Guest.gate.clear()
-    place.boot()
+    guest = place.boot()
     place.seats.do(ports.Outgoing(OTHER, VM))
+    assert guest.leaving.wait(10)
     place.seats.end(OTHER)
     Guest.gate.set()
     place.seats.do(ports.Boot(SESSION, VM, SPEC))  # fails; nothing came before it
