@@ -14,7 +14,21 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # whence `python -m bench.gridmix` imports it
 
-from bench import attest, attested, durable, gridmix, jobs, kernels, measure, ray_overhead, sweep, tracker, vm
+from bench import (
+    attest,
+    attested,
+    durable,
+    gridmix,
+    jobs,
+    kernels,
+    measure,
+    ray_overhead,
+    sweep,
+    tracker,
+    vm,
+    vm_guests,
+    vm_launch,
+)
 
 from quoreduce_gridmix import apps
 
@@ -22,11 +36,11 @@ ROOT = Path(__file__).parents[2]
 NOISE = measure.Noise(1.0, 2, 0.0, 0.0, 0.0)
 LESS_IS_BETTER = {
     "ms/GB", "ns/key", "seconds", "ms", "bytes", "tasks", "voted/plain", "pairs", "of wall time", "of core time",
-    "of the job's CPU", "µs", "batched/unbatched", "attested/voted", "exponent", "faulty/clean", "durable/voted",
+    "of the job's CPU", "µs", "batched/unbatched", "attested/voted", "exponent", "faulty/clean", "durable/voted", "trusted/plain - 1",
 }  # fmt: skip
 SUITES = [
     suite
-    for module in (attest, attested, durable, gridmix, jobs, kernels, ray_overhead, sweep, tracker, vm)
+    for module in (attest, attested, durable, gridmix, jobs, kernels, ray_overhead, sweep, tracker, vm, vm_guests, vm_launch)
     for name, suite in inspect.getmembers(module, inspect.isclass)
     if hasattr(suite, "setup_cache") and not name.startswith("_")
 ]
