@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[2]
 NOISE = measure.Noise(1.0, 2, 0.0, 0.0, 0.0)
 LESS_IS_BETTER = {
     "ms/GB", "ns/key", "seconds", "ms", "bytes", "tasks", "voted/plain", "pairs", "of wall time", "of core time",
-    "of the job's CPU", "µs", "batched/unbatched", "attested/voted", "exponent", "faulty/clean", "durable/voted", "trusted/plain - 1",
+    "of the job's CPU", "µs", "batched/unbatched", "attested/voted", "exponent", "faulty/clean", "durable/voted",
+    "trusted/plain - 1",
 }  # fmt: skip
 SUITES = [
     suite

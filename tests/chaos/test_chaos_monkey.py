@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from runs import poll, running
 
-from quoreduce.chaos.monkey import FAKETIME, Monkey, flip_bit, marked, skewed_environment, wait_until_gone
+from quoreduce.chaos.monkey import FAKETIME, Monkey, flip_bit, marked, skewed_environment, sweep_clocks, wait_until_gone
 from quoreduce.chaos.plan import JobPlan, Strike
 from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.port import WorkerInfo
@@ -129,3 +129,19 @@ def test_a_skewed_clock_is_hours_or_years_off(pick: int) -> None:
         for env in ({**os.environ, **skewed_environment(pick)}, os.environ)
     ]
     assert abs(float(said[0]) - float(said[1])) > 3000
+
+
+def test_a_killed_process_with_a_clock_of_its_own_leaves_nothing_in_shared_memory(
+    victim: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """libfaketime names its shared memory by the process; what is older, or of who lives, or of others, stays."""
+    kinds = ("faketime_shm", "sem.faketime_sem")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait(30)
+    stays = {"faketime_shm_of-others", "psm_1", *(f"{kind}_{victim.pid}" for kind in kinds)}
+    for name in (*stays, *(f"{kind}_{dead.pid}" for kind in kinds)):
+        (tmp_path / name).touch()
+    now = (tmp_path / "psm_1").stat().st_mtime
+    assert sweep_clocks(now + 60, tmp_path) == 0
+    assert sweep_clocks(now - 60, tmp_path) == 2
+    assert {path.name for path in tmp_path.iterdir()} == stays

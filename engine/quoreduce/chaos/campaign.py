@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from quoreduce.chaos import jobs
-from quoreduce.chaos.monkey import wait_until_gone
+from quoreduce.chaos.monkey import sweep_clocks, wait_until_gone
 from quoreduce.chaos.plan import STAGES, chosen_by, kinds_of, parse_job
 from quoreduce.chaos.stage import MARKER, Orders
 from quoreduce.chaos.tally import Campaign, Record
@@ -91,6 +91,7 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
     stage.stdin.write(json.dumps(asdict(orders)))
     stage.stdin.close()
     begun: dict[str, Any] = {}
+    start = time.time()
     try:
         for line in _lines(stage):
             begun = line if "begin" in line else begun
@@ -107,6 +108,7 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
         _failed(orders.stage, begun, code, last, campaign, say)
         _end(stage)
     orphans = wait_until_gone(marker, GONE_S if code == 0 else 0.0)
+    sweep_clocks(start)
     if code == 0:
         campaign.orphans += len(orphans)
     if orphans and code == 0:

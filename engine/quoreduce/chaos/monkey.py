@@ -187,6 +187,18 @@ def skewed(pid: int) -> bool:
     return False
 
 
+def sweep_clocks(since: float, folder: Path = Path("/dev/shm")) -> int:
+    """Delete what libfaketime left of processes that were killed: shared memory and semaphores, since then (seconds of time.time)."""
+    swept = 0
+    for path in (*folder.glob("faketime_shm_*"), *folder.glob("sem.faketime_sem_*")):
+        pid = path.name.rpartition("_")[2]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and not lives(int(pid)) and path.stat().st_mtime >= since:
+                path.unlink()
+                swept += 1
+    return swept
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs, or is stopped; one that has ended but was not waited for does not."""
     try:
