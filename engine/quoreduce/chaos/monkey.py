@@ -188,7 +188,7 @@ def skewed(pid: int) -> bool:
 
 
 def sweep_clocks(since: float, folder: Path = Path("/dev/shm")) -> int:
-    """Delete what libfaketime left of processes that were killed: shared memory and semaphores, since then (seconds of time.time)."""
+    """Delete what libfaketime has left of killed processes since then (seconds of time.time), and say how many files it was."""
     swept = 0
     for path in (*folder.glob("faketime_shm_*"), *folder.glob("sem.faketime_sem_*")):
         pid = path.name.rpartition("_")[2]
