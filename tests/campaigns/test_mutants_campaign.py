@@ -25,7 +25,8 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_most_mutants_of_a_sample_are_killed(says: Callable[[str], None]) -> None:
     """`QUOREDUCE_SEED` repeats a run (but for how far it comes)."""
     seed = os.environ.get("QUOREDUCE_SEED") or str(int.from_bytes(os.urandom(4)))
-    done = campaign("--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", str(SCORE))
+    area = ("data", "tracker")[int(seed) % 2]  # one of them: all its tests run once before the first mutant
+    done = campaign("--modules", area, "--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", str(SCORE))
     says(f"mutants, QUOREDUCE_SEED={seed}:\n{done.stdout}")
     assert done.returncode == 0, f"QUOREDUCE_SEED={seed}\n{done.stdout}{done.stderr}"
     total = re.search(r"^\| all \| \d+ \| (\d+) \|", done.stdout, re.M)
