@@ -138,9 +138,10 @@ def watch(area: str) -> Seen:
     watcher = Watcher(measured)
     with quiet() as said, measured.collect():
         code = run_tests(tests_of(area), watcher)
+        text = said() if code else ""
     forget_ours()
     if code:
-        raise RuntimeError(f"the tests of {area} do not pass as they are:\n{said()}")
+        raise RuntimeError(f"the tests of {area} do not pass as they are:\n{text}")
     seen = Seen(seconds=watcher.seconds)
     for file in measured.get_data().measured_files():
         for line, tests in measured.get_data().contexts_by_lineno(file).items():
