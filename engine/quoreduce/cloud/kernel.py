@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from quoreduce.cloud.files import read_file
 from quoreduce.errors import InputError, VmError
 
 PACKAGE: Final = "linux-image-cloud-amd64"
@@ -59,7 +60,7 @@ def given(image: Path, modules: Path | None = None) -> Kernel:
     Raises:
         InputError: a file cannot be read, is no bzImage, or a driver is neither there nor built in.
     """
-    data = _read(image, KERNEL_BYTES_MAX)
+    data = read_file(image, KERNEL_BYTES_MAX)
     version = kernel_version(data, image)
     folder = modules or Path("/lib/modules", version)
     if not (folder / "modules.builtin").is_file():
@@ -98,7 +99,8 @@ def kernel_version(data: bytes, name: object) -> str:
 
 def load_order(folder: Path, drivers: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the modules to load for ``drivers``, each after those that it depends on; what is built in is left out."""
-    builtin = {_name(PurePosixPath(line).name) for line in _read(folder / "modules.builtin", MODULE_BYTES_MAX).decode().split()}
+    lines = read_file(folder / "modules.builtin", MODULE_BYTES_MAX).decode().split()
+    builtin = {_name(PurePosixPath(line).name) for line in lines}
     files = {_name(path.name): path for path in sorted(folder.rglob("*.ko*"))}
     done = set(builtin)
 
@@ -122,7 +124,7 @@ def _name(file: str) -> str:
 
 
 def _module(path: Path) -> bytes:
-    data = _read(path, MODULE_BYTES_MAX)
+    data = read_file(path, MODULE_BYTES_MAX)
     try:
         plain = lzma.decompress(data) if path.suffix == ".xz" else data
     except lzma.LZMAError as error:
@@ -135,17 +137,6 @@ def _module(path: Path) -> bytes:
 def _needed(module: bytes) -> list[str]:
     found = _DEPENDS.search(module)
     return [name.replace("-", "_") for name in found[1].decode().split(",") if name] if found else []
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > most:
-        raise InputError(f"{path} has more than {most:,} bytes")
-    return data
 
 
 def _unpacked(cache: Path) -> Path:

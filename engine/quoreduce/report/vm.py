@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from quoreduce.errors import HostError, InputError, UsageError, VmError
+from quoreduce.errors import HostError, UsageError, VmError
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.user import Answer, UserAgent
@@ -156,11 +156,9 @@ def _image(a: argparse.Namespace) -> int:
 
 
 def _key(name: str) -> bytes:
-    try:
-        with open(name, "rb") as file:
-            return file.read(KEY_BYTES_MAX)
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror}") from error
+    from quoreduce.cloud.files import read_file
+
+    return read_file(Path(name), KEY_BYTES_MAX)
 
 
 def _server(a: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from quoreduce.cloud.agents.channel import Address, Channel
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.files import read_file
 from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
 from quoreduce.cloud.user import UNFINISHED, NewVm, Tell, User, UserEvent, Vm, WantImage, Wish
 from quoreduce.errors import InputError, UsageError, VmError, one_line
@@ -92,7 +93,7 @@ class UserAgent:
 
     def trust(self, files: Sequence[str]) -> Policy:
         """Trust what these policies describe, and nothing else any more. UsageError if they are of different sites."""
-        policies = [decode_policy(_read(Path(name), POLICY_BYTES_MAX)) for name in files]
+        policies = [decode_policy(read_file(Path(name), POLICY_BYTES_MAX)) for name in files]
         if len({policy.registrar for policy in policies}) > 1:
             raise UsageError("these policies are of different sites, and a folder is for one: use another --state too")
         merged = msgspec.structs.replace(
@@ -151,7 +152,7 @@ class UserAgent:
         """Launch a VM from an image file. UsageError, InputError: the name is taken, the image is none."""
         if any(vm.name == name and vm.phase not in ("idle", "terminated", "lost") for vm in self.vms):
             raise UsageError(f"there is a VM {name} already: choose another name")
-        data = _read(Path(image), IMAGE_FILE_MAX)
+        data = read_file(Path(image), IMAGE_FILE_MAX)
         Bundle.decode(data)
         for old in [vm for vm in self.vms if vm.name == name]:
             self._forget(old)
@@ -282,17 +283,6 @@ def _keys(folder: StateFolder) -> _Keys:
         return msgspec.json.decode(raw, type=_Keys)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise InputError(f"{folder.path / KEYS} holds no keys of a user: {one_line(error)}") from error
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > most:
-        raise InputError(f"{path} has more than {most >> 20} MiB")
-    return data
 
 
 def _union(lists: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
