@@ -29,6 +29,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -311,7 +312,8 @@ def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
 def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Score, say: Callable[[str], None]) -> None:
     """Show each mutant to its tests, `jobs` at a time, start none after `minutes` of it, and note in `score` how they end.
 
-    First a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything (RuntimeError).
+    First and last a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything; then
+    `score` is empty (RuntimeError). Each child has a folder of its own: what one leaves behind must not kill the next.
     """
     seen = {}
     for area in sorted({area_of(mutant) for mutant in mutants}):
@@ -324,9 +326,6 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Sc
     modules = [CONTROLS[area] for area in seen]
     controls = [Mutant(name, UNCHANGED, (0, 0), True, (PACKAGE / f"{name}.py").read_text()) for name in modules]
     scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
-    free = [scratch / str(n) for n in range(jobs)]
-    for folder in free:
-        folder.mkdir()
     running: dict[int, Child] = {}
 
     def collect() -> None:
@@ -345,10 +344,10 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Sc
         child.kill()
         end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
         if mutant.name == UNCHANGED and end != SURVIVED:
+            score.ends.clear()
             log = (folder / "log").read_text(errors="replace")[-3000:]
             raise RuntimeError(f"{mutant.module} does not survive as it is, in a forked child:\n{log}")
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
-        free.append(folder)
+        remove(folder)
         note(mutant, end)
 
     def note(mutant: Mutant, end: str) -> None:
@@ -357,27 +356,41 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Sc
             if end == SURVIVED:
                 say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
 
+    def show(mutant: Mutant, tests: Sequence[str]) -> None:
+        seconds = sum(seen[area_of(mutant)].seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
+        child = in_child(mutant, tests, seconds, Path(tempfile.mkdtemp(dir=scratch)))
+        running[child.fd] = child
+        while len(running) >= jobs:  # one that is killed for its time has not ended at once
+            collect()
+
     try:
-        for n, mutant in enumerate([*controls, *mutants]):
-            if n >= len(controls) and time.monotonic() > until:
+        for control in controls:
+            show(control, list(seen[area_of(control)].seconds))
+        for mutant in mutants:
+            if time.monotonic() > until:
                 break
-            known = seen[area_of(mutant)]
-            tests = tests_for(mutant, known) if n >= len(controls) else list(known.seconds)
-            if not tests and mutant.module not in WITH_URIS:
+            tests = tests_for(mutant, seen[area_of(mutant)])
+            if tests or mutant.module in WITH_URIS:
+                show(mutant, tests)
+            else:
                 note(mutant, SURVIVED)
-                continue
-            seconds = sum(known.seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
-            folder = free.pop()
-            child = in_child(mutant, tests, seconds, folder)
-            running[child.fd] = child
-            while not free:  # one that is killed for its time has not ended at once
-                collect()
+        for control in controls:
+            show(control, list(seen[area_of(control)].seconds))
         while running:
             collect()
     finally:
         for child in running.values():
             child.kill()
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
+
+
+def remove(folder: Path) -> None:
+    """Also what is mounted there, by a test that was killed before it could undo it."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in mounts:
+        if mount.startswith(f"{folder}{os.sep}"):
+            subprocess.run(["umount", "--lazy", mount], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

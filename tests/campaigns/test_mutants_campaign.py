@@ -68,6 +68,14 @@ def test_what_no_test_could_see_is_not_mutated(source: str, monkeypatch: pytest.
     assert mutants_of("data/x", source) == []
 
 
+MOUNTS = """
+import os, pathlib, subprocess
+log = next(path for path in (fd.resolve() for fd in pathlib.Path("/proc/self/fd").iterdir()) if path.name == "log")
+left = log.with_name("left")
+left.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(left)], check=os.geteuid() == 0)
+os._exit(1)
+"""
 CONTROL = """
 import sys
 from mutants import *
@@ -75,6 +83,7 @@ os.chdir(ROOT)
 source = (PACKAGE / "tracker" / "ledger.py").read_text()
 score = Score()
 run_campaign([
+    Mutant("tracker/ledger", "leaves a mount", (1, 1), True, sys.argv[1]),
     Mutant("tracker/ledger", "nothing", (1, 1), True, source + "# a comment\\n"),
     Mutant("tracker/ledger", "executions", (1, 1), True, source.replace("sum(self.launched.values())", "0")),
     Mutant("tracker/ledger", "no module", (1, 1), True, "raise RuntimeError\\n"),
@@ -87,13 +96,18 @@ print({mutant.name: end for mutant, end in score.ends})
 """
 
 
-def test_a_change_that_matters_is_killed_and_one_that_does_not_survives() -> None:
+def test_a_change_that_matters_is_killed_and_one_that_does_not_survives(tmp_path: Path) -> None:
+    """Whatever a test that is killed leaves behind is gone, and does not kill the next mutant."""
     done = subprocess.run(
-        [sys.executable, "-c", CONTROL], capture_output=True, text=True, timeout=900, cwd=CAMPAIGN.parent
-    )
+        [sys.executable, "-c", CONTROL, MOUNTS], capture_output=True, text=True, timeout=900, cwd=CAMPAIGN.parent,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert eval(done.stdout.splitlines()[-1]) == {
+        "leaves a mount": "killed",
         "nothing": "survived", "executions": "killed", "no module": "killed", "no end": "killed", "eats memory": "killed",
         "no Python": "no Python",
         "seen by no test": "survived",
     }  # fmt: skip
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert list(tmp_path.glob("quoreduce-mutants-*")) == []

@@ -634,6 +634,35 @@ def test_reopening_sweeps_what_other_runs_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_of_what_other_runs_left_a_durable_jobs_is_spared_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(tmp_path / "out", [b"one"])
+    job, dead = (tmp_path / f".out.{name}.staging" for name in ("job", "dead"))
+    for order in ([job, dead], [dead, job]):
+        dead.mkdir()
+        monkeypatch.setattr(commit, "_stagings", lambda _, order=order: order)
+        commit._sweep(tmp_path / "out", spare=True)
+        assert (job.exists(), dead.exists()) == (True, False)
+
+
+def test_of_a_job_that_is_swept_the_journal_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else one that is killed while it sweeps would leave half a job that looks as if it could be resumed."""
+    cut_short(tmp_path / "out", [b"one"])
+    journal = tmp_path / ".out.job.staging" / "journal"
+    assert journal.exists()
+    there: list[bool] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: there.append(journal.exists()))
+    commit._remove_tree(journal.parent)
+    assert set(there) == {False}
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
+    assert "cannot write" in refused(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [".out.lock"]
+
+
 def test_what_cannot_be_resumed_is_said_and_left_as_it_is(tmp_path: Path) -> None:
     assert not_resumed(tmp_path / "no" / "out") == f"nothing to resume: {tmp_path}/no is no directory"
     assert not_resumed(tmp_path / "out") == (
@@ -754,6 +783,7 @@ def test_attempts_lie_in_the_scratch_directory_until_they_are_uploaded(tmp_path:
     with pytest.raises(OutputError, match="published from attempt 1"):
         output.publish(0, 0)
     output.finish(NEW, b"receipt")
+    assert os.listdir(tmp_path / "scratch") == []
     output.abort()
     big = b"x" * (9 << 20)
     assert contents_of(tmp_path / "out") == {

@@ -563,6 +563,7 @@ def test_a_compressed_member_is_one_split_of_its_plain_bytes(
     path = tmp_path / name
     path.write_bytes(raw)
     (split,) = plan_splits([str(path)], LINES, 64)
+    assert split.compression == name.lower().rpartition(".")[2]
     if as_uri:
         split = msgspec.structs.replace(split, uri=True, path=f"file://{path}")
     scratch = tmp_path / "scratch"
@@ -622,6 +623,8 @@ def test_a_missing_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
     (split,) = plan_splits([str(path)], LINES, 64)
     message = f"^cannot decompress {path} into {tmp_path}/nowhere: No such file or directory$"
     with pytest.raises(HostError, match=message), open_split(split, LINES, tmp_path / "nowhere"):
+        pass
+    with pytest.raises(HostError, match=message), open_records(split, parse_format("sequence"), tmp_path / "nowhere"):
         pass
 
 
@@ -754,6 +757,15 @@ def test_a_range_that_comes_in_pieces_is_read_whole() -> None:
     assert read.tobytes() == data[20:60]
 
 
+def test_a_range_that_cannot_be_read_is_named() -> None:
+    class Failing:
+        def read_at(self, _n: int, _at: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(InputError, match=r"^cannot read s3://bucket/a: .*Input/output error$"):
+        inputs_module._Range(Failing(), Split("s3://key:secret@bucket/a", 0, 10, 10, "none", True, 0), 100)
+
+
 def test_memory_for_a_uri_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "input"
     path.write_bytes(b"x" * (3 << 20))
@@ -778,6 +790,7 @@ def test_credentials_in_a_uri_are_not_shown() -> None:
     assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
     assert public_name("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
     assert public_name("s3://key:secret@bucket/a@b") == "s3://bucket/a@b"
+    assert public_name("s3://key:secret@bucket/a://b") == "s3://bucket/a://b"
     assert public_name("hdfs://host:8020/a@b") == "hdfs://host:8020/a@b"
     assert public_name("/plain/path?x@y") == "/plain/path?x@y"
     with pytest.raises(InputError) as caught:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,8 +34,11 @@ ROWS = st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 2**64 - 1), st.b
 def test_a_byte_that_changes_a_value_lies_in_its_record(rows: list[tuple[bytes, int, bytes]]) -> None:
     """For every byte of a block: flipping it changes the record that it is said to lie in, first of its column, and no other."""
     block = block_of(rows)
-    for offset in range(block.buffer.size):
-        spot = locate.find(block.buffer, offset, "block")
+    spots = [locate.find(block.buffer, offset, "block") for offset in range(block.buffer.size)]
+    held = Counter(spot.what for spot in spots)
+    assert held["record"] == sum(len(first) + 8 + 3 for first, _, _ in rows)
+    assert held["offsets"] == 8 * (len(rows) + 1)
+    for offset, spot in enumerate(spots):
         changed = block.buffer.copy()
         changed[offset] ^= 1
         if spot.what == "record":
@@ -143,3 +149,25 @@ def test_values_as_long_as_can_be_shown_and_longer_ones() -> None:
     assert locate.find(np.frombuffer(long[:65], np.uint8), 64, "fixed:65").values[0].start == 1
     line = np.frombuffer(b"x\n" + long[30:140], np.uint8)
     assert locate.find(line, 2 + 50, "text").values[0].start == 26
+
+
+def test_only_the_value_in_which_the_byte_lies_is_shown_around_it() -> None:
+    """The others of the record from their beginnings, and of a wide record the first eight."""
+    long = bytes(range(200))
+    block = Block.create(("fixed:200",) * 9, 2, (400,) * 9)
+    for column in range(9):
+        block.fixed(column)[:] = np.frombuffer(long, np.uint8)
+    spot = locate.find(block.buffer, block.layout.starts[2][1] + 200 + 100, "block")
+    assert (spot.column, spot.record, len(spot.values)) == (2, 1, locate.VALUES_MAX) == (2, 1, 8)
+    assert [value.start for value in spot.values] == [0, 0, 76, 0, 0, 0, 0, 0]
+    assert all(value.data == long[value.start : value.start + 64] for value in spot.values)
+
+
+@pytest.mark.parametrize("number", [-2, 1 << 63])
+def test_numbers_that_cannot_be_are_not_taken_from_a_worker(number: int) -> None:
+    assert msgspec.convert(["u64", b"", 0, (1 << 63) - 1], locate.Value).nbytes == (1 << 63) - 1
+    assert msgspec.convert(["end", -1, -1, []], locate.Spot) == locate.Spot("end", -1, -1, ())
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(["end", number, -1, []], locate.Spot)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(["u64", b"", 0, number], locate.Value)
