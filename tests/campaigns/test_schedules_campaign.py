@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from schedules import campaign, explore, told, verdict
+import seeded
+from schedules import CAMPAIGN, explore, told
 
 from quoreduce.tracker import JobTracker, Plan
 
@@ -39,13 +40,14 @@ def gullible(plan: Plan) -> Any:
 def test_every_schedule_ends_right_or_says_why_not(says: Callable[[str], None]) -> None:
     """R1-R11, slides 12, 19, 20, 21: a job's agreed outputs are the true ones, whoever lies, dies or repeats itself."""
     begun = time.monotonic()
-    *_, tally = campaign(SEED, SCHEDULES, len(os.sched_getaffinity(0)))
+    *_, tally = seeded.run(CAMPAIGN, SEED, SCHEDULES, len(os.sched_getaffinity(0)))
+    held = seeded.verdict(tally, CAMPAIGN.script)
     says(
-        f"schedules {SEED} to {SEED + SCHEDULES - 1}: {verdict(tally)}, in {time.monotonic() - begun:.0f} s;"
+        f"schedules {SEED} to {SEED + SCHEDULES - 1}: {held}, in {time.monotonic() - begun:.0f} s;"
         f" again: python tests/campaigns/schedules.py --count {SCHEDULES} --seed {SEED}"
     )
     assert tally.schedules == SCHEDULES
-    assert not tally.violations, verdict(tally)
+    assert not tally.violations, held
     if SCHEDULES >= 4000:  # the schedules are worth something only if they get into trouble often enough
         assert tally.ends["done"] > 0.8 * SCHEDULES
         assert min(tally.met["lost votes"], tally.met["published parts"]) > 0.3 * SCHEDULES
@@ -59,7 +61,7 @@ def test_a_violation_is_told_with_the_seed_that_repeats_it() -> None:
     assert not found.wrong
     seed = min(found.violations)
     text, violation = told(seed, Hasty)
-    assert f"--replay {seed}" in verdict(found)
+    assert f"--replay {seed}" in seeded.verdict(found, CAMPAIGN.script)
     assert violation == found.violations[seed]
     assert text.startswith(f"# schedule {seed}: ")
     assert "joined in d0" in text
@@ -70,4 +72,4 @@ def test_wrong_outputs_are_counted_as_such() -> None:
     found = explore(range(60), gullible)
     assert found.wrong
     assert set(found.wrong) <= set(found.violations)
-    assert f"{len(found.wrong)} wrong outputs" in verdict(found)
+    assert f"{len(found.wrong)} wrong outputs" in seeded.verdict(found, CAMPAIGN.script)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm import campaign, explore, told, verdict
+import seeded
+from vm import CAMPAIGN, explore, told
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cloud"))
 from mutated import forget, load
@@ -36,13 +37,14 @@ def careless() -> Iterator[Any]:
 def test_every_schedule_ends_with_each_vm_in_one_place(says: Callable[[str], None]) -> None:
     """Slide 35: user agent, server agents and TCOMs are trusted; the cloud's management, which relays and stores, is not."""
     begun = time.monotonic()
-    *_, tally = campaign(SEED, SCHEDULES, len(os.sched_getaffinity(0)))
+    *_, tally = seeded.run(CAMPAIGN, SEED, SCHEDULES, len(os.sched_getaffinity(0)))
+    held = seeded.verdict(tally, CAMPAIGN.script)
     says(
-        f"VM schedules {SEED} to {SEED + SCHEDULES - 1}: {verdict(tally)}, in {time.monotonic() - begun:.0f} s;"
+        f"VM schedules {SEED} to {SEED + SCHEDULES - 1}: {held}, in {time.monotonic() - begun:.0f} s;"
         f" again: python tests/campaigns/vm.py --count {SCHEDULES} --seed {SEED}"
     )
     assert tally.schedules == SCHEDULES
-    assert not tally.violations, verdict(tally)
+    assert not tally.violations, held
     if SCHEDULES >= 2000:  # the schedules are worth something only if they get into trouble often enough
         assert min(tally.met[name] for name in RARE) > 0.002 * SCHEDULES
         assert tally.sums["end: running"] > 0.5 * SCHEDULES
@@ -54,7 +56,7 @@ def test_a_violation_is_told_with_the_seed_that_repeats_it(careless: Any) -> Non
     assert found.violations
     seed = min(found.violations)
     text, violation = told(seed, careless)
-    assert f"--replay {seed}" in verdict(found)
+    assert f"--replay {seed}" in seeded.verdict(found, CAMPAIGN.script)
     assert violation == found.violations[seed]
     assert text.startswith(f"# schedule {seed}: ")
     assert told(seed, careless) == (text, violation)

@@ -11,54 +11,37 @@ been. The end is 0 if everything held, else 1.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import multiprocessing
-import os
-import secrets
-import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cloud"))
 
+import seeded
 from world import KIT, Schedule
 
 COUNT = 20_000
 SLICE = 50
 CPU_S_MAX = 30.0  # of one schedule, which takes about a twentieth of a second
-SHOWN_MAX = 10
-FRESH = 1 << 40  # seeds that are drawn lie below
 
 
-@dataclass(slots=True)
-class Tally:
+@dataclass
+class Tally(seeded.Tally):
     """What came of some schedules.
 
     Attributes:
-        schedules: how many there were. moods: how many of which kind.
+        moods: how many of which kind.
         sums: what happened in all. met: in how many schedules it did.
         reasons: how often which refusal or outcome was named.
-        violations: number of a schedule -> what no protocol may let happen.
     """
 
-    schedules: int = 0
     moods: Counter[str] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
     met: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    violations: dict[int, str] = field(default_factory=dict)
-
-    def add(self, other: Tally) -> None:
-        self.schedules += other.schedules
-        for name in ("moods", "sums", "met", "reasons"):
-            getattr(self, name).update(getattr(other, name))
-        self.violations.update(other.violations)
 
     def text(self) -> str:
         """The tally as a table."""
@@ -77,43 +60,19 @@ class Tally:
 def explore(seeds: Iterable[int], kit: Any = KIT) -> Tally:
     """Run the schedules of these seeds, here."""
     tally = Tally()
-    signal.signal(signal.SIGVTALRM, _too_long)
     for seed in seeds:
         tally.schedules += 1
-        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S_MAX)
         try:
-            schedule = Schedule(seed, kit)
-            tally.moods[schedule.mood] += 1
-            world = schedule.run()
+            with seeded.bounded(CPU_S_MAX):
+                schedule = Schedule(seed, kit)
+                tally.moods[schedule.mood] += 1
+                world = schedule.run()
             tally.sums.update(world.counts)
             tally.met.update(world.counts.keys())
             tally.reasons.update(world.notes)
         except Exception as error:  # noqa: BLE001 (whatever a machine does)
             tally.violations[seed] = f"{type(error).__name__}: {error}"
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return tally
-
-
-def _too_long(_signal: int, _frame: object) -> None:
-    raise TimeoutError(f"not over after {CPU_S_MAX:g} s of CPU time")
-
-
-def _prepare() -> None:
-    """In a worker: what is there stays there, and rubbish is cleared away less often than Python thinks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
-
-
-def campaign(first: int, count: int, jobs: int) -> Iterator[Tally]:
-    """Run `count` schedules from number `first` on, in `jobs` processes; yield what is known, again and again."""
-    tally = Tally()
-    slices = [range(at, min(at + SLICE, first + count)) for at in range(first, first + count, SLICE)]
-    with multiprocessing.get_context("spawn").Pool(jobs, _prepare) as pool:
-        for part in pool.imap_unordered(explore, slices):
-            tally.add(part)
-            yield tally
 
 
 def told(seed: int, kit: Any = KIT) -> tuple[str, str]:
@@ -128,38 +87,10 @@ def told(seed: int, kit: Any = KIT) -> tuple[str, str]:
     return "\n".join([f"# schedule {seed}: {schedule.mood}, {schedule.faults}", *lines, ""]), violation
 
 
-def verdict(tally: Tally) -> str:
-    """The last lines: what counts."""
-    lines = [f"{len(tally.violations)} violations in {tally.schedules:,} schedules"]
-    for seed in sorted(tally.violations)[:SHOWN_MAX]:
-        lines.append(f"  {tally.violations[seed]}\n    python tests/campaigns/vm.py --replay {seed}")
-    return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Random schedules against the protocols of VM operations.")
-    parser.add_argument("--count", type=int, default=COUNT, help=f"how many (default {COUNT:,})")
-    parser.add_argument("--seed", type=int, help="number of the first (default: drawn, and printed)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="tell this one, line by line")
-    options = parser.parse_args(arguments)
-    if options.replay is not None:
-        text, violation = told(options.replay)
-        print(text + (f"VIOLATION: {violation}" if violation else "all rules were kept"))
-        return bool(violation)
-    first = secrets.randbelow(FRESH) if options.seed is None else options.seed
-    count = max(1, options.count)
-    print(f"schedules {first} to {first + count - 1}, on {options.jobs} processes", flush=True)
-    begun, said = time.monotonic(), 0.0
-    for tally in campaign(first, count, options.jobs):
-        now = time.monotonic() - begun
-        if now - said > 5 or tally.schedules == count:
-            said = now
-            print(f"{tally.schedules:,} of {count:,} after {now:.0f} s, {len(tally.violations)} violations", file=sys.stderr)
-    print(f"{tally.text()}\n{verdict(tally)}")
-    print(f"again: python tests/campaigns/vm.py --count {count} --seed {first}")
-    return bool(tally.violations)
+CAMPAIGN = seeded.Campaign(
+    "vm.py", "Random schedules against the protocols of VM operations.", COUNT, SLICE, Tally, explore, told
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(seeded.main(CAMPAIGN))

@@ -785,6 +785,7 @@ def test_a_uri_whose_file_changed_or_went_is_refused(tmp_path: Path) -> None:
 
 def test_credentials_in_a_uri_are_not_shown() -> None:
     assert public_name("s3://key:secret@bucket/a/b?region=x") == "s3://bucket/a/b"
+    assert public_name("s3://key@bucket/a@b") == "s3://bucket/a@b"
     assert public_name("s3://key:se/cret@bucket/a/b") == "s3://bucket/a/b"
     assert public_name("s3://key:se/c@ret@bucket/a") == "s3://bucket/a"
     assert public_name("s3://bucket/a@b") == "s3://bucket/a@b"
