@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,9 @@ def make(path: Path, kind: str) -> None:
         (path / "_SUCCESS").write_bytes(OLD)
     if kind == "foreign":
         (path / "thesis.tex").write_text("precious")
+    if kind == "linked":
+        (path.parent / "thesis.tex").write_text("precious")
+        (path / "part-r-00000").symlink_to(path.parent / "thesis.tex")
     if kind == "underscore":
         (path / "_private").write_text("precious")
     if kind == "nested":
@@ -179,11 +183,12 @@ def test_overwrite_replaces_an_output(tmp_path: Path, kind: str) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "broken", "foreign", "underscore", "nested"])
+@pytest.mark.parametrize("kind", ["file", "link", "broken", "foreign", "linked", "underscore", "nested"])
 def test_overwrite_never_removes_what_no_job_wrote(tmp_path: Path, kind: str) -> None:
     make(tmp_path / "out", kind)
     before = sorted(os.listdir(tmp_path))
-    refused(tmp_path / "out", overwrite=True)
+    message = refused(tmp_path / "out", overwrite=True)
+    assert re.search(rf"{tmp_path}/out (is not a directory|holds '[\w.-]+')", message)
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -657,6 +662,30 @@ def test_of_a_job_that_is_swept_the_journal_goes_first(tmp_path: Path, monkeypat
     assert set(there) == {False}
 
 
+def test_what_cannot_be_swept_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "tree" / "deep").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        commit._remove_tree(tmp_path / "tree")
+    assert (tmp_path / "tree" / "deep").exists()
+
+
+def test_all_of_a_file_is_written_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    commit._write(tmp_path / "manifest", NEW, sync=True)
+    assert synced == [len(NEW)]
+
+
+def test_others_may_read_a_lock(tmp_path: Path) -> None:
+    output = OutputDir(str(tmp_path / "out"), False, [], "job")
+    assert (tmp_path / ".out.lock").stat().st_mode & 0o777 == 0o644
+    output.abort()
+
+
 def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
     assert "cannot write" in refused(tmp_path / "out")
@@ -753,6 +782,9 @@ def test_an_error_without_a_name_names_what_was_being_written(tmp_path: Path, mo
         patch.setattr(Path, "rename", broken)
         again.publish(0, 1)
     again.abort()
+    with monkeypatch.context() as patch, names(tmp_path / "scratch"):
+        patch.setattr(commit.tempfile, "mkdtemp", broken)
+        uri_output(tmp_path)
 
 
 # --- behind a URI (and over S3 in test_inputs_s3.py) -------------------------------------------------------------------
@@ -856,12 +888,13 @@ def test_an_old_output_behind_a_uri_goes_with_the_first_upload(tmp_path: Path, f
 def test_an_old_output_behind_a_uri_is_incomplete_as_soon_as_it_is_touched(tmp_path: Path) -> None:
     """Its manifest goes first."""
     make(tmp_path / "out", "full")
+    (tmp_path / "out" / "_RECEIPT.json").write_bytes(b"old")
     output = uri_output(tmp_path, overwrite=True)
     (tmp_path / "out" / "_SUCCESS").unlink()
     write(output, 1, 0, b"new")
     with pytest.raises(OutputError, match=f"cannot write file://{tmp_path}/out: .*_SUCCESS"):
         output.publish(1, 0)
-    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old"}
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old", "_RECEIPT.json": b"old"}
 
 
 @pytest.mark.parametrize("kind", ["file", "foreign", "underscore", "nested", "deep"])
@@ -870,6 +903,29 @@ def test_what_no_job_wrote_behind_a_uri_is_refused(tmp_path: Path, kind: str) ->
     with pytest.raises(OutputError, match=rf"file://{tmp_path}/out (is not a directory|holds '\w+)"):
         uri_output(tmp_path, overwrite=True)
     assert not os.listdir(tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("left", [None, "directory"])
+def test_behind_a_uri_too_an_attempt_that_was_never_written_is_not_published(tmp_path: Path, left: str | None) -> None:
+    output = uri_output(tmp_path)
+    if left:
+        Path(output.attempt_path(0, 1)).mkdir()
+    with pytest.raises(OutputError, match="writer left no file" if left is None else "not a regular file"):
+        output.publish(0, 1)
+    output.abort()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_system_that_keeps_a_slash_at_the_end_lists_the_same_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import fs
+
+    make(tmp_path / "out", "full")
+    monkeypatch.setattr(commit, "open_filesystem", lambda _: (fs.LocalFileSystem(), f"{tmp_path}/out/"))
+    output = uri_output(tmp_path, overwrite=True)
+    output.finish(NEW)
+    assert contents_of(tmp_path / "out") == {"_SUCCESS": NEW}
 
 
 def test_in_a_store_without_directories_a_name_with_a_slash_is_no_jobs(tmp_path: Path) -> None:
@@ -882,7 +938,9 @@ def test_in_a_store_without_directories_a_name_with_a_slash_is_no_jobs(tmp_path:
 def test_a_uri_that_is_in_an_input_or_holds_it_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError, match="inside each other"):
         uri_output(tmp_path, inputs=("plain", f"file://{tmp_path}/{place}"))
-    uri_output(tmp_path, inputs=(f"{tmp_path}/{place}", f"file://{tmp_path}/out2", f"file://{tmp_path}/ou")).abort()
+    beside = (f"{tmp_path}/{place}", *(f"file://{tmp_path}/{name}" for name in ("out2", "ou", "outX", "outX/")))
+    uri_output(tmp_path, inputs=beside).abort()
+    UriOutput(f"file://{tmp_path}/outX", False, [f"file://{tmp_path}/out/in"], "job", tmp_path / "scratch").abort()
 
 
 def test_a_scratch_directory_is_made_or_named(tmp_path: Path) -> None:
