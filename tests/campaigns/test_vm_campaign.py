@@ -24,7 +24,7 @@ SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
 RARE = ("relay: drop", "relay: hold", "relay: twice", "relay: flip", "relay: cut", "relay: final", "relay: splice",
         "relay: replay", "relay: substitute", "relay: stale", "relay: reroute", "relay: impostor", "relay: both", "relay: detour",
         "crashes", "hypervisor failures", "scrub failures", "servers burnt down", "attacks on storage", "end: terminated",
-        "wish: restore")  # fmt: skip
+        "wish: restore", "backups read back")  # fmt: skip
 
 
 @pytest.fixture

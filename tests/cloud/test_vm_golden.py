@@ -172,6 +172,24 @@ def restore_from_another_backup(world: World) -> None:
 
 
 @scenario
+def restore_the_backup_before_one_that_was_lost(world: World) -> None:
+    """The newest was never read back: the one before it is still known, by its number; one before that is not."""
+    launched(world)
+    for number in (1, 2, 3):
+        world.wish("backup")
+        world.settle_down()
+        if number < 3:
+            world.read_back()
+    del world.storage[list(world.storage)[-1]]
+    world.tell("storage: the newest backup is gone")
+    world.wish("terminate")
+    world.settle_down()
+    for counter in (0, 1, 2):
+        world.wish("restore", to="C", counter=counter)
+        world.settle_down()
+
+
+@scenario
 def restore_of_what_may_run(world: World) -> None:
     """Not while the user's record says that it may run anywhere."""
     launched(world)
@@ -229,7 +247,8 @@ def test_the_stories_end_where_they_should() -> None:
     """Of those that could end otherwise: what runs where, whatever was told."""
     ends = {"migrate": ["B"], "migrate_and_commit_is_lost": ["A"], "migrate_and_the_receipt_is_lost": ["B"],
             "migrate_and_the_destination_burns_down": ["A"], "migrate_to_an_impostor": ["A"], "backup_and_restore": ["C"],
-            "restore_from_another_backup": [], "an_order_is_replayed": ["A"], "launch_fails_to_boot": []}  # fmt: skip
+            "restore_from_another_backup": [], "restore_the_backup_before_one_that_was_lost": ["C"],
+            "an_order_is_replayed": ["A"], "launch_fails_to_boot": []}  # fmt: skip
     for name, where in ends.items():
         world = World(7, recorded=True)
         SCENARIOS[name](world)

@@ -87,7 +87,9 @@ def test_the_manager_is_remembered(agent: UserAgent, address: Address, tmp_path:
 
 def test_a_backup_that_is_stored_whole_is_found_so(agent: UserAgent, address: Address) -> None:
     store(address, PARTS)
+    assert agent.vm("web").whole is None
     assert agent.check_stored(agent.vm("web")) == sum(map(len, PARTS))
+    assert agent.vm("web").whole == agent.vm("web").backup
 
 
 @pytest.mark.parametrize(
@@ -95,8 +97,17 @@ def test_a_backup_that_is_stored_whole_is_found_so(agent: UserAgent, address: Ad
 )
 def test_a_backup_that_was_stored_otherwise_is_no_backup(agent: UserAgent, address: Address, parts: list[bytes]) -> None:
     store(address, parts)
-    with pytest.raises(VmError, match="not the backup"):
+    with pytest.raises(VmError, match=r"not the backup: back web up again$"):
         agent.check_stored(agent.vm("web"))
+    assert agent.vm("web").whole is None
+
+
+def test_the_backup_before_one_that_was_lost_is_named(agent: UserAgent) -> None:
+    vm = agent.vm("web")
+    assert vm.backup is not None
+    before = vm.with_(whole=vm.backup, backup=msgspec.structs.replace(vm.backup, counter=2))
+    with pytest.raises(VmError, match=r"back web up again \(until then number 1 can be restored\)$"):
+        agent.check_stored(before)
 
 
 def test_a_backup_that_was_lost_is_said(agent: UserAgent) -> None:

@@ -610,9 +610,9 @@ class World:
     def image(self, vmid: bytes) -> bytes:
         return self.images[self.vmids.index(vmid)]
 
-    def wish(self, operation: str, number: int = 0, to: str = "") -> None:
+    def wish(self, operation: str, number: int = 0, to: str = "", counter: int = 0) -> None:
         vmid = self.vmids[number]
-        self.tell(f"user wants: {operation}{' ' + to if to else ''}")
+        self.tell(f"user wants: {operation}{f' of backup {counter}' if counter else ''}{' ' + to if to else ''}")
         self.counts[f"wish: {operation}"] += 1
         target = self.hosts[to].identity if to else ""
         if operation == "launch":
@@ -625,7 +625,14 @@ class World:
             return
         if operation == "terminate":
             self.terminated.add(vmid)
-        self.give_user(self.kit.user.Wish(operation, vmid, self.now, target))
+        self.give_user(self.kit.user.Wish(operation, vmid, self.now, target, counter=counter))
+
+    def read_back(self, number: int = 0) -> None:
+        """The user's agent has compared the newest backup with what storage has."""
+        vm = self.user.vms[self.vmids[number]]
+        self.tell(f"backup {vm.backup.counter} is read back as it was")
+        self.counts["backups read back"] += 1
+        self.give_user(self.kit.user.ReadBack(vm.vmid, vm.backup.counter))
 
     # Time and order
 
@@ -942,6 +949,9 @@ class Schedule:
         number = rng.randrange(len(world.vmids))
         vm = world.user.vms.get(world.vmids[number])
         phase = vm.phase if vm else "idle"
+        if vm is not None and vm.backup is not None and vm.backup != vm.whole and rng.random() < 0.2:
+            world.read_back(number)
+            return
         if vm is not None and vm.backup is not None and rng.random() < 0.15:
             operation = "restore"
         elif phase == "running":
@@ -957,6 +967,7 @@ class Schedule:
             operation,
             number,
             rng.choice("BBBA" if self.faults.detour else "ABCABCABCD") if operation in ("migrate", "restore") else "",
+            rng.choice((0, vm.whole.counter)) if operation == "restore" and vm and vm.whole else 0,
         )
 
     def _another(self) -> None:

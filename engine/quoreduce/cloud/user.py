@@ -81,7 +81,7 @@ NOWHERE: Final = frozenset({"idle", "terminated", "lost"})
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The newest backup: its counter, its key K_B, its manifest as encoded."""
+    """A backup: its counter, its key K_B, its manifest as encoded."""
 
     counter: wire.Count
     key: wire.Key
@@ -97,7 +97,8 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sequence: of its place, as far as is known. number: of the newest order. counter: of the newest backup that was ordered.
         order, nonce: digest and n_U of the order under way, or of the last one. about: while abandoning, that of the migration.
         given: while launching or restoring: whether a TCOM was given the VM's key; before that it cannot run.
-        backup: the newest that can be restored.
+        backup: the newest. whole: the newest that was read back from storage; the one before it, if the newest was not.
+        chosen: while restoring: which of them.
     """
 
     vmid: wire.Id
@@ -117,6 +118,8 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     about: wire.Hash = NO_ORDER
     given: bool = False
     backup: Kept | None = None
+    whole: Kept | None = None
+    chosen: Kept | None = None
 
     def with_(self, **changes: Any) -> Vm:
         """A copy in which these attributes are different."""
@@ -155,7 +158,8 @@ class Wish:
 
     ``ask`` and ``resolve`` find out where it is, the latter ending what is under way. ``abandon`` declares that a migration's
     destination is gone for good, ``declare lost`` that every place where it may run is. ``server``: the destination of a migrate,
-    the place of a restore. ``policy``: given anew for a migrate or restore, else empty.
+    the place of a restore. ``policy``: given anew for a migrate or restore, else empty. ``counter``: which backup to restore, 0
+    for the newest.
     """
 
     operation: Literal["migrate", "backup", "restore", "terminate", "ask", "resolve", "abandon", "declare lost"]
@@ -163,9 +167,18 @@ class Wish:
     at: datetime
     server: str = ""
     policy: bytes = b""
+    counter: int = 0
 
 
-UserEvent: TypeAlias = NewVm | Wish | Received | Data | DataEnd | Tick
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """Storage gave this backup back as it was; until then the one before it is not forgotten."""
+
+    vmid: bytes
+    counter: int
+
+
+UserEvent: TypeAlias = NewVm | Wish | ReadBack | Received | Data | DataEnd | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +245,8 @@ class User:
                 return self._wish(event.vmid, lambda: self._launch(event))
             case Wish():
                 return self._wish(event.vmid, lambda: self._ordered(event))
+            case ReadBack():
+                return self._read_back(event)
             case Received():
                 return self._received(event)
             case Data():
@@ -295,11 +310,20 @@ class User:
             )
         if vm.backup is None or not wish.server:
             raise VmError(f"{vm.name} has no backup to restore" if wish.server else "name a server to restore it on")
-        vm = vm.with_(peer=wish.server, policy=wish.policy or vm.policy, sequence=vm.sequence + RESTORED)
+        known = [one for one in (vm.backup, vm.whole) if one is not None]
+        chosen = next((one for one in known if wish.counter in (0, one.counter)), None)
+        if chosen is None:
+            numbers = ", ".join(str(number) for number in sorted({one.counter for one in known}))
+            raise VmError(f"of {vm.name} there is no backup {wish.counter} that could be restored; there are: {numbers}")
+        vm = vm.with_(peer=wish.server, policy=wish.policy or vm.policy, sequence=vm.sequence + RESTORED, chosen=chosen)
         decode_policy(vm.policy)
-        assert vm.backup is not None
-        counter = vm.backup.counter
-        return self._order(vm, "restoring", "restore", wish.at, server=vm.peer, policy=vm.policy, counter=counter)
+        return self._order(vm, "restoring", "restore", wish.at, server=vm.peer, policy=vm.policy, counter=chosen.counter)
+
+    def _read_back(self, event: ReadBack) -> list[UserCommand]:
+        vm = self.vms.get(event.vmid)
+        if vm is None or vm.backup is None or vm.backup.counter != event.counter:
+            return []
+        return [self._keep(vm.with_(whole=vm.backup))]
 
     def _abandon(self, vm: Vm, at: datetime) -> list[UserCommand]:
         if vm.phase not in ("migrating", "abandoning"):
@@ -371,10 +395,11 @@ class User:
             active.stream = StreamSealer(key, IMAGE_STREAM + vm.order, IMAGE_BYTES_MAX)
             secrets = wire.Secrets(key, offer.nonce, vm.image, vm.size, vm.spec)
         else:
-            assert vm.backup is not None
-            kept = wire.decode(vm.backup.manifest, wire.Manifest)
+            chosen = vm.chosen
+            assert chosen is not None
+            kept = wire.decode(chosen.manifest, wire.Manifest)
             secrets = wire.Secrets(
-                vm.backup.key, offer.nonce, kept.image, kept.size, kept.spec, vm.backup.manifest, vm.backup.counter
+                chosen.key, offer.nonce, kept.image, kept.size, kept.spec, chosen.manifest, chosen.counter
             )  # fmt: skip
         sealed = hpke_seal(offer.key, PACKAGE + vm.order, wire.encode(secrets))
         package = wire.sign(self._sign, self._public, wire.Package(vm.order, offer.nonce, sealed))

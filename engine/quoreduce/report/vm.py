@@ -87,9 +87,10 @@ def _user_parsers(commands: Any) -> None:
     migrate.add_argument("name", metavar="NAME")
     migrate.add_argument("--to", required=True, metavar="SERVER", help="both servers attest each other first")
     _user(commands, "backup", "store a VM, encrypted for its owner; it goes on running").add_argument("name", metavar="NAME")
-    restore = _user(commands, "restore", "launch a VM from its newest backup")
+    restore = _user(commands, "restore", "launch a VM from its newest backup, or the last one that was read back")
     restore.add_argument("name", metavar="NAME")
     restore.add_argument("--server", metavar="NAME", help="default: where it was last")
+    restore.add_argument("--number", type=int, default=0, metavar="N", help="which backup, as `vm backup` said; default: the newest")
     restore.add_argument(
         "--declare-lost", action="store_true",
         help="the VM may still run somewhere, and I say that it never will again: if that is wrong, two will run",
@@ -298,7 +299,7 @@ def _restore(a: argparse.Namespace) -> int:
         if a.declare_lost:
             _wished(a, agent, "declare lost")
         server = agent.server(a.server) if a.server else vm.server
-        wish = Wish("restore", vm.vmid, _now(), server, agent.policy())
+        wish = Wish("restore", vm.vmid, _now(), server, agent.policy(), a.number)
         return _ended(a, agent, a.name, lambda: agent.wish(wish, timeout_s=a.timeout))
 
 
@@ -344,6 +345,8 @@ def _list(a: argparse.Namespace) -> int:
         print("no VMs yet: quoreduce vm launch IMAGE NAME --server SERVER")
     for row in rows:
         backup = f", backup {row['backup']}" if row["backup"] else ""
+        if row["read_back"] < row["backup"]:
+            backup += f" (not read back; {row['read_back']} was)" if row["read_back"] else " (not read back)"
         print(f"{row['name']:16} {row['vm']}  {row['phase']:12} {row['server'] or '-'}{backup}")
     return 0
 
@@ -355,6 +358,7 @@ def _described(agent: UserAgent, vm: Vm) -> dict[str, Any]:
     return {
         "name": vm.name, "vm": vm.vmid.hex(), "phase": vm.phase, "server": names.get(vm.server, vm.server[:12]),
         "sequence": vm.sequence, "backup": vm.backup.counter if vm.backup else 0,
+        "read_back": vm.whole.counter if vm.whole else 0,
     }  # fmt: skip
 
 

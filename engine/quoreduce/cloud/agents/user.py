@@ -28,7 +28,7 @@ from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.bundle import Bundle
 from quoreduce.cloud.files import read_file
 from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
-from quoreduce.cloud.user import UNFINISHED, NewVm, Tell, User, UserEvent, Vm, WantImage, Wish
+from quoreduce.cloud.user import UNFINISHED, NewVm, ReadBack, Tell, User, UserEvent, Vm, WantImage, Wish
 from quoreduce.errors import InputError, UsageError, VmError, one_line
 from quoreduce.trust.policy import POLICY_BYTES_MAX, Policy, decode_policy
 
@@ -176,9 +176,15 @@ class UserAgent:
         return answer
 
     def check_stored(self, vm: Vm) -> int:
-        """Read the newest backup back from the manager's store and compare; return its bytes. VmError: it is not the one."""
+        """Read the newest backup back from the manager's store and compare; return its bytes.
+
+        Until it was the same once, the last backup that was is kept in mind. VmError: it is not the same.
+        """
         assert vm.backup is not None
         manifest = wire.decode(vm.backup.manifest, wire.Manifest)
+        again = f"back {vm.name} up again"
+        if vm.whole is not None and vm.whole != vm.backup:
+            again += f" (until then number {vm.whole.counter} can be restored)"
         channel = self._connected()
         channel.send(post.encode(post.Get(manifest.order.hex(), 1)))
         digest, size = sha256(), 0
@@ -189,12 +195,13 @@ class UserAgent:
             digest.update(len(part.body).to_bytes(4, "big") + part.body)  # as :mod:`quoreduce.cloud.sealing` counts
             size += len(part.body)
             if part.reason:
-                raise VmError(f"the manager does not have the backup: {part.reason}; back {vm.name} up again")
+                raise VmError(f"the manager does not have the backup: {part.reason}; {again}")
             if part.final:
                 if digest.digest() != manifest.stream:
-                    raise VmError(f"what the manager stored is not the backup: back {vm.name} up again")
+                    raise VmError(f"what the manager stored is not the backup: {again}")
+                self._step(ReadBack(vm.vmid, vm.backup.counter), Answer())
                 return size
-        raise VmError(f"the manager does not give the backup back: back {vm.name} up again")
+        raise VmError(f"the manager does not give the backup back: {again}")
 
     def _until(self, events: Sequence[UserEvent], timeout_s: float) -> Answer:
         answer = Answer()
