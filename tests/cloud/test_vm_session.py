@@ -227,6 +227,7 @@ def test_a_destination_whose_broker_allows_dumps_is_refused(cloud: Cloud, web: s
 
 def test_what_a_vm_left_after_termination_does_not_hold_its_secrets(cloud: Cloud, web: str, pem: bytes) -> None:
     cloud.done("backup", "web")
+    assert cloud.vm("web")["read_back"] == cloud.vm("web")["backup"] > 0
     cloud.done("terminate", "web")
     assert cloud.empty("s1")
     places = [cloud.site.record, cloud.site.store, cloud.site.folder / "s1", cloud.site.folder / "s2", cloud.site.memory]

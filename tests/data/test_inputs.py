@@ -3,6 +3,7 @@
 import bz2
 import errno
 import gzip
+import io
 import mmap
 import os
 import re
@@ -455,6 +456,9 @@ def test_a_file_that_cannot_be_read_on_is_named(tmp_path: Path, monkeypatch: pyt
     split = Split(str(path), 5, 20, 45, "none", False, 0)
     monkeypatch.setattr(os, "pread", lambda *_: b"")
     message = f"^{path} became shorter while the job ran; run the job again$"
+    if fmt.kind == "sequence":
+        with pytest.raises(InputError, match=message):
+            plan_splits([str(path)], fmt, 64)
     with pytest.raises(InputError, match=message), open_records(split, fmt, tmp_path):
         pass
 
@@ -503,6 +507,8 @@ def test_of_a_split_its_own_bytes_are_brought_in_at_once_or_a_page(tmp_path: Pat
     with open_records(split, LINES, tmp_path) as array:
         assert not isinstance(array, Block)
     assert advised.advice.pop() == (22, 0, 50_000 + skip)
+    with open_records(split, LINES, tmp_path, populate=False):
+        assert advised.advice.pop() == (22, 0, mmap.PAGESIZE + skip)
     assert advised.advice == []
 
 
@@ -590,7 +596,7 @@ def test_a_corrupt_member_is_refused_by_name(tmp_path: Path, suffix: str, harm: 
     path.write_bytes(harmed[harm])
     (split,) = plan_splits([str(path)], LINES, 64)
     what = "gzip" if suffix == "gz" else "zstd"
-    message = rf"^{tmp_path}/input\.\w+ is corrupt or truncated \({what}: .+\); fetch it again$"
+    message = rf"^{tmp_path}/input\.\w+ is corrupt or truncated \({what}: (?!None).+\); fetch it again$"
     with pytest.raises(InputError, match=message), open_split(split, LINES, tmp_path):
         pass
 
@@ -613,7 +619,8 @@ def test_the_records_of_a_compressed_member_have_the_width_of_the_format(tmp_pat
     path.write_bytes(gzip.compress(b"x" * 250))
     fmt = RecordFormat("fixed", 100)
     (split,) = plan_splits([str(path)], fmt, 64)
-    with pytest.raises(InputError, match="250 bytes, not a multiple of 100"), open_split(split, fmt, tmp_path):
+    message = f"^{path} decompressed has 250 bytes, not a multiple of 100"
+    with pytest.raises(InputError, match=message), open_split(split, fmt, tmp_path):
         pass
 
 
@@ -624,8 +631,9 @@ def test_a_missing_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
     message = f"^cannot decompress {path} into {tmp_path}/nowhere: No such file or directory$"
     with pytest.raises(HostError, match=message), open_split(split, LINES, tmp_path / "nowhere"):
         pass
-    with pytest.raises(HostError, match=message), open_records(split, parse_format("sequence"), tmp_path / "nowhere"):
-        pass
+    for fmt in (LINES, parse_format("sequence")):
+        with pytest.raises(HostError, match=message), open_records(split, fmt, tmp_path / "nowhere"):
+            pass
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
@@ -637,6 +645,26 @@ def test_a_member_may_just_have_the_size_of_the_bound(tmp_path: Path, suffix: st
     message = f"^{path} decompresses to more than {len(TEXT) - 1} bytes; store it uncompressed$"
     with pytest.raises(InputError, match=message):
         read(split, LINES, tmp_path, max_member_bytes=len(TEXT) - 1)
+
+
+@pytest.mark.parametrize("what", ["corrupt", "too long", "unmapped"])
+def test_what_was_decompressed_is_let_go_of_while_an_error_is_handled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress(TEXT)[: -1 if what == "corrupt" else None])
+    (split,) = plan_splits([str(path)], LINES, 64)
+    before = os.listdir("/proc/self/fd")
+
+    def unmapped(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    if what == "unmapped":
+        monkeypatch.setattr(mmap, "mmap", unmapped)
+    with pytest.raises(InputError, match=f"^(cannot map )?{path}:? ") as caught:
+        read(split, LINES, tmp_path, max_member_bytes=9 if what == "too long" else 1 << 20)
+    assert os.listdir("/proc/self/fd") == before
+    assert caught.tb is not None  # its frames hold what they held
 
 
 class Broken:
@@ -689,6 +717,9 @@ def test_a_uri_stands_for_what_a_path_does(tree: Path) -> None:
     assert members(base) == members(f"{base}/") == [*texts, (f"{base}/c.log", 6)]
     assert members(f"{base}/*.txt") == texts
     assert members(f"{base}/_SUCCESS") == [(f"{base}/_SUCCESS", 9)]
+    (tree / "X").mkdir()
+    (tree / "X" / "a").write_text("x\n")
+    assert members(f"{base}/X") == members(f"{base}/X/") == [(f"{base}/X/a", 2)]
 
 
 @pytest.mark.parametrize(
@@ -766,6 +797,25 @@ def test_a_range_that_cannot_be_read_is_named() -> None:
         inputs_module._Range(Failing(), Split("s3://key:secret@bucket/a", 0, 10, 10, "none", True, 0), 100)
 
 
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_record_without_an_end_is_read_to_the_last_byte_of_the_file(tmp_path: Path, more: int) -> None:
+    """Also if the first request ends just before it: nobody looks for an end in the last byte."""
+    path = tmp_path / "input"
+    size = 10 + (1 << 16) + more
+    path.write_bytes(b"x" * size)
+    assert len(read(Split(f"file://{path}", 0, 10, size, "none", True, 0), LINES, tmp_path)) == size
+
+
+def test_a_file_system_that_fails_while_it_is_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def get_file_info(self, _: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(inputs_module, "open_filesystem", lambda _: (Failing(), "bucket/a"))
+    with pytest.raises(InputError, match=r"^cannot read s3://bucket/a: .*Input/output error$"):
+        members("s3://key:secret@bucket/a")
+
+
 def test_memory_for_a_uri_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "input"
     path.write_bytes(b"x" * (3 << 20))
@@ -840,6 +890,16 @@ def test_a_remote_sequence_file_that_ends_early_has_changed(tmp_path: Path, monk
     ):
         pass
 
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Short, "read_at", broken)
+    with (
+        pytest.raises(InputError, match=r"^cannot read s3://bucket/data\.seq: .*Input/output error$"),
+        open_records(split, parse_format("sequence"), tmp_path),
+    ):
+        pass
+
 
 def test_a_gz_member_is_decompressed_piece_by_piece(tmp_path: Path) -> None:
     path = tmp_path / "zeros.gz"
@@ -847,3 +907,15 @@ def test_a_gz_member_is_decompressed_piece_by_piece(tmp_path: Path) -> None:
     with path.open("rb") as raw:
         sizes = [len(chunk) for chunk in inputs_module._gz_chunks(raw)]
     assert (sum(sizes), max(sizes) <= 1 << 20) == (5 << 20, True)
+
+
+def test_a_zst_member_is_read_piece_by_piece() -> None:
+    whole, asked = io.BytesIO(zst(TEXT)), []
+
+    class Pieces:
+        def read(self, n: int) -> bytes:
+            asked.append(n)
+            return whole.read(n)
+
+    assert b"".join(inputs_module._zst_chunks(Pieces())) == TEXT  # type: ignore[arg-type]
+    assert asked == [1 << 20, 1 << 20]

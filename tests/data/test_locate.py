@@ -130,6 +130,11 @@ def test_spots_to_the_last_field() -> None:
     assert locate.find(block.buffer, 9, "block") == locate.Spot("header", -1, -1, (number,))
     assert locate.find(block.buffer, offsets + 24, "block") == locate.Spot("padding", -1, -1, none)
     assert locate.find(block.buffer, data - 1, "block") == locate.Spot("padding", -1, -1, none)
+    assert locate.find(raw, 3, "fixed:10") == locate.Spot("record", -1, 0, (locate.Value("fixed:10", b"0123456789", 0, 10),))
+    empty = block_of([])
+    assert locate.find(empty.buffer, empty.layout.starts[0][0], "block") == locate.Spot("offsets", 0, -1, none)
+    without = block_of([(b"", 1, b"xyz")])
+    assert locate.find(without.buffer, without.layout.starts[1][1], "block").values[0] == locate.Value("binary", b"", 0, 0)
 
 
 def test_values_as_long_as_can_be_shown_and_longer_ones() -> None:
@@ -171,3 +176,9 @@ def test_numbers_that_cannot_be_are_not_taken_from_a_worker(number: int) -> None
         msgspec.convert(["end", number, -1, []], locate.Spot)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(["u64", b"", 0, number], locate.Value)
+
+
+def test_names_of_kinds_are_short() -> None:
+    assert msgspec.convert(["k" * 16, b"", 0, 0], locate.Value).kind == "k" * 16
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(["k" * 17, b"", 0, 0], locate.Value)
