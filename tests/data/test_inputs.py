@@ -691,8 +691,11 @@ def test_a_full_scratch_directory_is_the_hosts_error(tmp_path: Path) -> None:
         path = tmp_path / "input.gz"
         path.write_bytes(gzip.compress(TEXT))
         (split,) = plan_splits([str(path)], LINES, 64)
-        with pytest.raises(HostError, match="No space left on device"), open_split(split, LINES, scratch):
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(HostError, match="No space left on device") as caught, open_split(split, LINES, scratch):
             pass
+        assert os.listdir("/proc/self/fd") == before  # space is given back while the error is handled
+        assert caught.tb is not None  # its frames hold what they held
         assert list(scratch.iterdir()) == []
     finally:
         subprocess.run(["umount", str(scratch)], check=True)
