@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def stopping_job(folder: str, role: str) -> Job:
                 return
             Path(f"{folder}/pid").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # another thread may get the signal first, and this one could still answer
 
     def map_line(line: bytes) -> Iterator[tuple[bytes, int]]:
         stop_once("map")
