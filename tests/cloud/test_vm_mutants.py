@@ -134,18 +134,18 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
 CAUGHT: dict[str, int] = {
     "the source destroys without a receipt": 48,
     "a prepared guest is resumed after a crash": 49,
-    "a guest that nobody was told of stays after a crash": 52,
-    "any TPM will do, and the user seals to whoever offers": 166,
+    "a backup leaves the guest paused": 60,
+    "a guest that nobody was told of stays after a crash": 64,
     "evidence answers no challenge": 167,
     "the source destroys when the destination is prepared": 235,
-    "a failed scrub is no failure": 344,
-    "the destination says aborted before its guest is gone": 355,
+    "the destination says aborted before its guest is gone": 461,
+    "a failed scrub is no failure": 526,
     "orders need no owner": 535,
     "the package may be anybody's": 637,
-    "a stream may end anywhere": 1164,
+    "a stream may end anywhere": 1007,
     "a released guest is resumed after a crash": 1302,
-    "the user believes a server that was not told to settle": 1707,
     "the source resumes while the destination is prepared": 3196,
+    "the user believes a server that was not told to settle": 7030,
 }
 
 
