@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quoreduce.errors import HostError
+from quoreduce.runtime import ray as ray_module
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.runtime.ray import STARTS_MAX, RayExecutor, _Actor
@@ -26,6 +27,7 @@ class Flaky(RayExecutor):
         self.cause = cause or ConnectionError()
         self.created: list[str] = []
         self.killed: list[str] = []
+        self.ends: list[float] = []
         self._ray = SimpleNamespace(
             exceptions=SimpleNamespace(GetTimeoutError=GetTimeoutError),
             kill=lambda handle, no_restart: self.killed.append(handle),
@@ -33,14 +35,15 @@ class Flaky(RayExecutor):
         self._dead["w3.0"] = _Actor("w3.0", WorkerInfo("w3.0", "worker3", "node"), "node", 7)
 
     def _alive_nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": "node"}]
+        return [{"NodeID": "node", "NodeManagerAddress": "127.0.0.1", "Resources": {"CPU": 3.0}}]
 
     def _create(self, index: int, node_id: str, number: int) -> _Actor:
         name = f"w{index}.{len(self.created) + 1}"
         self.created.append(name)
         return _Actor(name, WorkerInfo(name, f"worker{index}", node_id), node_id, number)
 
-    def _settle(self, actor: _Actor) -> _Actor:
+    def _settle(self, actor: _Actor, end: float) -> _Actor:
+        self.ends.append(end)
         if len(self.created) <= self.failures:
             raise HostError("a Ray actor did not start") from self.cause
         return actor
@@ -65,3 +68,12 @@ def test_what_took_too_long_is_not_tried_again() -> None:
     executor = Flaky(1000, GetTimeoutError())
     assert executor.replace("w3.0") is None
     assert len(executor.created) == 1
+
+
+def test_all_actors_have_one_deadline_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start at the same time: a hundred that hang are not waited for a hundred times."""
+    monkeypatch.setattr(ray_module, "_join", lambda address, namespace: False)
+    executor = Flaky(0)
+    assert len(executor.start()) == 3
+    assert len(executor.ends) == 3
+    assert len(set(executor.ends)) == 1

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from quoreduce.chaos.monkey import sweep_clocks, wait_until_gone
 from quoreduce.chaos.plan import STAGES, chosen_by, kinds_of, parse_job
 from quoreduce.chaos.stage import MARKER, Orders
 from quoreduce.chaos.tally import Campaign, Record
-from quoreduce.errors import HostError
+from quoreduce.errors import one_line
 
 STALL_S = 120.0
 GONE_S = 20.0
+SETUPS_MOST = 3  # times that a stage is set up, or set up again in its middle, in vain
 LOG_LINES = 5
 ROOT_CHARS_MOST = 16  # Ray's sockets are in there, and their names have 107 characters at most
 
@@ -58,43 +59,87 @@ def run_campaign(
             if not kinds_of(stage.name, kinds):
                 continue
             share = stage.share / total
-            here = folder / stage.name
-            here.mkdir()
             most = None if jobs_most is None else max(1, round(jobs_most * share))
             orders = Orders(
-                stage.name, seed, minutes * 60 * share, list(kinds), str(here), inputs, references, one[1] if one else None, most
+                stage.name, seed, minutes * 60 * share, list(kinds), str(folder / stage.name), inputs, references,
+                one[1] if one else None, most,
             )  # fmt: skip
             say(f"{stage.name}: {stage.text}; {orders.seconds:.0f} s ...")
             _run_stage(orders, campaign, say)
-            shutil.rmtree(here, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     campaign.wall_s = time.monotonic() - start
     return campaign
 
 
+@dataclass(slots=True)
+class _Heard:
+    """What a stage has said so far. ``job``: the one that runs; ``next``: number of the first that was not begun yet.
+
+    ``setting_up``: it starts its workers, Ray, or new nodes in the place of lost ones. ``ready_at``: when it was ready.
+    """
+
+    job: dict[str, Any] = field(default_factory=dict)
+    next: int = 0
+    setting_up: bool = True
+    ready_at: float | None = None
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Follow the stage by a line that it says."""
+        if "begin" in line:
+            self.job, self.next = line, _number(line) + 1
+        elif "record" in line:
+            self.job = {}
+        if "set_up" in line:
+            self.setting_up = line["set_up"] == "begun"
+            if not self.setting_up:
+                self.ready_at = self.ready_at or time.monotonic()
+
+
 def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -> None:
-    """Run a stage, bounded: if nothing is heard of it for STALL_S seconds it hangs, which is a finding, and is killed."""
+    """Run a stage. If its workers or its Ray do not start that is counted, and tried again, but not for ever."""
+    failed = 0
+    while True:
+        folder = Path(orders.folder)
+        (folder / "ray").mkdir(parents=True)
+        heard = _Heard(next=orders.first)
+        try:
+            why = _run_once(orders, heard, campaign, say)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if why is None:
+            return
+        failed += 1
+        campaign.setups_failed += 1
+        say(f"{orders.stage}: set-up {failed} failed, which is no job: {why}")
+        if failed == SETUPS_MOST:
+            campaign.not_set_up[orders.stage] = why
+            return
+        spent_s = time.monotonic() - heard.ready_at if heard.ready_at else 0.0
+        orders = replace(orders, first=heard.next, seconds=max(0.0, orders.seconds - spent_s))
+        if _over(orders):
+            return
+
+
+def _over(orders: Orders) -> bool:
+    """Whether no job is left to do of those that have to be done."""
+    if orders.only is not None or orders.most is not None:
+        return orders.first >= (1 if orders.only is not None else orders.most or 0)
+    return orders.seconds == 0 and orders.first >= STAGES[orders.stage].jobs_least
+
+
+def _run_once(orders: Orders, heard: _Heard, campaign: Campaign, say: Callable[[str], None]) -> str | None:
+    """Run a stage. It is killed if nothing is heard of it for STALL_S seconds, which is a finding if a job ran.
+
+    Returns why it could not be set up, if it could not.
+    """
     marker = f"{MARKER}={secrets.token_hex(8)}"
-    name, _, value = marker.partition("=")
     log = Path(orders.folder) / "log"
-    environment = {
-        **os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path),
-        "QUOREDUCE_CHAOS_MOUNTS": os.readlink("/proc/self/ns/mnt"),
-    }  # fmt: skip
-    with open(log, "wb") as errors:
-        stage = subprocess.Popen(
-            _command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-            env=environment,
-        )  # fmt: skip
-    assert stage.stdin is not None
-    stage.stdin.write(json.dumps(asdict(orders)))
-    stage.stdin.close()
-    begun: dict[str, Any] = {}
+    stage = _begin(orders, marker, log)
     start = time.time()
     try:
         for line in _lines(stage):
-            begun = line if "begin" in line else begun
+            heard.note(line)
             _hear(line, orders.stage, campaign, say)
         code = stage.wait(GONE_S)
     except (queue.Empty, subprocess.TimeoutExpired):
@@ -103,9 +148,14 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
         _end(stage)
         wait_until_gone(marker, 0.0)
         raise
+    why = None
     if code != 0:
-        last = " | ".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        _failed(orders.stage, begun, code, last, campaign, say)
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        last = one_line(" | ".join(lines))
+        if heard.setting_up:
+            why = last or (f"nothing was heard for {STALL_S:.0f} s" if code is None else f"exit code {code}")
+        else:
+            _failed(orders.stage, heard.job, code, last, campaign, say)
         _end(stage)
     orphans = wait_until_gone(marker, GONE_S if code == 0 else 0.0)
     sweep_clocks(start)
@@ -113,6 +163,31 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
         campaign.orphans += len(orphans)
     if orphans and code == 0:
         say(f"{orders.stage}: {len(orphans)} processes were left behind")
+    return why
+
+
+def _begin(orders: Orders, marker: str, log: Path) -> subprocess.Popen[str]:
+    """Start a stage and give it its orders."""
+    name, _, value = marker.partition("=")
+    environment = {
+        **os.environ, name: value, "PYTHONPATH": os.pathsep.join(sys.path),
+        "QUOREDUCE_CHAOS_MOUNTS": os.readlink("/proc/self/ns/mnt"),
+        # A Ray cluster writes its address to the folder ray/ in there, which it does not make; and the address of a
+        # user's own Ray, which is in $TMPDIR/ray, must not be overwritten.
+        "RAY_TMPDIR": orders.folder,
+    }  # fmt: skip
+    with open(log, "wb") as errors:
+        stage = subprocess.Popen(
+            _command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+            env=environment,
+        )  # fmt: skip
+    assert stage.stdin is not None
+    try:
+        stage.stdin.write(json.dumps(asdict(orders)))
+        stage.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended, which will be seen
+    return stage
 
 
 def _command() -> list[str]:
@@ -155,16 +230,20 @@ def _hear(line: dict[str, Any], stage: str, campaign: Campaign, say: Callable[[s
 
 
 def _failed(
-    stage: str, begun: dict[str, Any], code: int | None, last: str, campaign: Campaign, say: Callable[[str], None]
+    stage: str, job: dict[str, Any], code: int | None, last: str, campaign: Campaign, say: Callable[[str], None]
 ) -> None:  # fmt: skip
-    """A stage that hangs, or dies, is a finding; one that could not even begin says what the machine lacks."""
-    if not begun and not any(record.stage == stage for record in campaign.records):
-        raise HostError(f"stage {stage} could not start: {last or f'exit code {code}'}")
-    number = int(str(begun.get("begin", f"{stage}:-1")).partition(":")[2])
+    """A stage that hangs, or dies, is a finding, of the job that ran if one did."""
+    number = _number(job)
     outcome = "hang" if code is None else "untyped"
-    kinds = dict.fromkeys(begun.get("kinds", ()), 0)
-    campaign.records.append(Record(stage, number, begun.get("job", ""), 1, outcome, kinds, error=f"exit code {code}: {last}"))
+    kinds = dict.fromkeys(job.get("kinds", ()), 0)
+    error = f"exit code {code}: {last}"
+    campaign.records.append(Record(stage, number, job.get("job", ""), 1, outcome, kinds, error=error))
     say(f"{stage}:{number}: {outcome}: {last}")
+
+
+def _number(job: dict[str, Any]) -> int:
+    """The number of a job that was begun, -1 if none was."""
+    return int(str(job.get("begin", ":-1")).partition(":")[2])
 
 
 def _end(stage: subprocess.Popen[str]) -> None:

@@ -40,7 +40,7 @@ COMMAND_MARKER = "QUOREDUCE_CHAOS_COMMAND"
 class Orders:
     """What a stage is to do. ``references``: job -> file -> digest of the right output.
 
-    ``only``: run this job and no other; ``most``: jobs at most.
+    ``only``: run this job and no other; ``most``: jobs at most. ``first``: the first job that has not run yet.
     """
 
     stage: str
@@ -52,6 +52,7 @@ class Orders:
     references: dict[str, dict[str, str]]
     only: int | None = None
     most: int | None = None
+    first: int = 0
 
 
 class Stage:
@@ -84,13 +85,15 @@ class Stage:
         self._out.flush()
 
     def run(self) -> None:
-        """Run everything; a line for each job."""
+        """Run everything; a line for each job, and two around each set-up: what is raised between these is no job's."""
         here = ground(self._orders.stage, self._folder, self._work)
         start = time.monotonic()
         try:
+            self._say(set_up="begun")
             self._session = here.open()
-            self._say(note=f"{self._orders.stage}: ready after {time.monotonic() - start:.1f} s", ready=True)
-            self._baseline()
+            self._say(note=f"{self._orders.stage}: ready after {time.monotonic() - start:.1f} s", set_up="done")
+            if self._orders.first == 0:
+                self._baseline()
             end = start + self._orders.seconds
             least = time.monotonic() + self._orders.seconds / 2  # starting takes long on a slow machine; that is not to be all
             for number in self._numbers():
@@ -107,7 +110,8 @@ class Stage:
     def _numbers(self) -> Iterator[int]:
         if self._orders.only is not None:
             return iter([self._orders.only])
-        return count() if self._orders.most is None else iter(range(self._orders.most))
+        first, most = self._orders.first, self._orders.most
+        return count(first) if most is None else iter(range(first, most))
 
     def _baseline(self) -> None:
         """Each job without faults: once to warm up, then to compare with."""
@@ -136,7 +140,9 @@ class Stage:
         clocks = Counter({"clock": skew(session.workers, self._seen)})
         record.faults = dict(+(monkey.happened + Counter(monkey.progress.struck) + here.around() + clocks))
         self._say(record=asdict(record))
+        self._say(set_up="begun")
         self._session = here.mend() or session
+        self._say(set_up="done")
 
     def _job(self, plan: JobPlan, report: Callable[[Any], None], faults: tuple[str, ...]) -> Result:
         assert self._session is not None

@@ -77,7 +77,11 @@ class Memory:
 
 @dataclass(slots=True)
 class Campaign:
-    """A campaign and all that was seen in it. ``not_run``: kind -> why it could not be had here; ``folder``: where it was."""
+    """A campaign and all that was seen in it.
+
+    ``not_run``: kind -> why it could not be had here. ``setups_failed``: how often workers, or a Ray, did not start;
+    these are no jobs. ``not_set_up``: stage -> why it ended early, or never began. ``folder``: where the campaign was.
+    """
 
     seed: int
     minutes: float
@@ -88,6 +92,8 @@ class Campaign:
     files_left: int = 0
     wall_s: float = 0.0
     folder: str = ""
+    setups_failed: int = 0
+    not_set_up: dict[str, str] = field(default_factory=dict)
 
     @property
     def inside(self) -> list[Record]:
@@ -143,7 +149,8 @@ class Campaign:
             "faults": self.struck, "kinds": len(self.rows()), "right": self.count("right"), "stopped": self.count("stopped"),
             "rotten": self.count("rotten"), "wrong": self.count("wrong"), "partial": self.count("partial"),
             "untyped": self.count("untyped"), "hangs": self.count("hang"), "orphans": self.orphans, "files_left": self.left,
-            "not_run": self.not_run, "folder": self.folder, "rows": [asdict(row) for row in self.rows()],
+            "setups_failed": self.setups_failed, "not_set_up": self.not_set_up, "not_run": self.not_run,
+            "folder": self.folder, "rows": [asdict(row) for row in self.rows()],
             "outside_the_model": asdict(collusion) if collusion else None,
             "memory": [{**asdict(memory), "flat": memory.flat} for memory in self.memory()],
             "records": [asdict(record) for record in self.records],

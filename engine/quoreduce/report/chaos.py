@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quoreduce.chaos.plan import KINDS, STAGES, chosen_by, parse_job, parse_kinds, plan_job
 from quoreduce.chaos.tally import Campaign, Row
-from quoreduce.errors import OutputError, UsageError
+from quoreduce.errors import HostError, OutputError, UsageError
 
 MINUTES_MOST = 24 * 60
 COLUMNS = (
@@ -22,7 +22,8 @@ _EPILOG = (
     + "\n".join(f"  {kind.name:9} {kind.text} ({', '.join(kind.stages)})" for kind in KINDS.values())
     + "\n\nstages:\n"
     + "\n".join(f"  {stage.name:9} {stage.text}" for stage in STAGES.values())
-    + "\n\nexit code: 0 if no output was wrong or partial, no job hung, and nothing was left behind; else 1"
+    + "\n\nexit code: 0 if no output was wrong or partial, no job hung, and nothing was left behind; 1 if not;"
+    "\n4 if that is so, but a stage could not be set up"
 )
 
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         _write(a.html, page(campaign))
     if a.markdown:
         _write(a.markdown, marked(Path(a.markdown).read_text() if Path(a.markdown).exists() else "", campaign))
-    return 0 if campaign.ok else 1
+    return 1 if not campaign.ok else HostError.exit_code if campaign.not_set_up else 0
 
 
 def plan(seed: int, kinds: Sequence[str], on: str, jobs: int) -> str:
@@ -104,6 +105,9 @@ def summary(campaign: Campaign) -> list[str]:
             f"driver's memory, {m.stage}, {m.jobs} jobs: {m.first:.0f} MB at first, {m.last:.0f} at last, at most {m.peak:.0f}"
             + ("" if m.flat else f": NOT FLAT, it grew by {m.growth:.0f} MB")
         )
+    if c.setups_failed:
+        lines.append(f"{c.setups_failed} times workers or Ray did not start, or not again; these are no jobs")
+    lines += [f"NOT RUN TO ITS END: {stage}, for it could not be set up: {why}" for stage, why in c.not_set_up.items()]
     lines += list(c.not_run.values())
     collusion = c.collusion()
     if collusion is not None:

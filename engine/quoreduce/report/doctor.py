@@ -75,7 +75,7 @@ def _ray(address: str | None, advice: list[str]) -> str:
         (worker,) = executor.start()
         nodes = executor.node_count()
     except HostError as error:
-        advice.append(f"cannot use Ray: {error}")
+        advice.append(str(error) if str(error).startswith("cannot use") else f"cannot use Ray: {error}")
         return "no"
     finally:
         executor.close()

@@ -14,21 +14,25 @@ import shutil
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from quoreduce.errors import HostError, UsageError
-from quoreduce.runtime import wire
+from quoreduce.runtime import reach, wire
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
 
 START_TIMEOUT_S = 180.0
+ANSWER_S = 1.0  # for an actor that may have started in time
 STARTS_MAX = 3
 FETCH_TIMEOUT_S = 60.0
 NODE_CHECK_S = 1.0
 OBJECT_STORE_BYTES = 512 << 20
 RACK_LABELS = ("quoreduce.io/rack", "rack")
 CRASH_STATUS = 13
+TIDY_S = 5.0
+LOCAL = "local"  # the address that means: start one here
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray's uv hook can hang workers
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -111,6 +115,18 @@ class _Actor:
     number: int
 
 
+@dataclass(slots=True)
+class _Connection:
+    """How this process is connected to Ray. ``users``: executors that share the connection; 0: it is not ours."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    address: str = ""
+
+
+_CONNECTION = _Connection()
+
+
 class RayExecutor:
     """Actors on the nodes of a Ray cluster, one replica at a time each."""
 
@@ -130,10 +146,10 @@ class RayExecutor:
         self._hosts: dict[str, str] = {}  # node -> the machine's name
 
     def start(self) -> list[WorkerInfo]:
+        self._owned = _join(self._place.address or os.environ.get("RAY_ADDRESS") or LOCAL, self._namespace)
         import ray
 
         self._ray = ray
-        self._connect()
         nodes = self._alive_nodes()
         if not nodes:
             raise HostError("the Ray cluster has no live node")
@@ -144,30 +160,8 @@ class RayExecutor:
         count = self._place.workers or sum(max(1, int(node["Resources"].get("CPU", 1))) for node in nodes)
         spread = _round_robin([node["NodeID"] for node in nodes], count)
         actors = [self._create(i, node_id, number) for i, (node_id, number) in enumerate(spread)]
-        return [self._settled(actor).info for actor in actors]
-
-    def _connect(self) -> None:
-        ray = self._ray
-        if ray.is_initialized():
-            return
-        address = self._place.address or os.environ.get("RAY_ADDRESS") or None
-        settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": self._namespace}
-        if address is None:
-            settings |= {
-                "address": "local", "num_cpus": len(cores()), "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }  # fmt: skip
-        else:
-            settings["address"] = address
-        try:
-            with _quiet():
-                ray.init(**settings)
-        except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            where = f"Ray at {address}" if address else "a local Ray"
-            raise HostError(f"cannot use {where}: {reason}; try --on local, or `quoreduce doctor`") from error
-        self._owned = True
-        _mute()
+        end = time.monotonic() + START_TIMEOUT_S  # of all of them: they start at the same time
+        return [self._settled(actor, end).info for actor in actors]
 
     def _alive_nodes(self) -> list[dict[str, Any]]:
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -196,23 +190,24 @@ class RayExecutor:
         }.get(self._domain) or self._racks[node_id]  # fmt: skip
         return _Actor(handle, WorkerInfo(name, domain, node_id), node_id, number)
 
-    def _settled(self, actor: _Actor) -> _Actor:
+    def _settled(self, actor: _Actor, end: float) -> _Actor:
         """Wait until the actor lives, or another in its place: a request that Ray has lost is no reason to lose a domain."""
         for _ in range(STARTS_MAX - 1):
             try:
-                return self._settle(actor)
+                return self._settle(actor, end)
             except HostError as error:
                 if isinstance(error.__cause__, self._ray.exceptions.GetTimeoutError):
                     raise
                 with contextlib.suppress(Exception):
                     self._ray.kill(actor.handle, no_restart=True)
                 actor = self._create(_index(actor.info.name), actor.node_id, actor.number)
-        return self._settle(actor)
+        return self._settle(actor, end)
 
-    def _settle(self, actor: _Actor) -> _Actor:
-        """Wait until the actor lives, and note its pid and core."""
+    def _settle(self, actor: _Actor, end: float) -> _Actor:
+        """Wait until the actor lives, to the time ``end`` at most, and note its pid and core."""
+        left_s = max(ANSWER_S, end - time.monotonic())
         try:
-            said = self._ray.get(actor.handle.info.remote(), timeout=START_TIMEOUT_S).decode().split(maxsplit=2)
+            said = self._ray.get(actor.handle.info.remote(), timeout=left_s).decode().split(maxsplit=2)
         except self._ray.exceptions.RayError as error:
             raise HostError(f"a Ray actor did not start: {str(error).strip().splitlines()[0]}") from error
         info, pid, core, cpu = actor.info, int(said[0]), int(said[1]), said[2]
@@ -281,22 +276,97 @@ class RayExecutor:
         if dead.node_id not in {node["NodeID"] for node in self._alive_nodes()}:
             return None
         try:
-            return self._settled(self._create(_index(worker), dead.node_id, dead.number)).info
+            successor = self._create(_index(worker), dead.node_id, dead.number)
+            return self._settled(successor, time.monotonic() + START_TIMEOUT_S).info
         except HostError:
             return None
 
     def close(self) -> None:
-        if self._ray is None or not self._ray.is_initialized():
-            return
+        try:
+            if self._ray is not None and self._ray.is_initialized():
+                self._end_actors()
+        finally:
+            if self._owned:
+                self._owned = False
+                _leave()
+
+    def _end_actors(self) -> None:
         with contextlib.suppress(Exception):
             calls = [actor.handle.tidy.remote() for actor in self._actors.values()]
-            self._ray.wait(calls, num_returns=len(calls), timeout=5)
+            self._ray.wait(calls, num_returns=len(calls), timeout=TIDY_S)
         for actor in self._actors.values():
             with contextlib.suppress(Exception):
                 self._ray.kill(actor.handle, no_restart=True)
         self._actors.clear()
-        if self._owned:
-            self._ray.shutdown()
+
+
+# ---- the connection to Ray, one for the whole process
+
+
+def _join(address: str, namespace: str) -> bool:
+    """Connect this process to Ray, unless it is; return whether it is ours to end (with :func:`_leave`)."""
+    with _CONNECTION.lock:
+        if _CONNECTION.users == 0:
+            ray = sys.modules.get("ray")
+            if ray is not None and ray.is_initialized():
+                return False  # the caller's own
+            if address == LOCAL:
+                connect(address, namespace)
+            else:
+                with reach.rehearsed(address):
+                    import_module("ray")  # meanwhile: it takes a second
+                connect(address, namespace)
+            _CONNECTION.address = address
+        elif address != _CONNECTION.address:
+            other = f"Ray at {_CONNECTION.address}" if _CONNECTION.address != LOCAL else "a Ray of its own"
+            raise UsageError(f"this process uses {other}, and Ray allows one at a time: close the other Session first")
+        _CONNECTION.users += 1
+        return True
+
+
+def _leave() -> None:
+    """Disconnect from Ray, or stop it if it was started here, if no other session of this process uses it."""
+    with _CONNECTION.lock:
+        _CONNECTION.users -= 1
+        if _CONNECTION.users == 0:
+            import ray
+
+            ray.shutdown()
+
+
+def connect(address: str, namespace: str | None = None) -> None:
+    """Connect to Ray, or start one here (LOCAL); raise HostError, and leave nothing half done."""
+    import ray
+
+    settings: dict[str, Any] = {
+        "address": address, "namespace": namespace, "logging_level": logging.ERROR, "log_to_driver": False,
+    }  # fmt: skip
+    if address == LOCAL:
+        settings |= {"num_cpus": len(cores()), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        with _quiet():
+            ray.init(**settings)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "a local Ray" if address == LOCAL else f"Ray at {address}"
+        raise HostError(f"cannot use {where}: {reason}; try --on local, or `quoreduce doctor`") from error
+    except BaseException:  # Ctrl-C
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise
+    _mute()
+
+
+def found_address() -> str:
+    """The address of the Ray that ``auto`` stands for; HostError if there is none."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except ConnectionError as error:
+        raise HostError("there is no Ray on this machine, or more than one") from error
 
 
 def _with_io_group(cls: type[RayWorker]) -> type[RayWorker]:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.port import Executor, WorkerInfo, cores
 from quoreduce.runtime.stragglers import renew
 from quoreduce.runtime.suspects import Memory
+from quoreduce.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from quoreduce.runtime.durable import Life
@@ -43,6 +45,7 @@ REDUCERS_USUAL = 16
 PART_BYTES_USUAL = 256_000_000
 EXPANSION_USUAL = 4  # of text by zlib, and of the sets of GridMix
 Report = Callable[[Progress], None]
+_PICKLING = threading.Lock()
 
 
 class Session:
@@ -50,12 +53,19 @@ class Session:
 
     >>> with Session(Place(on="local")) as session:
     ...     result = session.run(job, ["input.txt"], "output", Options(f=1))
+
+    Threads may share a session: their jobs run one after the other, in the order of the calls. To run two jobs at once
+    use two sessions. A report callback cannot run another job on its own session (UsageError). :meth:`close` stops the
+    job that another thread runs, and those that wait: they raise UsageError and publish nothing. It returns when they
+    no longer use the workers. A session that is closed can be entered again, with new workers.
     """
 
     def __init__(self, place: Place | None = None, say: Callable[[str], None] = lambda text: None) -> None:
         self.place = place or Place()
         self.on = self.place.on or ("ray" if self.place.address or os.environ.get("RAY_ADDRESS") else "local")
         self._say = say
+        self._turns = Turns()
+        self._stopping = threading.RLock()
         self._executor: Executor | None = None
         self._workers: dict[str, WorkerInfo] = {}
         self._generation = 0
@@ -63,28 +73,36 @@ class Session:
         self._known: set[str] = set()
 
     def __enter__(self) -> Session:
-        ensure_kernels(self._say)
-        self._executor = _executor(self.on, self.place)
-        try:
-            self._workers = {info.name: info for info in self._executor.start()}
-        except BaseException:
-            self.close()
-            raise
+        with self._turns.first():
+            ensure_kernels(self._say)
+            self._executor = _executor(self.on, self.place)
+            try:
+                self._workers = {info.name: info for info in self._executor.start()}
+            except BaseException:
+                self._stop()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers and delete what they stored."""
-        if self._executor is not None:
-            self._executor.close()
-            self._executor = None
+        """Stop the workers and delete what they stored; first the job that another thread runs, if any, is stopped."""
+        try:
+            self._turns.close()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        with self._stopping:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.close()
 
     @property
     def domains(self) -> list[str]:
         """Names of the failure domains."""
-        return sorted({info.domain for info in self._workers.values()})
+        return sorted({info.domain for info in self.workers})
 
     @property
     def workers(self) -> list[WorkerInfo]:
@@ -105,7 +123,10 @@ class Session:
             InputError, OutputError, UsageError: nothing was run. JobError: the job's own code failed. NoQuorum, TooFewDomains,
             NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
         """
-        options = options or Options()
+        with self._turns.take():
+            return self._run(job, inputs, output, options or Options(), report)
+
+    def _run(self, job: Job, inputs: Sequence[str], output: str, options: Options, report: Report) -> Result:
         self._make_ready(options)
         if options.durable and local_path(output) is None:
             raise UsageError("--durable keeps its journal beside the output, so that has to be a directory, not a URI")
@@ -143,6 +164,10 @@ class Session:
 
     def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
         """The same for a job that was taken up already."""
+        with self._turns.take():
+            return self._go_on(life, report)
+
+    def _go_on(self, life: Life, report: Report) -> Result:
         start, cpu = time.perf_counter(), time.process_time()
         self._make_ready(life.options)
         job, header = life.job(), life.header
@@ -156,6 +181,7 @@ class Session:
     ) -> Result:  # fmt: skip
         """Run a job that is planned to its end, and publish its output."""
         assert self._executor is not None, "domains were checked"
+        report = self._turns.heed(report)
         if life is not None:
             setup = structs.replace(setup, store=life.store())
         result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
@@ -214,8 +240,7 @@ class Session:
 
     def _make_ready(self, options: Options) -> None:
         """Replace workers that are still busy with an earlier job, and see whether there are enough for this one."""
-        if self._executor is None:
-            raise UsageError("use a Session as a context manager: with Session(...) as session")
+        assert self._executor is not None, "it has its turn"
         renew(self._executor, self._workers, self._late)
         need = options.replicas_needed
         have = self.domains
@@ -331,21 +356,35 @@ def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, d
 
 
 def pickle_job(job: Job) -> bytes:
-    """Pickle a job, or raise UsageError; modules that are not installed (a script, a notebook, a file) go by value."""
-    registered: list[ModuleType] = []
+    """Pickle a job, or raise UsageError; modules that are not installed (a script, a notebook, a file) go by value.
+
+    That is a setting of the whole process: one thread at a time does this, and what the user has set stays as it is.
+    """
+    with _PICKLING:
+        return _pickled(job)
+
+
+def _pickled(job: Job) -> bytes:
+    functions = (job.map, job.reduce, job.combine, job.partition, job.sample)
+    modules = {module for function in functions if (module := _module_of(function)) is not None}
+    before = cloudpickle.list_registry_pickle_by_value()
+    added = [module for module in modules if module.__name__ not in before]
     try:
-        for function in (job.map, job.reduce, job.combine, job.partition, job.sample):
-            module = sys.modules.get(getattr(function, "__module__", None) or "")
-            if module is not None and module.__name__ != "__main__" and not _installed(module):
-                cloudpickle.register_pickle_by_value(module)
-                registered.append(module)
+        for module in added:
+            cloudpickle.register_pickle_by_value(module)
         return bytes(cloudpickle.dumps(job))
     except Exception as error:
         raise UsageError(f"job {job.name} cannot be sent to workers: {type(error).__name__}: {error}") from error
     finally:
-        for module in registered:
+        for module in added:
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+def _module_of(function: object) -> ModuleType | None:
+    """The module of a job's function, if it has to go by value."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return None if module is None or module.__name__ == "__main__" or _installed(module) else module
 
 
 def _installed(module: ModuleType) -> bool:
