@@ -538,7 +538,7 @@ class Faults:
     refusals: int = 0  # of what could be read
     stuck: tuple[str, ...] = ()
     broken_task: Task | None = None  # the job's own error
-    endless: str = ""  # what goes wrong with one task whenever it can: its "checks", its "copies", or that it "refuses" its inputs
+    endless: str = ""  # what goes wrong with the victim whenever it can: its "checks" or "copies", or it "refuses" its inputs
     victim: Task | None = None
 
     def none(self) -> bool:
@@ -783,7 +783,7 @@ class Schedule:
             elif result.reason == "job_error":
                 assert result.task == self.faults.broken_task
             elif self.faults.broken_task is None:
-                assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains", "unreadable")
+                assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains", "copies_lost")
                 assert len(honest) < self.plan.need + 1 or self._unlucky(result.task, honest), (
                     f"{len(honest)} honest domains, yet: {result}"
                 )

@@ -1153,9 +1153,9 @@ def test_r3_what_is_stored_and_lost_whenever_it_is_made_is_given_up(lost: str) -
             job.cluster.lose_block(stored[0], told=True)
         else:
             job.reply(min(c.attempt for c in job.running(lost) or job.cluster.flying))
-    assert job.result.reason == "unreadable"
+    assert job.result.reason == "copies_lost"
     assert str(job.result.task) == lost
-    assert f"its output was agreed on, and no copy of it could be read back: {lost} after 5 executions" in job.result.message
+    assert f"no copy of it could be made and read back: {lost} after 5 executions" in job.result.message
     assert len(job.of(lost)) == 2 + 3
 
 
@@ -1167,8 +1167,8 @@ def test_r3_a_reduce_that_nobody_can_feed_is_given_up_and_it_is_not_said_that_do
             job.cluster.refuse(refusing[0], ())
         else:
             job.reply(min(c.attempt for c in job.cluster.flying))
-    assert job.result.reason == "unreadable"
-    assert "none of its inputs could be read back: reduce 0 after 3 executions: 2 could not read" in job.result.message
+    assert job.result.reason == "copies_lost"
+    assert "nobody could read its inputs: reduce 0 after 3 executions: 2 could not read" in job.result.message
 
 
 @pytest.mark.parametrize("lost", ["map 0", "reduce 0"])

@@ -89,7 +89,7 @@ def _run(a: argparse.Namespace) -> int:
     print(json.dumps(out.as_dict()) if a.json else describe(out))
     return {
         "done": 0, "no_quorum": NoQuorum.exit_code, "too_few_domains": TooFewDomains.exit_code,
-        "not_deterministic": NotDeterministic.exit_code, "unreadable": HostError.exit_code,
+        "not_deterministic": NotDeterministic.exit_code, "copies_lost": HostError.exit_code,
     }.get(out.end, 1) if not out.violations else 1  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "not_deterministic": errors.NotDeterministic,
     "job_error": errors.JobError,
     "too_few_domains": errors.TooFewDomains,
-    "unreadable": errors.HostError,
+    "copies_lost": errors.HostError,
 }
 
 
@@ -85,7 +86,7 @@ class Driver:
     _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
-    _host_errors: int = 0
+    _host_errors: Counter[str] = field(default_factory=Counter)  # domain -> how often its machine failed us
     _detected: int = 0
     _cleared: set[str] = field(default_factory=set)
     _incidents: Incidents = field(default_factory=Incidents)
@@ -276,7 +277,7 @@ class Driver:
         self._idle_deaths = 0
         self._under_way.finished(known, time.monotonic(), self.retests.engage)
         if reply.status == "host":
-            self._host_error(reply)
+            self._host_error(reply, self.workers[worker].domain)
         elif reply.status == "refused":
             self._unread([known.launch.task, *(kept.launch.task for a in reply.bad if (kept := self._kept.get(a)))], reply.error)
         parts = self.reducers if known.launch.task.kind == "map" else 1
@@ -315,9 +316,11 @@ class Driver:
         self._detected += 1
         self._events.append(event)
 
-    def _host_error(self, reply: wire.Reply) -> None:
-        self._host_errors += 1
-        if self._host_errors >= HOST_ERRORS_MAX:
+    def _host_error(self, reply: wire.Reply, domain: str) -> None:
+        """Give up when the machines fail us in so many domains that those left could not agree; one that fails is masked."""
+        self._host_errors[domain] += 1
+        sound = {info.domain for info in self.workers.values()} - self._host_errors.keys()
+        if self._host_errors.total() >= HOST_ERRORS_MAX and len(sound) < self.options.replicas_needed:
             raise errors.HostError(reply.error)
 
     def _bury(self, arrival: Arrival) -> None:
@@ -467,7 +470,7 @@ class Driver:
                     self._done = True
                 case m.JobFailed(reason, task, message):
                     where = f"{task}: " if task is not None else ""
-                    if task is not None and reason == "unreadable":
+                    if task is not None and reason == "copies_lost":
                         where += f"cannot read back what was written: {self._checks.unread.get(task) or 'it is gone'}; "
                     raise _REASONS[reason](f"{where}{message}")
 

@@ -8,7 +8,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from quoreduce.data.block import Block, Buffer
 from quoreduce.data.digest import Digester, Sealed
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records
-from quoreduce.errors import BlockError, HostError, one_line
+from quoreduce.errors import BlockError, HostError, host_errors, one_line
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
 from quoreduce.runtime import faults, wire
@@ -106,7 +106,8 @@ class Worker:
             case wire.SampleTask():
                 return self._sample(request)
             case wire.CheckTask():
-                digest = self._digester.file(Path(request.path), request.stride)
+                with host_errors("cannot read a part"):
+                    digest = self._digester.file(Path(request.path), request.stride)
                 return wire.Reply(request.attempt, "checked", digest=digest)
             case wire.ProbeTask():
                 return self._run(request.task)
@@ -385,9 +386,16 @@ def _cpu_s() -> float:
 
 
 def _create(path: str, stack: ExitStack) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    stack.callback(os.close, fd)
+    with host_errors("cannot write"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    stack.callback(_close, fd, path)
     return fd
+
+
+def _close(fd: int, path: str) -> None:
+    """Close a part: a file system may say only now that it could not write (NFS)."""
+    with host_errors(f"cannot write {path}"), suppress(InterruptedError):
+        os.close(fd)
 
 
 def _lying(part: wire.PartReply) -> wire.PartReply:

@@ -163,7 +163,7 @@ class TaskState:
         Or that of what is stored: the task was won and its copies are lost again and again, or nobody could read what it reads.
         """
         if self.winner is not None or (not self.ballot.camps and self.refused > self.crashed):
-            return "unreadable"
+            return "copies_lost"
         alone = all(len(camp.domains) < 2 for camp in self.ballot.camps)
         return "not_deterministic" if alone and self.ballot.wavering() > 1 else "no_quorum"
 

@@ -370,9 +370,10 @@ class JobTracker:
             state.owed = 0
             return True
         reason = state.fruitless()
-        if reason == "unreadable":
-            what = "its output was agreed on, and no copy of it" if state.winner is not None else "none of its inputs"
-            self._fail(reason, state.task, f"{what} could be read back: {state.story()}.")
+        if reason == "copies_lost":
+            won = "its output was agreed on, and no copy of it could be made and read back"
+            what = won if state.winner is not None else "nobody could read its inputs"
+            self._fail(reason, state.task, f"{what}: {state.story()}.")
             return True
         domains = len(self._pool.domains)
         hint = (
