@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,7 +141,6 @@ class Campaign:
         }  # fmt: skip
         self._calls: dict[str, Counter[Call]] = {}
         self._right: dict[str, dict[str, bytes]] = {}
-        self._journal = folder / "cut-short"
         self.tally = Tally()
 
     def prepare(self) -> None:
@@ -161,9 +160,8 @@ class Campaign:
             self._calls[name] = self._count(name, scenario)
 
     def _warm(self) -> None:
-        """Load what drivers need, run both jobs, and cut a durable job short."""
+        """Load what drivers need, and run both jobs."""
         from quoreduce import Options, Place, Session
-        from quoreduce.errors import HostError
         from quoreduce.jobs.find import find_job
         from quoreduce.runtime.session import verify
 
@@ -175,15 +173,20 @@ class Campaign:
             self._right[job] = self._parts()
             shutil.rmtree(self._output)
 
-        def cut_short(progress: object) -> None:
+    def _cut_short(self) -> int:
+        """Begin a durable job, and leave it when some tasks are agreed on: what a command does in a process of its own."""
+        from quoreduce import Options, Place, Session
+        from quoreduce.errors import HostError
+        from quoreduce.jobs.find import find_job
+
+        def cut(progress: object) -> None:
             if getattr(progress, "agreed", 0) >= 3:
                 raise HostError("cut short")
 
         with Session(Place("inline", 3, store=str(self._store))) as session, contextlib.suppress(HostError):
             options = Options(reducers=3, split_mb=0.02, durable=True)
-            session.run(find_job("wordcount"), [str(self._inputs / "wordcount")], str(self._output), options, cut_short)
-        (staging,) = self._parent.iterdir()
-        staging.rename(self._journal)
+            session.run(find_job("wordcount"), [str(self._inputs / "wordcount")], str(self._output), options, cut)
+        return 0
 
     def _count(self, name: str, scenario: Scenario) -> Counter[Call]:
         log = self._folder / "log"
@@ -300,9 +303,8 @@ class Campaign:
         if scenario.words[0] == "verify" or "--overwrite" in scenario.words:
             if self._command(SCENARIOS["wordcount-inline"], {}).code:
                 raise Wrong("no output to verify")
-        elif scenario.words[0] == "resume":
-            (header,) = self._folder.glob("cut-short")
-            shutil.copytree(header, self._parent / ".out.0123456789ab.staging")
+        elif scenario.words[0] == "resume" and self._in_a_child(self._cut_short, {}).code:
+            raise Wrong("no job to resume")
 
     def _clear(self) -> None:
         for path in [*self._parent.iterdir(), *self._store.iterdir(), *self._places["state"].iterdir()]:
@@ -326,11 +328,20 @@ class Campaign:
             words[1:1] = [str(self._output)]
         if words[0] != "verify":
             words.append("--quiet")
+
+        def command() -> int:
+            from quoreduce.cli import main
+
+            return main(words)
+
+        return self._in_a_child(command, failing)
+
+    def _in_a_child(self, act: Callable[[], int], failing: dict[str, str]) -> Ended:
         said, complaint = self._folder / "stdout", self._folder / "stderr"
         places = ":".join(f"{name}={path}" for name, path in self._places.items())
         pid = os.fork()
         if pid == 0:
-            _be_the_command(words, said, complaint, {"FAIL_PLACES": places, **failing} if failing else {})
+            _act(act, said, complaint, {"FAIL_PLACES": places, **failing} if failing else {})
         code = _ended_with(pid)
         return Ended(code, said.read_text(), complaint.read_text())
 
@@ -348,18 +359,16 @@ def _ended_with(pid: int) -> int | None:
     return None
 
 
-def _be_the_command(words: Sequence[str], said: Path, complaint: Path, failing: dict[str, str]) -> None:
-    """What the forked process does: it is the command line from here on."""
+def _act(act: Callable[[], int], said: Path, complaint: Path, failing: dict[str, str]) -> None:
+    """What the forked process does: ``act``, with calls that fail, and then it ends."""
     code = 70
     try:
         for path, number in ((said, 1), (complaint, 2)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         faulthandler.enable(2)
-        from quoreduce.cli import main
-
         os.environ |= failing
         ctypes.CDLL(None).fail_arm()
-        code = main(words)
+        code = act()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1
     except BaseException:  # noqa: BLE001 - as the interpreter does
