@@ -421,6 +421,7 @@ def findings(found: Sequence[tuple[Trial, str]]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Errors of the environment at every file call of small jobs.")
     parser.add_argument("--count", type=int, help="trials (default 2000; none with --replay)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after so many (default: never)")
     parser.add_argument("--seed", type=int, help="of what is drawn (default: drawn, and printed)")
     parser.add_argument("--errno", choices=ERRORS, help="this error only")
     parser.add_argument("--replay", metavar="TRIAL", nargs="+", default=[], help="these trials, as they were printed")
@@ -440,7 +441,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(name, *(f"  {' '.join(call)} {n}" for call, n in sorted(calls.items())), sep="\n")
         return 0
     print(f"seed {seed}", flush=True)
-    rng, said = random.Random(seed), time.monotonic()
+    rng, begun = random.Random(seed), time.monotonic()
+    said = begun
     count = (0 if a.replay else COUNT) if a.count is None else a.count
     for trial in (*map(Trial.parse, a.replay), *(campaign.draw(rng) for _ in range(count))):
         known = len(campaign.tally.found)
@@ -449,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - said > 10:
             said = time.monotonic()
             print(f"{campaign.tally.trials} trials, {len(campaign.tally.found)} findings", file=sys.stderr, flush=True)
-        if len(campaign.tally.found) >= FOUND_MAX:
+        if len(campaign.tally.found) >= FOUND_MAX or time.monotonic() - begun > 60 * a.minutes:
             break
     print(table(campaign.tally))
     print(f"again: python tests/campaigns/environment.py --count {count} --seed {seed}")

@@ -23,8 +23,6 @@ RARE = (
     "refused inputs", "slow executions overtaken", "known-answer tests", "parts taken over from an earlier life",
     "maps contradicted after reduces read them", "executions cancelled",
 )  # fmt: skip
-
-
 ENDS = ("no_quorum", "job_error", "copies_lost")
 
 
