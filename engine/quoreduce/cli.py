@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quoreduce import __version__
-from quoreduce.errors import FaultsMasked, QuoreduceError, UsageError
+from quoreduce.errors import FaultsMasked, HostError, QuoreduceError, UsageError
 
 if TYPE_CHECKING:
     from quoreduce.job import Job
@@ -222,6 +222,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QuoreduceError as error:
         _complain(str(error), error)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"the machine failed: {where}{error.strerror or error}", error)
+        return HostError.exit_code
     except KeyboardInterrupt as error:
         _complain("interrupted, nothing was published", error)
         return 130
@@ -229,9 +236,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(error, "__notes__", ()):
             _complain("terminated, nothing was published", error)
         raise
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _complain(text: str, error: BaseException) -> None:

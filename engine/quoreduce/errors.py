@@ -6,6 +6,10 @@ line ends with (README, "Exit codes").
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LINE_CHARS_MAX = 500
 
 
@@ -101,3 +105,21 @@ class VmError(QuoreduceError):
     """A trusted VM operation was refused, or cannot be done."""
 
     exit_code = 6
+
+
+@contextmanager
+def host_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError of our own calls, for which there is no better name, into a HostError; ``doing``: what failed.
+
+    A broken pipe stays what it is: somebody no longer wants to read what we say.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostError(one_line(f"no space left on device: {name or doing}; free some, or write somewhere else")) from error
+        where = f": {name}" if name else ""
+        raise HostError(one_line(f"{doing}{where}: {error.strerror or error}")) from error

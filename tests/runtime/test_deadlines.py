@@ -10,7 +10,7 @@ from runs import WORDCOUNT, left_in, parts_of, poll, running
 from stopping import stopping_job
 
 from quoreduce import Options, Session
-from quoreduce.errors import NoQuorum
+from quoreduce.errors import HostError, NoQuorum
 from quoreduce.runtime import underway, wire
 from quoreduce.runtime.options import Place
 
@@ -54,6 +54,48 @@ def test_a_worker_that_hangs_while_it_checks_a_part_is_replaced(verses: Path, tm
         )
         assert lost[0] not in {info.name for info in session.workers}
     assert sum(part.count(b"\n") for part in parts_of(tmp_path / "out")) == result.records_out
+
+
+def test_a_part_that_hangs_every_check_ends_the_job(verses: Path, tmp_path: Path) -> None:
+    """R3 bounds checks, too: workers are killed and replaced, but not without end."""
+    asked: list[str] = []
+
+    def hang(worker: str, request: wire.Request) -> bool:
+        if isinstance(request, wire.CheckTask):
+            asked.append(worker)
+        return not isinstance(request, wire.CheckTask)
+
+    with meddled_session(2) as (session, meddler):
+        meddler.requests = hang
+        options = Options(deadline_s=20, attempts_max=3, reducers=1)
+        with pytest.raises(HostError, match=r"reduce 0: cannot read back what was written, after 3 checks of .*part-r-00000"):
+            session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
+    assert len(asked) == 3
+    assert left_in(tmp_path / "outputs") == []
+
+
+def test_a_part_that_no_check_can_read_ends_the_job_and_the_reason_is_said(verses: Path, tmp_path: Path) -> None:
+    """R3 bounds what is executed because a stored output cannot be read: it is written anew, but not without end."""
+    reduces: list[int] = []
+
+    def unreadable(worker: str, reply: wire.Reply) -> list[Said]:
+        if reply.status == "checked":
+            return [wire.Reply(reply.attempt, "host", error="Input/output error: part", generation=reply.generation)]
+        return [reply]
+
+    def note(worker: str, request: wire.Request) -> bool:
+        if isinstance(request, wire.ReduceTask):
+            reduces.append(request.attempt)
+        return True
+
+    with meddled_session(2) as (session, meddler):
+        meddler.replies, meddler.requests = unreadable, note
+        options = Options(attempts_max=4, reducers=1)
+        said = r"reduce 0: cannot read back what was written.*: Input/output error: part"
+        with pytest.raises(HostError, match=said):
+            session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
+    assert len(reduces) <= 2 + 4
+    assert left_in(tmp_path / "outputs") == []
 
 
 def test_a_task_that_always_hangs_ends_in_no_quorum(verses: Path, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ class Cluster:
     testing: dict[int, Retest] = field(default_factory=dict)  # tests under way
     broken: set[str] = field(default_factory=set)  # domains that fail tests
     tests_at_once: bool = False  # a test is answered before anything else happens
+    unreadable: set[Task] = field(default_factory=set)  # reduces whose stored outputs no check can ever read
     checking: list[Agreed] = field(default_factory=list)  # reduces that the driver is to check and publish
     published: set[int] = field(default_factory=set)
     contradicted: int = 0  # maps that were agreed on against what a reduce had read
@@ -154,6 +155,7 @@ class Cluster:
         assert c.attempt not in self.launches, "attempts are unique"
         assert c.worker in self.slots, f"launched on {c.worker}, which is not alive"
         assert c.replica == self.executions[str(c.task)], "replicas are numbered"
+        assert c.replica < self.executions_max(c.task), f"{c.task} was executed beyond every bound (R3)"
         self.busy[c.worker] += 1
         assert self.busy[c.worker] <= self.slots[c.worker], f"{c.worker} has no free slot"
         assert (len(c.sources) == self.plan.maps) == (c.task.kind == "reduce" or self.plan.maps == 0)
@@ -182,6 +184,15 @@ class Cluster:
         self.executions[str(c.task)] += 1
         self.launches[c.attempt] = c
         self.flying.append(c)
+
+    def executions_max(self, task: Task) -> int:
+        """How often a task may be executed, whatever goes wrong and whoever asks (R3).
+
+        The bound holds until the vote is won, and once more for copies that are lost; a reduce begins anew when a map was won
+        against what it had read (R5); spares are counted apart (R9), and so is what an earlier life has done.
+        """
+        bounds = 2 + (self.contradicted if task.kind == "reduce" else 0)
+        return bounds * self.plan.bound + self.plan.need + self.plan.first * (task in self.recovered)
 
     def _cancel(self, c: Cancel) -> None:
         assert any(launch.attempt == c.attempt for launch in self.flying), "cancelled what does not run"
@@ -409,8 +420,10 @@ class Cluster:
 
     def publish(self, k: int) -> None:
         """The driver has the k-th of the agreed outputs checked, and publishes it if it is what was voted on (R8)."""
-        attempt = self.checking.pop(k).attempt
+        agreed = self.checking.pop(k)
+        attempt = agreed.attempt
         block, stale = self.blocks[attempt], attempt in self.told_lost
+        block.gone |= agreed.task in self.unreadable
         self.lost_in_check |= block.gone or stale
         if block.gone and not stale:
             self.told_lost.add(attempt)
@@ -525,10 +538,12 @@ class Faults:
     refusals: int = 0  # of what could be read
     stuck: tuple[str, ...] = ()
     broken_task: Task | None = None  # the job's own error
+    endless: str = ""  # what goes wrong with the victim whenever it can: its "checks" or "copies", or it "refuses" its inputs
+    victim: Task | None = None
 
     def none(self) -> bool:
         chances = (self.wrong_rate, self.crashes, self.losses, self.errors, self.malformed, self.refusals)
-        return not (any(chances) or self.stuck or self.broken_task)
+        return not (any(chances) or self.stuck or self.broken_task or self.endless)
 
 
 def random_plan(rng: Random) -> Plan:
@@ -568,6 +583,18 @@ def random_faults(rng: Random, plan: Plan, domains: int) -> Faults:
     return faults
 
 
+def random_endless(seed: int, plan: Plan, faults: Faults) -> None:
+    """Of some schedules, make one fault endless. It has a source of its own, so that all else is as it would be without."""
+    rng = Random(f"endless {seed}")
+    if rng.random() > 0.02:
+        return
+    kinds = ["refuses", "copies"] * (plan.maps > 0) + ["checks"] * plan.confirm
+    if kinds:
+        faults.endless = rng.choice(kinds)
+        is_map = faults.endless == "copies"
+        faults.victim = Task("map", rng.randrange(plan.maps)) if is_map else Task("reduce", rng.randrange(plan.reduces))
+
+
 class Schedule:
     """One job under one random order of events."""
 
@@ -578,6 +605,7 @@ class Schedule:
         self.plan = random_plan(rng)
         self.domains = self.plan.need + rng.randrange(4) if rng.random() < 0.995 else rng.randrange(self.plan.need)
         self.faults = random_faults(rng, self.plan, self.domains)
+        random_endless(seed, self.plan, self.faults)
         self.faultless = self.faults.none()
         self.cluster = Cluster(self.plan, make(self.plan), checked, transcript=[] if recorded else None)
         self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
@@ -592,6 +620,8 @@ class Schedule:
         self._join_all()
 
     def _join_all(self) -> None:
+        if self.faults.endless == "checks" and self.faults.victim is not None:
+            self.cluster.unreadable.add(self.faults.victim)
         for d in range(self.domains):
             for _ in range(self.rng.choice((1, 1, 2))):
                 self.cluster.join(self._name(), f"d{d}", self.rng.choice((1, 1, 2)))
@@ -619,6 +649,8 @@ class Schedule:
                 c = rng.choice(cluster.flying)
                 if c.attempt not in cluster.executed:
                     cluster.lag(c)
+            elif self.faults.endless == "copies" and self._lose_all():
+                pass
             elif self.faultless or rng.random() < 0.85 or not self._mishap():
                 self._answer()
         else:
@@ -635,6 +667,14 @@ class Schedule:
         self._join_all()
         self.cluster.start()
 
+    def _lose_all(self) -> bool:
+        """Lose what was stored of the victim of an endless fault; False if there is nothing."""
+        cluster, there = self.cluster, self.cluster.blocks.keys() - self.cluster.discarded
+        stored = [a for a in there if not cluster.blocks[a].gone and cluster.launches[a].task == self.faults.victim]
+        for attempt in sorted(stored)[: cluster.result is None]:
+            cluster.lose_block(attempt, told=self.rng.random() < 0.5)
+        return bool(stored)
+
     def _answer(self) -> None:
         cluster, rng = self.cluster, self.rng
         k = rng.randrange(len(cluster.flying))
@@ -649,6 +689,9 @@ class Schedule:
             cluster.execute(k)
         elif self.faultless:
             cluster.reply(k)
+        elif self.faults.endless == "refuses" and c.task == self.faults.victim:
+            read = [source.attempt for copies in c.sources for source in copies]
+            cluster.refuse(k, tuple(rng.sample(read, rng.randrange(min(3, len(read) + 1)))))
         elif c.task == self.faults.broken_task:
             cluster.reply(k, error="bug in the job")
         elif cluster.domain_of[c.worker] in self.faults.stuck:
@@ -730,14 +773,17 @@ class Schedule:
         cluster.expect_truth()
         live = {cluster.domain_of[worker] for worker in cluster.slots}
         honest = live - set(self.faults.stuck)
-        if isinstance(result, JobFailed):
+        if self.faults.endless:
+            assert isinstance(result, JobFailed), f"{self.faults.victim} cannot be done"
+            assert result.message
+        elif isinstance(result, JobFailed):
             assert result.message
             if self.domains < self.plan.need:
                 assert result.reason == "too_few_domains"
             elif result.reason == "job_error":
                 assert result.task == self.faults.broken_task
             elif self.faults.broken_task is None:
-                assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains")
+                assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains", "copies_lost")
                 assert len(honest) < self.plan.need + 1 or self._unlucky(result.task, honest), (
                     f"{len(honest)} honest domains, yet: {result}"
                 )

@@ -72,6 +72,11 @@ MUTANTS = {
     ),
     "reduces read disputed outputs": ("tracker", "len(state.ballot.camps) == 1:", "state.ballot.camps:"),
     "replicas share a domain": ("placement", "if name not in asked:", "if True:"),
+    "what is lost whenever it is made is made without end": (
+        "tracker",
+        "        state.published = winner.copies[0]\n",
+        "        state.published = winner.copies[0]; state.tries = 0\n",
+    ),
     "the bound is forgotten": ("tracker", "if state.tries < self.plan.bound:", "if True:"),
     "an error is the job's own at once": (
         "tracker",

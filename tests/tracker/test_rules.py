@@ -1143,8 +1143,37 @@ def test_answers_that_were_cancelled_are_counted_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("lost", ["map 0", "reduce 0"])
+def test_r3_what_is_stored_and_lost_whenever_it_is_made_is_given_up(lost: str) -> None:
+    """The bound holds until the vote is won, and once more for copies: however often one was made, and was there for a while."""
+    job = Play(domains=4, max_attempts=3, confirm=True)
+    while job.result is None:
+        kept = [id_ for id_ in job.cluster.blocks if not job.cluster.blocks[id_].gone and job.agreed(lost)]
+        stored = [id_ for id_ in kept if str(job.cluster.launches[id_].task) == lost]
+        if stored:
+            job.cluster.lose_block(stored[0], told=True)
+        else:
+            job.reply(min(c.attempt for c in job.running(lost) or job.cluster.flying))
+    assert job.result.reason == "copies_lost"
+    assert str(job.result.task) == lost
+    assert f"no copy of it could be made and read back: {lost} after 5 executions" in job.result.message
+    assert len(job.of(lost)) == 2 + 3
+
+
+def test_r3_a_reduce_that_nobody_can_feed_is_given_up_and_it_is_not_said_that_domains_disagreed() -> None:
+    job = Play(domains=4, max_attempts=3)
+    while job.result is None:
+        refusing = [k for k, c in enumerate(job.cluster.flying) if c.task.kind == "reduce"]
+        if refusing:
+            job.cluster.refuse(refusing[0], ())
+        else:
+            job.reply(min(c.attempt for c in job.cluster.flying))
+    assert job.result.reason == "copies_lost"
+    assert "nobody could read its inputs: reduce 0 after 3 executions: 2 could not read" in job.result.message
+
+
+@pytest.mark.parametrize("lost", ["map 0", "reduce 0"])
 def test_r3_what_was_made_and_lost_is_no_attempt_without_success(lost: str) -> None:
-    """The bound is on attempts since a task last got further, and here it is one."""
+    """The bound begins anew when the vote is won, and here it is one."""
     job = Play(domains=2, f=0, mode="original", max_attempts=1, confirm=True)
     job.answer("map 0", 0)
     if lost == "reduce 0":

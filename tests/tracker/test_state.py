@@ -60,6 +60,18 @@ def test_an_attempt_begins_in_its_slot_without_a_vote_and_nobody_calls_it_slow_o
     assert not any((attempt.camp, attempt.stored, attempt.slow, attempt.spare))
 
 
+def test_a_fruitless_task_that_was_won_or_could_not_be_fed_has_lost_copies() -> None:
+    won = state_of(("a", 1), ("b", 1))
+    won.winner = won.ballot.camps[0]
+    assert won.fruitless() == "copies_lost"
+    fed, starved = state_of(("a", 1)), state_of()
+    fed.refused = starved.refused = 2
+    starved.crashed = 1
+    assert (fed.fruitless(), starved.fruitless()) == ("no_quorum", "copies_lost")
+    starved.crashed = 2
+    assert starved.fruitless() == "no_quorum"
+
+
 def test_a_fruitless_task_is_not_deterministic_if_two_domains_contradict_themselves_and_nobody_agrees() -> None:
     """R11."""
     assert state_of(("a", 1), ("a", 2), ("b", 3), ("b", 4)).fruitless() == "not_deterministic"

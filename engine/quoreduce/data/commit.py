@@ -225,15 +225,21 @@ class OutputDir:
             if self.path.exists():
                 self.path.rename(self.staging / "old")
             output.rename(self.path)
+        try:
             if self._sync:
                 _sync(self.path.parent)
-        self.abort()
+        except OSError as error:
+            why = f"{self.path} is complete, but cannot be forced to disk: {error.strerror}; see to the disk, and copy it"
+            raise OutputError(why) from error
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Remove the staging directory, the lock, and parents that were created and are empty."""
         if self._lock is not None:
-            _restore(self.staging, self.path)
-            _remove_tree(self.staging)
+            with suppress(OSError):  # what cannot be put back or removed now is by the next run
+                _restore(self.staging, self.path)
+                _remove_tree(self.staging)
             self.release()
         while self._created:
             with suppress(OSError):
@@ -244,7 +250,8 @@ class OutputDir:
         if self._lock is not None:
             with suppress(OSError):
                 self._lock_path.unlink()
-            os.close(self._lock)
+            with suppress(OSError):
+                os.close(self._lock)
             self._lock = None
 
     def _create_parents(self) -> None:
@@ -521,9 +528,10 @@ def _remove_tree(path: Path) -> None:
     with suppress(OSError):
         (path / JOURNAL).unlink()
     for _ in range(3):  # a replica that still writes can put a file into a directory that is being emptied
-        if not path.exists():
-            return
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # rmtree raises what close() and fstat() say, whatever it is told to ignore
+            if not path.exists():
+                return
+            shutil.rmtree(path, ignore_errors=True)
 
 
 # --- syncing ----------------------------------------------------------------------------------------------------------

@@ -200,13 +200,13 @@ def _file_member(path: str) -> _Member:
             kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
             raise InputError(f"{path} is {kind}; copy what it gives into a file first")
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _Member(path, os.fstat(fd).st_size, False)
+        finally:
+            os.close(fd)
     except OSError as error:
         link = "a broken symbolic link: " if os.path.islink(path) else ""
         raise InputError(f"cannot read {path}: {link}{_reason(error)}") from error
-    try:
-        return _Member(path, os.fstat(fd).st_size, False)
-    finally:
-        os.close(fd)
 
 
 def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int) -> Iterator[Split]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from quoreduce.errors import HostError
 from quoreduce.runtime import wire
 from quoreduce.runtime.port import Executor, WorkerInfo
 from quoreduce.runtime.underway import DEADLINE_FIRST_S
@@ -26,13 +27,20 @@ class Checks:
 
     Args:
         stride: width of the records in a part, in bytes. limit_s: for one check, which may have to wait for a task.
+        bound: checks of one task, and losses of those who do them included (R3).
+
+    Attributes:
+        unread: why what a task stored could not be read back the last time.
     """
 
-    def __init__(self, executor: Executor, stride: int, limit_s: float) -> None:
+    def __init__(self, executor: Executor, stride: int, limit_s: float, bound: int) -> None:
         self._executor = executor
         self._stride = stride
         self._limit_s = limit_s
+        self._bound = bound
+        self._begun: Counter[m.Task] = Counter()
         self._under_way: dict[int, Checking] = {}
+        self.unread: dict[m.Task, str] = {}
 
     @property
     def waiting(self) -> bool:
@@ -47,10 +55,18 @@ class Checks:
 
         Args:
             agreed, path: the part, and the file that ``writer`` wrote.
+
+        Raises:
+            HostError: as many checks of the task as there may be did not end well (R3).
         """
+        task = agreed.task
+        if self._begun[task] >= self._bound:
+            why = self.unread.get(task, "workers that were to check it died or hung")
+            raise HostError(f"{task}: cannot read back what was written, after {self._bound} checks of {path}: {why}")
         chosen = checker(writer, usable, running, (one.worker for one in self._under_way.values()), late)
         if chosen is None:
             return False
+        self._begun[task] += 1
         self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s)
         self._executor.submit(chosen, wire.encode(wire.CheckTask(agreed.attempt, path, self._stride)))
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from quoreduce.data.block import Block, Buffer, parse_schema
 from quoreduce.data.block import Layout as BlockLayout
 from quoreduce.data.digest import Digester, Stream
+from quoreduce.errors import host_errors
 from quoreduce.runtime.wire import COUNTER_CHARS_MAX, COUNTERS_MAX
 
 U8 = NDArray[np.uint8]
@@ -154,6 +156,17 @@ class ReduceContext(Counting):
     def _emit(self, view: memoryview) -> None:
         self._stream.update(view)
         for fd in self._files:
-            done = 0
-            while done < len(view):
-                done += os.write(fd, view[done:])
+            with host_errors("cannot write a part"):
+                _write(fd, view)
+
+
+def _write(fd: int, view: memoryview) -> None:
+    """Write all of ``view``, or raise an OSError that names the file."""
+    done = 0
+    try:
+        while done < len(view):
+            done += os.write(fd, view[done:])
+    except OSError as error:
+        with suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{fd}")
+        raise

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _REASONS: dict[str, type[errors.QuoreduceError]] = {
     "not_deterministic": errors.NotDeterministic,
     "job_error": errors.JobError,
     "too_few_domains": errors.TooFewDomains,
+    "copies_lost": errors.HostError,
 }
 
 
@@ -84,7 +86,7 @@ class Driver:
     _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
     _idle_deaths: int = 0
-    _host_errors: int = 0
+    _host_errors: Counter[str] = field(default_factory=Counter)  # domain -> how often its machine failed us
     _detected: int = 0
     _cleared: set[str] = field(default_factory=set)
     _incidents: Incidents = field(default_factory=Incidents)
@@ -109,7 +111,7 @@ class Driver:
         self._under_way = UnderWay(o.deadline_s, o.f, watch)
         self._requests = Requests(o, self.splits, self.output, self._kept, self.workers, everywhere=self.life is not None)
         limit_s = 2 * (o.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
-        self._checks = Checks(self.executor, record_width(self.job.output) or 128, limit_s)
+        self._checks = Checks(self.executor, record_width(self.job.output) or 128, limit_s, self.tracker.plan.bound)
         self.progress = Progress(len(self.splits) + self.reducers + (self.job.sample is not None))
 
     # ---- the loop
@@ -275,7 +277,9 @@ class Driver:
         self._idle_deaths = 0
         self._under_way.finished(known, time.monotonic(), self.retests.engage)
         if reply.status == "host":
-            self._host_error(reply)
+            self._host_error(reply, self.workers[worker].domain)
+        elif reply.status == "refused":
+            self._unread([known.launch.task, *(kept.launch.task for a in reply.bad if (kept := self._kept.get(a)))], reply.error)
         parts = self.reducers if known.launch.task.kind == "map" else 1
         self._incidents.note(known.launch, self.workers[worker], reply, parts, self._kept)
         if reply.status == "ok":
@@ -312,9 +316,11 @@ class Driver:
         self._detected += 1
         self._events.append(event)
 
-    def _host_error(self, reply: wire.Reply) -> None:
-        self._host_errors += 1
-        if self._host_errors >= HOST_ERRORS_MAX:
+    def _host_error(self, reply: wire.Reply, domain: str) -> None:
+        """Give up when the machines fail us in so many domains that those left could not agree; one that fails is masked."""
+        self._host_errors[domain] += 1
+        sound = {info.domain for info in self.workers.values()} - self._host_errors.keys()
+        if self._host_errors.total() >= HOST_ERRORS_MAX and len(sound) < self.options.replicas_needed:
             raise errors.HostError(reply.error)
 
     def _bury(self, arrival: Arrival) -> None:
@@ -464,6 +470,8 @@ class Driver:
                     self._done = True
                 case m.JobFailed(reason, task, message):
                     where = f"{task}: " if task is not None else ""
+                    if task is not None and reason == "copies_lost":
+                        where += f"cannot read back what was written: {self._checks.unread.get(task) or 'it is gone'}; "
                     raise _REASONS[reason](f"{where}{message}")
 
     def _launch(self, launch: m.Launch) -> None:
@@ -531,7 +539,12 @@ class Driver:
         else:
             writer, reader = self._kept[agreed.attempt].worker, self.workers[checking.worker]
             self._incidents.add(Incident("part", writer, agreed.task, agreed.attempt, agreed.task.index, [reader]))
+            self._unread([agreed.task], reply.error or "its digest is not the one that was agreed on")
             self._fail_check(agreed)
+
+    def _unread(self, tasks: Iterable[m.Task], why: str) -> None:
+        """Remember why what was stored could not be read, for the message of a job that fails of it (R3)."""
+        self._checks.unread |= dict.fromkeys(tasks, errors.one_line(why))
 
     def _fail_check(self, agreed: m.Agreed) -> None:
         self._events.append(m.BlockLost(agreed.attempt))

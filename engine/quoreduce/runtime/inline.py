@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 
 from quoreduce.runtime.port import Arrival, WorkerInfo
-from quoreduce.runtime.store import create_session_folder
+from quoreduce.runtime.store import create_session_folder, remove_tree
 from quoreduce.runtime.worker import Crash, Hang, Worker
 
 
@@ -59,8 +60,7 @@ class InlineExecutor:
         return self._join(worker.rpartition(".")[0])
 
     def close(self) -> None:
-        import shutil
-
         self._workers.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
+        remove_tree(self._folder)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import socket
 import struct
@@ -19,8 +18,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quoreduce.errors import HostError, host_errors
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
-from quoreduce.runtime.store import create_session_folder
+from quoreduce.runtime.store import create_session_folder, remove_tree
 from quoreduce.runtime.wire import REPLY_BYTES_MAX
 
 _LENGTH = struct.Struct("<Q")
@@ -100,7 +100,8 @@ class LocalExecutor:
     def _spawn(self, number: int, core: int) -> _Process:
         name = f"w{number}.{self._generation}"
         self._generation += 1
-        ours, theirs = socket.socketpair()
+        with host_errors("cannot start a worker"):
+            ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "quoreduce.runtime.local", name, str(self._folder), str(core)]
         command += [str(theirs.fileno()), str(self._life_read)]
         # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
@@ -166,8 +167,9 @@ class LocalExecutor:
         os.close(self._life_write)
         os.close(self._life_read)
         self._selector.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
+        remove_tree(self._folder)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
 
 
 def _environment() -> dict[str, str]:
@@ -192,7 +194,7 @@ def _receive(link: socket.socket, size: int) -> bytes:
 def _die_with_driver(life: int, folder: Path) -> None:
     """Wait for the driver's end of the pipe to close; then nothing of this session must stay behind."""
     os.read(life, 1)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     os._exit(0)
 
 
@@ -205,7 +207,11 @@ def main(argv: list[str]) -> None:
 
     pinned(core)
     link = socket.socket(fileno=link_fd)
-    worker = Worker(name, "local", folder / name)
+    try:
+        worker = Worker(name, "local", folder / name)
+    except HostError as error:
+        print(f"quoreduce: worker {name}: {error}", file=sys.stderr, flush=True)
+        os._exit(CRASH_STATUS)
     while True:
         (size,) = _LENGTH.unpack(_receive(link, _LENGTH.size))
         try:

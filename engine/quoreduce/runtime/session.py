@@ -25,7 +25,7 @@ from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
-from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
+from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
@@ -72,6 +72,7 @@ class Session:
         self._late: set[str] = set()
         self._known: set[str] = set()
 
+    @host_errors("cannot start workers")
     def __enter__(self) -> Session:
         with self._turns.first():
             ensure_kernels(self._say)
@@ -86,6 +87,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @host_errors("cannot stop workers")
     def close(self) -> None:
         """Stop the workers and delete what they stored; first the job that another thread runs, if any, is stopped."""
         try:
@@ -109,6 +111,7 @@ class Session:
         """The workers that are alive."""
         return list(self._workers.values())
 
+    @host_errors("the machine failed")
     def run(
         self, job: Job, inputs: Sequence[str], output: str, options: Options | None = None,
         report: Report = lambda progress: None,
@@ -162,6 +165,7 @@ class Session:
         with reopen(output) as life:
             return self.go_on(life, report)
 
+    @host_errors("the machine failed")
     def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
         """The same for a job that was taken up already."""
         with self._turns.take():
@@ -274,6 +278,7 @@ def run(
         return session.run(job, [inputs] if isinstance(inputs, str) else inputs, output, chosen)
 
 
+@host_errors("the machine failed")
 def resume(
     output: str, *, on: str | None = None, workers: int | None = None, domain: str | None = None, address: str | None = None,
     store: str | None = None,
@@ -292,6 +297,7 @@ def resume(
             return session.go_on(life)
 
 
+@host_errors("the machine failed")
 def verify(output: str) -> VerifyReport:
     """Recompute the digest of every part of ``output`` and compare it with the manifest; raise OutputError if there is none."""
     manifest = read_manifest(output)

@@ -7,7 +7,6 @@ that was too slow reads old bytes or none, and the digest tells.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quoreduce.errors import HostError
+from quoreduce.errors import HostError, host_errors
 
 U8 = NDArray[np.uint8]
 SEGMENT_ALIGN = 1 << 20
@@ -45,7 +44,8 @@ class BlockStore:
     def __init__(self, folder: Path, advice: str = "use --store DIR") -> None:
         self.folder = folder
         self._advice = advice
-        folder.mkdir(parents=True, exist_ok=True)
+        with host_errors("cannot make a folder for blocks"):
+            folder.mkdir(parents=True, exist_ok=True)
         self._free: list[Segment] = []
         self._held: dict[int, Segment] = {}
         self._count = 0
@@ -93,7 +93,7 @@ class BlockStore:
         So are those of workers that are ``gone``, whose folders are beside this one: they were kept to be read.
         """
         for name in gone:
-            shutil.rmtree(self.folder.parent / name, ignore_errors=True)
+            remove_tree(self.folder.parent / name)
         self._free += self._held.values()
         self._held.clear()
         total = 0
@@ -131,19 +131,25 @@ class BlockStore:
         size = -(-nbytes // SEGMENT_ALIGN) * SEGMENT_ALIGN
         self._count += 1
         path = str(self.folder / f"segment-{os.getpid()}-{self._count:05d}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Reserving the pages now turns a full file system into an error here, not into a SIGBUS at the first write.
-            os.posix_fallocate(fd, 0, size)
-            memory = np.frombuffer(mmap.mmap(fd, size), np.uint8)
+            return Segment(path, _mapped(path, size))
         except OSError as error:
             _unlink(path)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
                 raise HostError(f"no space for {size} bytes of map output in {self.folder}: {self._advice}") from error
-            raise
-        finally:
+            raise HostError(f"cannot store map output in {self.folder}: {error.strerror}") from error
+
+
+def _mapped(path: str, size: int) -> U8:
+    """Make a file of ``size`` bytes and map it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # Reserving the pages now turns a full file system into an error here, not into a SIGBUS at the first write.
+        os.posix_fallocate(fd, 0, size)
+        return np.frombuffer(mmap.mmap(fd, size), np.uint8)
+    finally:
+        with suppress(OSError):
             os.close(fd)
-        return Segment(path, memory)
 
 
 class BlockReader:
@@ -232,11 +238,18 @@ def sweep(base: Path) -> None:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
+            remove_tree(folder)
+        except OSError:  # it is locked, or nobody can tell
             pass
         finally:
-            os.close(lock)
+            with suppress(OSError):
+                os.close(lock)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it; what cannot be removed stays, and nothing is raised."""
+    with suppress(OSError):  # rmtree raises what close() and fstat() say, whatever it is told to ignore
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _default_root() -> Path:
@@ -249,7 +262,8 @@ def _default_root() -> Path:
 
 
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a file; if it cannot be, it goes with its folder."""
+    with suppress(OSError):
         os.unlink(path)
 
 
@@ -258,8 +272,9 @@ def _punch_hole(path: str, offset: int, nbytes: int) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        libc.fallocate(fd, 0x01 | 0x02, ctypes.c_long(offset), ctypes.c_long(nbytes))
-    finally:
-        os.close(fd)
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            libc.fallocate(fd, 0x01 | 0x02, ctypes.c_long(offset), ctypes.c_long(nbytes))
+        finally:
+            os.close(fd)

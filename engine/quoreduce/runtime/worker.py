@@ -8,7 +8,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from quoreduce.data.block import Block, Buffer
 from quoreduce.data.digest import Digester, Sealed
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records
-from quoreduce.errors import BlockError, HostError
+from quoreduce.errors import BlockError, HostError, host_errors, one_line
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
 from quoreduce.runtime import faults, wire
@@ -48,11 +48,12 @@ class Hang(BaseException):
 
 
 class _Refused(Exception):
-    """The copies of these attempts cannot be used."""
+    """The copies of these attempts cannot be used; ``why``: the last of them that could not be read."""
 
-    def __init__(self, bad: Sequence[int]) -> None:
+    def __init__(self, bad: Sequence[int], why: str) -> None:
         super().__init__(bad)
         self.bad = tuple(bad)
+        self.why = why
 
 
 class Worker:
@@ -78,7 +79,7 @@ class Worker:
         try:
             reply = self._run(request)
         except _Refused as refused:
-            reply = wire.Reply(attempt, "refused", bad=refused.bad)
+            reply = wire.Reply(attempt, "refused", error=refused.why, bad=refused.bad)
         except (HostError, MemoryError) as error:
             reply = wire.Reply(attempt, "host", error=str(error) or "out of memory")
         except OSError as error:
@@ -105,7 +106,8 @@ class Worker:
             case wire.SampleTask():
                 return self._sample(request)
             case wire.CheckTask():
-                digest = self._digester.file(Path(request.path), request.stride)
+                with host_errors("cannot read a part"):
+                    digest = self._digester.file(Path(request.path), request.stride)
                 return wire.Reply(request.attempt, "checked", digest=digest)
             case wire.ProbeTask():
                 return self._run(request.task)
@@ -231,7 +233,7 @@ class Worker:
         inputs = _Inputs(self, task.watch, tampered=bool(task.fault and task.fault.kind == "wire"))
         blocks = [inputs.read(copies) for copies in task.sources]
         if inputs.missing:
-            raise _Refused(inputs.bad)
+            raise _Refused(inputs.bad, inputs.why)
         with ExitStack() as stack:
             files = [_create(path, stack) for path in task.paths]
             ctx = ReduceContext(
@@ -311,6 +313,7 @@ class _Inputs:
         self._shared: list[tuple[Block, bytes, int]] = []
         self.bad: list[int] = []
         self.missing = False
+        self.why = ""
         self.refetched = 0
         self.slips: list[wire.Slip] = []
         self.nbytes = 0
@@ -341,7 +344,7 @@ class _Inputs:
         finally:
             changed = [attempt for block, mark, attempt in self._shared if CHECKSUM.block(block) != mark]
             if changed:
-                raise _Refused([*self.bad, *changed])
+                raise _Refused([*self.bad, *changed], "it changed while it was read")
 
     def _checked(self, stored: wire.Stored) -> Block | None:
         first: Buffer | None = None
@@ -360,11 +363,11 @@ class _Inputs:
                     if first is not None and len(self.slips) < wire.SLIPS_MAX:
                         self.slips.append(slip(stored.attempt, first, raw))
                     return block
-                first = raw
-            except BlockError:
-                first = raw
-            except OSError:
-                pass
+                first, self.why = raw, "its digest is not the one that was agreed on"
+            except BlockError as error:
+                first, self.why = raw, one_line(error)
+            except OSError as error:
+                self.why = one_line(f"{error.strerror or error}: {stored.path}")
         return None
 
     def _spoiled(self, raw: Buffer) -> Buffer:
@@ -383,9 +386,16 @@ def _cpu_s() -> float:
 
 
 def _create(path: str, stack: ExitStack) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    stack.callback(os.close, fd)
+    with host_errors("cannot write"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    stack.callback(_close, fd, path)
     return fd
+
+
+def _close(fd: int, path: str) -> None:
+    """Close a part: a file system may say only now that it could not write (NFS)."""
+    with host_errors(f"cannot write {path}"), suppress(InterruptedError):
+        os.close(fd)
 
 
 def _lying(part: wire.PartReply) -> wire.PartReply:

@@ -29,7 +29,8 @@ class Plan:
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
         first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
-        max_attempts: bound on executions of one task without success (R3); None: 4(f+1)+8.
+        max_attempts: bound on executions of one task until it wins its vote, and as many more until the job is done, for copies
+            that are lost (R3); None: 4(f+1)+8.
 
     Raises:
         ValueError: for counts that make no sense.
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def bound(self) -> int:
-        """Executions of one task without success after which the job fails (R3)."""
+        """Executions of one task after which the job fails: until its vote is won, and again from then on (R3)."""
         return 4 * self.need + 8 if self.max_attempts is None else self.max_attempts
 
 
@@ -120,7 +121,7 @@ class TaskState:
         running: attempts that may still vote.
         asked: domain -> times it was asked; what R1 chooses by.
         executions: launched so far; the next replica's number.
-        tries: launched since the task last got further: what R3 bounds.
+        tries: launched until the vote was won, then since: what R3 bounds.
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
         spares: launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
@@ -157,7 +158,12 @@ class TaskState:
         return [attempt for attempt in self.running.values() if not attempt.slow]
 
     def fruitless(self) -> Reason:
-        """Why no quorum was reached: the job's fault, if outputs differ within domains and agree across none (R11)."""
+        """Why the bound was reached (R3): the job's fault, if outputs differ within domains and agree across none (R11).
+
+        Or that of what is stored: the task was won and its copies are lost again and again, or nobody could read what it reads.
+        """
+        if self.winner is not None or (not self.ballot.camps and self.refused > self.crashed):
+            return "copies_lost"
         alone = all(len(camp.domains) < 2 for camp in self.ballot.camps)
         return "not_deterministic" if alone and self.ballot.wavering() > 1 else "no_quorum"
 

@@ -369,11 +369,16 @@ class JobTracker:
         if not self._lacking(state, state.running.values()):
             state.owed = 0
             return True
+        reason = state.fruitless()
+        if reason == "copies_lost":
+            won = "its output was agreed on, and no copy of it could be made and read back"
+            what = won if state.winner is not None else "nobody could read its inputs"
+            self._fail(reason, state.task, f"{what}: {state.story()}.")
+            return True
         domains = len(self._pool.domains)
         hint = (
             f" With {domains} domains, one that is wrong again and again cannot be outvoted; one more domain would mask it."
         ) * (domains <= self.plan.need)
-        reason = state.fruitless()
         if reason == "not_deterministic":
             hint = (
                 " Domains contradicted themselves and never each other: the job's own code is not deterministic "
@@ -527,7 +532,7 @@ class JobTracker:
             self._win(state, winner, winner.output)
 
     def _win(self, state: TaskState, winner: Camp, output: Output) -> None:
-        state.winner = winner
+        state.winner, state.tries = winner, 0  # what is executed from now on is to bring a copy, and bounded anew, once (R3)
         lost = {id_: domain for camp in state.ballot.camps if camp is not winner for id_, domain in camp.attempts.items()}
         losers = set(lost.values())
         for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
@@ -672,8 +677,6 @@ class JobTracker:
         self._snapshot = None
         if offered and state.winner is None:
             state.shown = camp
-        elif state.winner is not None and offered:
-            state.tries = 0
 
     def _weigh(self, copies: tuple[Source, ...], sign: int) -> None:
         if copies:
@@ -685,7 +688,6 @@ class JobTracker:
         """Announce the stored attempt of an agreed output that is to be used."""
         assert winner.output is not None, "errors end the job"
         state.published = winner.copies[0]
-        state.tries = 0
         self._emit(Agreed(state.task, state.published, winner.output, tuple(winner.domains)))
         if state.task.kind == "reduce":
             self._reduces_agreed += 1
