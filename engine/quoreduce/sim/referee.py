@@ -50,7 +50,7 @@ class Referee:
         asked = self._asked.setdefault(c.task, set())
         if spare:
             self._spares[c.task] += 1
-            if self._domain[c.worker] in asked:
+            if self._domain[c.worker] in asked and c.task.kind != "reduce":  # a reduce that begins anew (R5) has asked nobody
                 self.note(f"{c.task}: a spare on {c.worker}, in a domain that was asked before (R9)")
             if self._spares[c.task] > self._plan.need:
                 self.note(f"{c.task} has {self._spares[c.task]} spares (R9)")
