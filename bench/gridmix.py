@@ -34,7 +34,7 @@ RATIOS = (*MEANS, "executions_ratio", "bytes_stored_ratio", "bytes_shipped_ratio
 TRACKED = {
     "time_ratio", "time_ratio_spread", "cpu_ratio", "plain_s", "voted_s", "plain_cpu_s", "voted_cpu_s", "executions_plain",
     "executions_voted", "bytes_stored_plain", "bytes_stored_voted", "bytes_shipped_plain", "bytes_shipped_voted",
-    "peak_memory_plain", "peak_memory_voted", "pairs_clean",
+    "peak_memory_plain", "peak_memory_voted", "pairs_disturbed",
 }  # fmt: skip
 """Figures that asv keeps: it starts a process for each of them, application and f. ``--json`` has all."""
 

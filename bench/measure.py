@@ -339,6 +339,7 @@ def costs(pairs: Pairs, memory: Sequence[tuple[int, int]]) -> Cell:
         "peak_memory_voted": memory[1][1],
         "pairs_clean": pairs.clean,
         "pairs_tried": pairs.tried,
+        "pairs_disturbed": pairs.tried - pairs.clean,
         "pressure": statistics.median(r.noise.pressure_s / r.noise.wall_s for r in plain + voted),
         "steal": max(r.noise.steal_s / r.noise.wall_s / r.noise.cores for r in plain + voted),
     }
@@ -366,7 +367,11 @@ COSTS = (
     ("peak_rss_voted", "bytes", "Resident memory of the largest worker, mapped files included."),
     ("peak_memory_plain", "bytes", "Anonymous and shared memory of all workers together, sampled."),
     ("peak_memory_voted", "bytes", "Anonymous and shared memory of all workers together, sampled."),
-    ("pairs_clean", "pairs", "Pairs that others did not disturb; of fewer than half of those wanted, figures are of all."),
+    (
+        "pairs_disturbed",
+        "pairs",
+        "Pairs that others disturbed; with fewer clean than half of those wanted, figures are of all.",
+    ),
     ("pairs_tried", "pairs", "Pairs run."),
     ("pressure", "of wall time", "Some task waited for a core (median over runs); much of it is our own."),
     ("steal", "of core time", "Taken by the hypervisor (the worst run)."),

@@ -87,6 +87,7 @@ def figures(pairs: measure.Pairs, percent: int) -> measure.Cell:
         "faulty_s": statistics.median(r.wall_s for r in faulty),
         "pairs_clean": pairs.clean,
         "pairs_tried": pairs.tried,
+        "pairs_disturbed": pairs.tried - pairs.clean,
     }
 
 
@@ -128,7 +129,7 @@ measure.add_tracks(Sweep, lambda cells, job, percent: cells[name(job, percent)],
     ("executions_ratio", "faulty/clean", "Executions of tasks: median of the ratios of pairs."),
     ("clean_s", "seconds", "Voted, without faults: median."),
     ("faulty_s", "seconds", "Voted, with faults: median."),
-    ("pairs_clean", "pairs", "Pairs that others did not disturb; of fewer than half of those wanted, figures are of all."),
+    ("pairs_disturbed", "pairs", "Pairs that others disturbed; with fewer clean than half of those wanted, figures are of all."),
     ("pairs_tried", "pairs", "Pairs run."),
 ])  # fmt: skip
 

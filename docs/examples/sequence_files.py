@@ -20,6 +20,9 @@ def total(key: bytes, counts: list):
 job = Job("keys", map=key_of, reduce=total, input="sequence", output="sequence")
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print(f"usage: {sys.argv[0]} FOLDER (a new one)", file=sys.stderr)
+        sys.exit(2)
     folder = Path(sys.argv[1])
     folder.mkdir()
     with open(folder / "pairs.seq", "wb") as file, SequenceWriter(file.write, seed=1) as writer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5d5d5d", "#f0e442")  # Okabe and Ito's
-INK, FAINT, BAND = "#222222", "#d0d0d0", "#dfead0"
+INK, PAPER, FAINT, BAND = "#222222", "#ffffff", "#d0d0d0", "#dfead0"  # pages have others for them in the dark
 FONT = "font-family=\"system-ui, 'DejaVu Sans', sans-serif\""
 TEXT_PX = 12
 CHARACTER_PX = 7.2  # on average, at TEXT_PX
@@ -102,7 +102,7 @@ class _Canvas:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {self.width:.0f} {height:.0f}" role="img" {FONT}>\n<title>{escape(title)}</title>\n'
-            f'<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n</svg>\n'
+            f'<rect width="100%" height="100%" fill="{PAPER}"/>\n{body}\n</svg>\n'
         )
 
 

@@ -14,6 +14,7 @@ from quoreduce.data.commit import output_errors
 from quoreduce.errors import OutputError
 from quoreduce_gridmix.data import SWEEP, parts_in
 from quoreduce_gridmix.figures import Band, Bar, Group, Line, bar_chart, line_chart
+from quoreduce_gridmix.page import charts, html_table, page, wide
 from quoreduce_gridmix.png import png_renderer
 from quoreduce_gridmix.results import (
     PLAIN,
@@ -39,19 +40,6 @@ PUBLISHED = (
     ("FTMR's logs, f=1, all 2f+1 replicas", "", "3.14 to 3.22 (node-seconds)"),
 )
 SPLITS_FIRST = "webdataScan"
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; }
-h2 { font-size: 1.3em; margin-top: 2em; border-bottom: 1px solid #ddd; }
-h3 { font-size: 1.05em; margin-top: 1.6em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th { background: #f6f6f6; vertical-align: bottom; }
-th.text, td.text { text-align: left; } tr.total td { font-weight: bold; border-top: 2px solid #888; }
-th { white-space: normal; } td { white-space: nowrap; } table.facts td { white-space: normal; }
-.wide { overflow-x: auto; } .charts { display: flex; flex-wrap: wrap; gap: 12px; } svg { max-width: 100%; height: auto; }
-.note { color: #555; font-size: 13px; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +93,15 @@ def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
         sections.append(section)
         drawings += own
     body = "\n".join([*sections, _published()])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/><title>GridMix on quoreduce</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<style>{STYLE}</style></head>\n<body>\n<h1>GridMix on quoreduce: what voting costs</h1>\n"
+    intro = (
+        "<h1>GridMix on quoreduce: what voting costs</h1>\n"
         "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain "
         "job runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the "
         "median of the ratios of pairs, ± half of the distance between the quartiles. Runs that other processes disturbed are "
         "dropped and made up for, at most as many again as were asked for, unless the clean ones are fewer than half of those. "
         "All runs of an application wrote the same bytes.</p>"
-        f"\n{body}\n</body></html>\n"
-    ), drawings
+    )
+    return page("GridMix on quoreduce", f"{intro}\n{body}"), drawings
 
 
 # --- one setting
@@ -134,14 +120,14 @@ def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple
             drawing = Drawing(f"{prefix}ratios-{_slug(size)}-{_slug(variant)}", ratio_chart(part, size, variant))
             drawings.append(drawing)
             html.append(f"<h3>{escape(f'{variant} against plain, {size}')}</h3>")
-            html += [drawing.svg, ratio_table(part)]
+            html += [wide(drawing.svg), ratio_table(part)]
     if not any(compared.values()):
         html += ["<h3>Seconds</h3>", _seconds(table.values())]
     html.append("<h3>Job time against the number of splits</h3>")
     lines = splits_charts(table, setting.split_mb)
     drawings += [Drawing(f"{prefix}splits-{_slug(app)}", svg) for app, svg in lines]
     html.append(
-        f'<div class="charts">{"".join(svg for _, svg in lines)}</div>' if lines
+        charts([svg for _, svg in lines]) if lines
         else '<p class="note">Needs runs of one application with different numbers of splits: --sweep 1,2,5,10, or '
         "--size small,medium,large.</p>"
     )  # fmt: skip
@@ -165,7 +151,7 @@ def _about(setting: Setting, results: Sequence[Results]) -> str:
         ("Data", f"{sets} (keys and values, before compression)"),
         ("Options", f"splits of {setting.split_mb:g} MB, digest of voted runs {setting.digest}"),
     )
-    return _table([], [[name, text] for name, text in facts], text=2)
+    return html_table([], [[name, text] for name, text in facts], text=2)
 
 
 def ratio_chart(found: Sequence[Comparison], size: str, variant: str) -> str:
@@ -201,7 +187,7 @@ def sweep_table(found: Sequence[Comparison]) -> str:
         return ""
     name = found[0].other.variant
     heads = ["application", "parts", "splits", "pairs (clean)", "plain s", f"{name} s", "time ratio", "CPU ratio"]
-    return _table(heads, rows)
+    return html_table(heads, rows)
 
 
 def ratio_table(found: Sequence[Comparison]) -> str:
@@ -224,7 +210,7 @@ def ratio_table(found: Sequence[Comparison]) -> str:
         wall, cpu = (geometric_mean(getattr(c, name).median for c in found) for name in ("wall", "cpu"))
         least = geometric_mean(c.least for c in found)
         rows.append(["geometric mean", "", "", "", "", f"{wall:.2f}", f"{least:.2f}", "", "", f"{cpu:.2f}", "", "", ""])
-    return _table(heads, rows, total=len(found) > 1)
+    return html_table(heads, rows, total=len(found) > 1)
 
 
 def splits_charts(table: dict[tuple[str, str, str], Cell], split_mb: float) -> list[tuple[str, str]]:
@@ -257,7 +243,7 @@ def _ablation(table: dict[tuple[str, str, str], Cell], runs: Sequence[Run], pref
                 by_variant = [(name, compare(own, base, name)) for name in names]
                 chart = ablation_chart(by_variant, base, size)
                 title = f"<p>Relative to {base} (2f+1 executions), {escape(size)}; geometric means over the applications.</p>"
-                text = "\n".join([title, chart, _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])])
+                text = "\n".join([title, wide(chart), _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])])
                 found.append((text, Drawing(f"{prefix}ablation-{_slug(size)}-f{f}", chart)))
     return found
 
@@ -275,7 +261,7 @@ def ablation_chart(by_variant: Sequence[tuple[str, Sequence[Comparison]]], base:
 
 def _ablation_table(by_variant: Sequence[tuple[str, Sequence[Comparison]]]) -> str:
     heads = ["variant", "time", "CPU", "bytes stored", "executions"]
-    return _table(heads, [[name, *(f"{value:.2f}" for value in _means(found))] for name, found in by_variant if found])
+    return html_table(heads, [[name, *(f"{value:.2f}" for value in _means(found))] for name, found in by_variant if found])
 
 
 def _ablation_seconds(table: dict[tuple[str, str, str], Cell], names: Sequence[str]) -> str:
@@ -285,7 +271,7 @@ def _ablation_seconds(table: dict[tuple[str, str, str], Cell], names: Sequence[s
     for app in apps:
         found = {cell.variant: cell for cell in table.values() if cell.app == app}
         rows.append([app, *(str(found[name].wall) if name in found else "" for name in names)])
-    return _table(["seconds", *names], rows)
+    return html_table(["seconds", *names], rows)
 
 
 def _means(found: Sequence[Comparison]) -> tuple[float, float, float, float]:
@@ -299,14 +285,14 @@ def _means(found: Sequence[Comparison]) -> tuple[float, float, float, float]:
 
 def _seconds(found: Iterable[Cell]) -> str:
     rows = [[c.app, c.size, c.variant, f"{c.splits:,}", str(c.wall), str(c.cpu)] for c in found]
-    return _table(["application", "size", "variant", "splits", "s", "CPU s"], rows, text=3)
+    return html_table(["application", "size", "variant", "splits", "s", "CPU s"], rows, text=3)
 
 
 def _published() -> str:
     rows = [[what, time, cpu] for what, time, cpu in PUBLISHED]
     return (
         "<h2>Published, for comparison</h2>\n<p class=\"note\">Other systems on other machines, as their authors give them; "
-        "not measured here.</p>\n" + _table(["published", "time ratio", "CPU ratio"], rows, text=3)
+        "not measured here.</p>\n" + html_table(["published", "time ratio", "CPU ratio"], rows, text=3)
     )  # fmt: skip
 
 
@@ -350,19 +336,3 @@ def _note(c: Comparison, what: str) -> str:
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1, total: bool = False) -> str:
-    """Make a table; the first ``text`` columns are left-aligned, and with ``total`` the last row stands out."""
-
-    def row(tag: str, values: Sequence[str]) -> str:
-        kind = (' class="text"' if k < text else "" for k in range(len(values)))
-        return "".join(f"<{tag}{c}>{escape(value)}</{tag}>" for c, value in zip(kind, values, strict=True))
-
-    head = f"<thead><tr>{row('th', heads)}</tr></thead>" if heads else ""
-    opened = ["<tr>"] * len(rows)
-    if total:
-        opened[-1] = '<tr class="total">'
-    body = "\n".join(f"{start}{row('td', values)}</tr>" for start, values in zip(opened, rows, strict=True))
-    kind = "" if heads else ' class="facts"'
-    return f'<div class="wide"><table{kind}>{head}<tbody>\n{body}\n</tbody></table></div>'

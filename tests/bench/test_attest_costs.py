@@ -119,6 +119,7 @@ def test_a_proof_has_32_bytes_for_each_level(count: int, nbytes: int) -> None:
 # ---- times
 
 
+@pytest.mark.benchmark(group="attestation: make")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [1, 64, 1024])
 def test_attest_tasks(benchmark: Any, tpm: CountingTpm, mode: Any, size: int) -> None:
@@ -127,22 +128,26 @@ def test_attest_tasks(benchmark: Any, tpm: CountingTpm, mode: Any, size: int) ->
     assert tpm.quotes > 0
 
 
+@pytest.mark.benchmark(group="attestation: make")
 def test_tree_and_all_proofs(benchmark: Any) -> None:
     benchmark.extra_info["leaves"] = len(LEAVES)
     assert len(benchmark(merkle.proofs, LEAVES)) == len(LEAVES)
 
 
+@pytest.mark.benchmark(group="attestation: check")
 def test_verify_a_proof(benchmark: Any) -> None:
     tree = merkle.Tree(LEAVES)
     assert benchmark(attest_bench.verify_proof, LEAVES[777], 777, 1024, tree.proof(777), tree.root)
 
 
+@pytest.mark.benchmark(group="attestation: quotes")
 @pytest.mark.parametrize("scheme", ["ecdsa", "rsassa"])
 def test_quote_of_a_micro_tpm(benchmark: Any, scheme: Any) -> None:
     one = MicroTpm(scheme)
     assert set(benchmark(one.quote, LEVEL2_PCRS, bytes(32)).values) == set(LEVEL2_PCRS)
 
 
+@pytest.mark.benchmark(group="attestation: check")
 def test_verify_the_quotes_of_batches(benchmark: Any) -> None:
     figure = attest_bench.verifier_figures([1])[-1]
     benchmark.extra_info["quotes"] = figure.units

@@ -51,6 +51,7 @@ class Runner:
         self._runs = 0
 
     def timed(self, job: Job, **options: Any) -> Result:
+        self._benchmark.group = f"jobs: {job.name}"
         result: Result = self._benchmark.pedantic(self.untimed, (job,), options, rounds=3, warmup_rounds=1)
         counts = {f"executions_{kind}": n for kind, n in result.executions.items()}
         self._benchmark.extra_info |= {**counts, "bytes_stored": result.bytes_stored, "bytes_shipped": result.bytes_shipped}

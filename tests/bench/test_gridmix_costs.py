@@ -41,6 +41,7 @@ def figures(run: Run) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("app", apps.NAMES)
+@pytest.mark.benchmark(group="GridMix")
 def test_an_application_runs_every_task_once_more_for_each_f_and_stores_and_writes_the_same_bytes(
     benchmark: Any, session: Session, sets: dict[data.Kind, data.DataSet], tmp_path: Path, app: str
 ) -> None:

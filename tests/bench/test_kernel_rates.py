@@ -56,6 +56,7 @@ def pairs_of(columns: Columns) -> list[tuple[bytes, int]]:
     return [(data[offsets[i] : offsets[i + 1]], count) for i, count in enumerate(counts)]
 
 
+@pytest.mark.benchmark(group="kernels: words")
 def test_word_count(benchmark: Any, text: np.ndarray) -> None:
     counter = WordCounter()
     benchmark.extra_info["bytes"] = text.size
@@ -65,6 +66,7 @@ def test_word_count(benchmark: Any, text: np.ndarray) -> None:
     assert distinct == len(counted)
 
 
+@pytest.mark.benchmark(group="kernels: words")
 def test_merge_of_counted_runs(benchmark: Any, text: np.ndarray) -> None:
     runs = []
     for piece in np.split(text, RUNS):
@@ -76,6 +78,7 @@ def test_merge_of_counted_runs(benchmark: Any, text: np.ndarray) -> None:
     assert pairs_of(merged) == ref.merge_counts(pairs_of(run) for run in runs)
 
 
+@pytest.mark.benchmark(group="kernels: records")
 def test_sort_and_gather(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     sorter = RunSorter()
     benchmark.extra_info |= {"bytes": records.nbytes, "keys": RECORDS}
@@ -87,6 +90,7 @@ def test_sort_and_gather(benchmark: Any, records: np.ndarray, rows: list[bytes])
     assert benchmark(sort_and_gather).tobytes() == b"".join(sorted(rows, key=ref.key_of))
 
 
+@pytest.mark.benchmark(group="kernels: records")
 def test_partition_and_scatter(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     splits = choose_splits(sample_keys(records, 500), PARTITIONS)
     _, counts = plan_partition(records, splits)
@@ -103,17 +107,20 @@ def test_partition_and_scatter(benchmark: Any, records: np.ndarray, rows: list[b
     assert [target.tobytes() for target in targets] == ref.scatter(rows, ids, PARTITIONS)
 
 
+@pytest.mark.benchmark(group="kernels: scans")
 def test_scan_of_records(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     benchmark.extra_info["bytes"] = records.nbytes
     assert benchmark(select_records, records, b"~").tolist() == ref.select_records(rows, b"~")
 
 
+@pytest.mark.benchmark(group="kernels: scans")
 def test_scan_of_lines(benchmark: Any, text: np.ndarray) -> None:
     benchmark.extra_info["bytes"] = text.size
     found, lines = benchmark(select_lines, text, b"t")
     assert (len(found), lines) == (len(ref.select_lines(text.tobytes(), b"t")[0]), text.tobytes().count(b"\n"))
 
 
+@pytest.mark.benchmark(group="kernels: records")
 def test_merge_of_sorted_runs(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     runs = [np.array(sorted(piece, key=lambda row: bytes(row[:10]))) for piece in np.split(records, RUNS)]
     out = np.zeros(records.nbytes, np.uint8)
@@ -122,12 +129,14 @@ def test_merge_of_sorted_runs(benchmark: Any, records: np.ndarray, rows: list[by
     assert out.tobytes() == b"".join(sorted(rows, key=ref.key_of))
 
 
+@pytest.mark.benchmark(group="kernels: fingerprints")
 def test_fingerprints(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     benchmark.extra_info["bytes"] = records.nbytes
     values = benchmark(fingerprints, records, 100, KEY)
     assert [tuple(value) for value in values[:50].tolist()] == [ref.fingerprint(row, KEY) for row in rows[:50]]
 
 
+@pytest.mark.benchmark(group="kernels: fingerprints")
 def test_multiset_hash_and_order(benchmark: Any, records: np.ndarray, rows: list[bytes]) -> None:
     benchmark.extra_info["bytes"] = records.nbytes
     found, out_of_order = benchmark(multiset128, records, KEY)
@@ -136,6 +145,7 @@ def test_multiset_hash_and_order(benchmark: Any, records: np.ndarray, rows: list
     assert out_of_order == sum(ref.key_of(b) < ref.key_of(a) for a, b in pairwise(rows))
 
 
+@pytest.mark.benchmark(group="kernels: digests")
 @pytest.mark.parametrize("algorithm", ["blake3", "fast", "checksum"])
 def test_digest_of_a_stream(benchmark: Any, text: np.ndarray, algorithm: Any) -> None:
     digester = Digester(algorithm, KEY if algorithm == "fast" else b"")

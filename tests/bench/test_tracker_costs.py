@@ -34,6 +34,7 @@ def calls(maps: int, nodes: int, f: int = 1, reduces: int = 10) -> int:
     return count
 
 
+@pytest.mark.benchmark(group="tracker")
 @pytest.mark.parametrize("f", [0, 1, 2])
 def test_a_map_costs_the_same_in_a_job_of_any_size(benchmark: Any, f: int) -> None:
     tracker.run(10, 10)  # what is imported once

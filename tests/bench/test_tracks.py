@@ -6,10 +6,12 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import asv.config
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # whence `python -m bench.gridmix` imports it
@@ -79,6 +81,27 @@ def test_every_figure_has_a_unit_of_which_less_is_better_for_asv_knows_no_other(
 ) -> None:
     assert track.unit in LESS_IS_BETTER  # type: ignore[attr-defined]
     assert suite.__doc__
+
+
+@pytest.mark.parametrize(("suite", "name"), [(suite, name) for suite, name, _ in TRACKS])
+def test_no_track_is_of_what_is_better_when_there_is_more(suite: type, name: str) -> None:
+    assert name == "track_clean_s" or "clean" not in name, f"{suite.__name__}.{name}"
+
+
+def test_pairs_that_others_disturbed_are_tracked() -> None:
+    run = measure.Run(1.0, 2.0, NOISE, detail=measure.Counts(4, 100, 50))
+    cell = measure.costs(measure.Pairs([(run, run)] * 3, clean=3, tried=5), [(1, 2), (3, 4)])
+    assert (cell["pairs_clean"], cell["pairs_tried"], cell["pairs_disturbed"]) == (3, 5, 2)
+    suite: Any = gridmix.Applications()
+    assert suite.track_pairs_disturbed({gridmix.name("javaSort", 1): cell}, "javaSort", 1) == 2
+
+
+def test_asv_is_told_that_no_public_address_is_known() -> None:
+    """Left out, both would be the same, and nobody would know whether that is meant."""
+    config = asv.config.Config.load(str(ROOT / "asv.conf.json"))
+    assert (config.project_url, config.show_commit_url) == ("#", "#")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "urls" not in project, "they belong into asv.conf.json, too"
 
 
 def test_the_applications_are_those_of_gridmix() -> None:

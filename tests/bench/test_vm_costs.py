@@ -80,12 +80,14 @@ def fleet(request: Any, tmp_path: Path) -> Iterator[vm.Fleet]:
 # ---- times
 
 
+@pytest.mark.benchmark(group="VMs: make evidence")
 @pytest.mark.parametrize("count", [1, 64])
 def test_attest_vms(benchmark: Any, fleet: vm.Fleet, count: int) -> None:
     benchmark.extra_info["vms"] = count
     assert len(benchmark(fleet.make, fleet.challenges(count))) == count
 
 
+@pytest.mark.benchmark(group="VMs: check evidence")
 @pytest.mark.parametrize("count", [1, 64])
 def test_check_vms(benchmark: Any, fleet: vm.Fleet, count: int) -> None:
     benchmark.extra_info["vms"] = count

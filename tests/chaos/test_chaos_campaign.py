@@ -64,5 +64,5 @@ def test_the_bound_is_broken_by_colluders_alone(seen: dict[str, Any]) -> None:
 def test_page_and_table_say_the_same(seen: dict[str, Any], folder: Path) -> None:
     page, table = (folder / "page.html").read_text(), (folder / "table.md").read_text()
     for row in seen["rows"]:
-        assert f"<td>{row['kind']}</td><td>{row['injected']:,}</td>" in page
+        assert f'<td class="text">{row["kind"]}</td><td>{row["injected"]:,}</td>' in page
         assert f"| {row['kind']} | {row['injected']:,} |" in table

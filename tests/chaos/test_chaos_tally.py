@@ -138,7 +138,7 @@ def test_markdown_takes_the_place_of_an_earlier_table() -> None:
 def test_the_page_shows_every_row_and_the_verdict() -> None:
     good, bad = page(MIXED), page(campaign(record("wrong", flip=1)))
     assert "nothing wrong, nothing left behind" in good
-    assert all(f"<td>{row.kind}</td>" in good for row in MIXED.rows())
+    assert all(f'<td class="text">{row.kind}</td>' in good for row in MIXED.rows())
     assert "collusion (outside the model)" in good
     assert "FAILED" in bad
     assert "src=" not in good

@@ -102,6 +102,21 @@ def test_voted_with_faults(
     assert result.faults.masked == result.faults.detected > 0
 
 
+@pytest.mark.parametrize("arguments", [(), ("one", "two")])
+def test_sequence_files_without_a_folder_says_how_it_is_used(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "sequence_files.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("usage: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["python_job", "kernel_job"])
+def test_the_readme_shows_the_example(name: str) -> None:
+    readme = (EXAMPLES.parents[1] / "README.md").read_text()
+    assert f"```python\n{(EXAMPLES / f'{name}.py').read_text()}```" in readme
+
+
 def test_sequence_files_are_written_and_read(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "sequence_files.py"), str(tmp_path / "new")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

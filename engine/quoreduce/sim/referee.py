@@ -23,6 +23,8 @@ class Referee:
         self._maps = 0  # agreed on
         self._gone: set[int] = set()
         self._published: set[int] = set()
+        self._asked: dict[Task, set[str]] = {}  # domains that a task was launched in
+        self._spares: Counter[Task] = Counter()
 
     def joined(self, worker: str, domain: str) -> None:
         """A worker of one slot is there."""
@@ -32,8 +34,11 @@ class Referee:
         """A worker is gone."""
         self._slots.pop(worker, None)
 
-    def launched(self, c: Launch, executions: int) -> None:
-        """A launch: on a worker that is free, numbered, on votes that allow it, of sources that are there."""
+    def launched(self, c: Launch, executions: int, spare: bool = False) -> None:
+        """A launch: on a worker that is free, numbered, on votes that allow it, of sources that are there.
+
+        ``spare``: it answers the word that an execution of its task is overdue.
+        """
         if self._slots[c.worker] < 1:
             self.note(f"{c.task}: attempt {c.attempt} on {c.worker}, which is not free")
         if c.attempt in self._attempts:
@@ -42,6 +47,14 @@ class Referee:
             self.note(f"{c.task} was executed {executions} times (R3)")
         if self._gone and any(s.attempt in self._gone for copies in c.sources for s in copies):
             self.note(f"{c.task}: attempt {c.attempt} is to read what is gone")
+        asked = self._asked.setdefault(c.task, set())
+        if spare:
+            self._spares[c.task] += 1
+            if self._domain[c.worker] in asked and c.task.kind != "reduce":  # a reduce that begins anew (R5) has asked nobody
+                self.note(f"{c.task}: a spare on {c.worker}, in a domain that was asked before (R9)")
+            if self._spares[c.task] > self._plan.need:
+                self.note(f"{c.task} has {self._spares[c.task]} spares (R9)")
+        asked.add(self._domain[c.worker])
         self._slots[c.worker] -= 1
         self._attempts.add(c.attempt)
 
@@ -73,11 +86,12 @@ class Referee:
         self._agreed[c.task] = c.output.digest
 
     def done(self, planned: int | None, executed: int) -> None:
-        """The job is done; ``planned`` executions are right if nothing went wrong (R2)."""
+        """The job is done; ``planned`` executions, besides spares, are right if nothing went wrong (R2, R9)."""
         if len(self._published) < self._plan.reduces:
             self.note(f"done with {len(self._published)} of {self._plan.reduces} outputs published (R8)")
-        if planned is not None and planned != executed:
-            self.note(f"{executed} executions without a fault, {planned} were planned (R2)")
+        spares = self._spares.total()
+        if planned is not None and planned + spares != executed:
+            self.note(f"{executed} executions without a fault, {planned} were planned, and {spares} spares launched (R2)")
 
     def note(self, what: str) -> None:
         """Add a violation."""

@@ -44,6 +44,7 @@ from quoreduce.tracker import (
     Slow,
     Source,
     Stalled,
+    Task,
     WorkerJoined,
     WorkerLost,
 )
@@ -208,6 +209,7 @@ class Simulation:
         self._faultless = not faults
         self._pace = Pace() if spares else None
         self._watched = False
+        self._overdue: Task | None = None  # of which the tracker is being told that an execution is
         self._outcome = Outcome(
             True, load.name, shape.nodes, load.maps, load.reduces, plan.need - 1, plan.mode, seed, [str(f) for f in faults]
         )
@@ -320,7 +322,7 @@ class Simulation:
         text = str(c.task)
         self._record(f"  launch {text} attempt {c.attempt} on {c.worker}{' storing' * c.store}{copies}")
         self._tries[text] = self._tries.get(text, 0) + 1
-        self.referee.launched(c, self._tries[text])
+        self.referee.launched(c, self._tries[text], spare=c.task == self._overdue)
         seat = self._seats[c.worker]
         seat.running = True
         run = self._flying[c.attempt] = _Run(c, seat, self._now)
@@ -340,7 +342,9 @@ class Simulation:
                 if self._pace.overdue(run.launch.task.kind, run.launch.worker, 1, self._now - run.started_s)
             ]  # fmt: skip
             for run in late:
+                self._overdue = run.launch.task
                 self._send(Slow(run.launch.attempt))
+            self._overdue = None
         self._watched = bool(self._heap)
         if self._watched:
             self._at(self._now + max(LOOK_S, LOOK_SHARE * self._now), self._look, None)
