@@ -313,7 +313,13 @@ def test_the_growth_case_grows_the_tables(monkeypatch: pytest.MonkeyPatch) -> No
     calls: dict[str, int] = {}
     for name in ("rehash_short", "rebuild_index", "add_long", "fold_counts"):
         kernel = getattr(words, name)
-        monkeypatch.setattr(word_tables if name == "fold_counts" else words, name, lambda *a, n=name, k=kernel: (calls.__setitem__(n, calls.get(n, 0) + 1), k(*a))[1])
+
+
+        def counted(*arguments: object, name: str = name, kernel: Callable[..., None] = kernel) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            kernel(*arguments)
+
+        monkeypatch.setattr(word_tables if name == "fold_counts" else words, name, counted)
     vectors.CASES["growth"]()
     assert calls["rehash_short"] >= 3  # while counting, merging, and with folded counts
     assert calls["rebuild_index"] >= 1

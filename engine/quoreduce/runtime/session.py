@@ -27,7 +27,7 @@ from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, rea
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
-from quoreduce.runtime.compile import ensure_kernels
+from quoreduce.runtime.compile import use_kernels
 from quoreduce.runtime.driver import Driver
 from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.options import Options, Place, Result
@@ -63,7 +63,7 @@ class Session:
         self._known: set[str] = set()
 
     def __enter__(self) -> Session:
-        ensure_kernels(self._say)
+        use_kernels(self._say)
         self._executor = _executor(self.on, self.place)
         try:
             self._workers = {info.name: info for info in self._executor.start()}
