@@ -1,16 +1,17 @@
 """Damage to compiled kernels on disk, and then real jobs: ``python tests/campaigns/kernel_cache.py --count 2000 --seed 1``.
 
-All replicas of a machine load the same compiled kernels, so no vote sees what is wrong with them. A *trial* damages one file of a
-copy of the folder of kernels, mostly by one flipped bit, and runs a word count and a sort with two replicas of each task, in
-a process that has not loaded that kernel yet. Then, without exception:
+All replicas of a machine load the same compiled kernels, so no vote sees what is wrong with them. A *trial* damages AT_ONCE
+files of a copy of the folder of kernels, each mostly by one flipped bit, and runs a word count and a sort with two replicas of
+each task, in a process that has not loaded those kernels yet. Then, without exception:
 
 - both outputs are the reference, byte for byte, and the process ends by itself, in time and without a traceback;
-- what was damaged was refused when it was loaded, and that was said on stderr.
+- each file that was damaged was refused when it was loaded, and one line on stderr said so.
 
 Most damage is done after the folder was checked, when only who loads a kernel can see it. In one trial of CHECKED_EVERY it
-is done before, and the folder must be whole again afterwards. To compile takes longer than all the rest, so a kernel that was
-refused is compiled for real in one trial of COMPILED_EVERY only; in the others it comes from memory. Trials are forked from this
-process, which has loaded everything; they forget the module of the damaged kernel, and those that import it, and load them.
+is done before, and the folder must be whole again afterwards. To compile takes longer than all the rest, so kernels that were
+refused are compiled for real in one trial of COMPILED_EVERY only; in the others they come from memory. Trials are forked from
+this process, which has loaded everything; they forget the modules of the damaged kernels, and those that import them, and load
+them anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import itertools
 import os
 import random
 import secrets
@@ -48,7 +50,7 @@ TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
 TEXT_BYTES, RECORDS = 60_000, 900
 JOBS = ("wordcount", "sort")
 TRIAL_MAX_S, POLL_S = 600.0, 0.005
-CHECKED_EVERY, COMPILED_EVERY = 40, 8
+AT_ONCE, CHECKED_EVERY, COMPILED_EVERY = 8, 60, 40
 KINDS = {"flip": 80, "flips": 5, "truncated": 5, "deleted": 4, "longer": 3, "zeros": 3}
 FOUND = "is not what was compiled there"
 SAY_EVERY_S = 10.0
@@ -61,10 +63,11 @@ class Wrong(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """What there was: trials by kind of damage, how many were noticed by who loaded, and by the check before."""
+    """What there was: files by kind of damage, trials, and in how many of them files were compiled anew or checked before."""
 
     kinds: Counter[str] = field(default_factory=Counter)
-    said: int = 0
+    trials: int = 0
+    compiled: int = 0
     checked: int = 0
     slowest_s: float = 0.0
 
@@ -72,8 +75,8 @@ class Tally:
         """One paragraph."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return (
-            f"{self.kinds.total()} trials ({kinds}): {self.said} were refused when they were loaded, which was said; "
-            f"{self.checked} were found and mended before; the slowest took {self.slowest_s:.1f} s"
+            f"{self.kinds.total()} damaged files ({kinds}), none of them loaded, in {self.trials} trials: "
+            f"in {self.compiled} compiled anew by who met them, in {self.checked} before; the slowest took {self.slowest_s:.1f} s"
         )
 
 
@@ -94,15 +97,15 @@ def damage(raw: bytes, kind: str, rng: random.Random) -> bytes | None:
     return bytes(made) if made != raw else damage(raw, "flip", rng)
 
 
-def importers(module: str) -> set[str]:
-    """A module of kernels and all that import it, or what imports it."""
+def importers(modules: set[str]) -> set[str]:
+    """Modules of kernels and all that import them, or what imports them."""
     package, imported = Path(cache.__file__).parent, dict[str, set[str]]()
     for name in (one.rpartition(".")[2] for one in cache.modules()):
         nodes = ast.walk(ast.parse((package / f"{name}.py").read_text()))
         froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
         imported[name] = {str(node.module).rpartition(".")[2] for node in froms}
         imported[name] |= {alias.name for node in froms for alias in node.names}
-    found, more = set[str](), {module}
+    found, more = set[str](), modules
     while more:
         found |= more
         more = {name for name in imported if imported[name] & found} - found
@@ -133,46 +136,58 @@ class Campaign:
         os.environ[cache.VARIABLE] = str(self._copy)
         for module in cache.modules():
             importlib.import_module(module)
-        if said := self._run({cache.VARIABLE: str(self._copy)}, importers("word_tables")):
+        if said := self._run({cache.VARIABLE: str(self._copy)}, importers({"word_tables"})):
             raise Wrong(f"whole kernels, and it said {said!r}")
         self._reference = self._outputs()
 
-    def trial(self, seed: int) -> None:
-        """One accident, and both jobs."""
+    def trial(self, seed: int, at_once: int = AT_ONCE) -> None:
+        """Some accidents, and both jobs."""
         rng, checked = random.Random(seed), seed % CHECKED_EVERY == 0
-        names = sorted(self._pristine)
-        sizes = [len(self._pristine[name]) for name in names]
-        name = rng.choices(names, sizes)[0] if rng.random() < 0.8 else rng.choice(names)
-        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        spoiled = damage(self._pristine[name], kind, rng)
-        path = self._copy / name
-        path.unlink()
-        if spoiled is not None:
-            path.write_bytes(spoiled)
+        damaged = self._damage(rng, 1 if checked else at_once)
         start = time.monotonic()
         env = {"QUOREDUCE_CACHE": str(self._copy.parent)} if checked else {cache.VARIABLE: str(self._copy)}
+        in_memory = seed % COMPILED_EVERY != 0 or cache.MANIFEST in damaged
+        modules = {"options"} if checked or cache.MANIFEST in damaged else {name.partition(".")[0] for name in damaged}
         try:
-            module = name.partition(".")[0]
-            anew = importers("options") if checked or name == cache.MANIFEST else importers(module)
-            said = self._run(env, anew, in_memory=seed % COMPILED_EVERY != 0 or name == cache.MANIFEST)
-            self._judge(said, checked, name)
+            said = self._run(env, importers(modules), in_memory=in_memory)
+            self._judge(said, set(damaged), checked, in_memory and not checked)
         except Wrong as error:
-            raise Wrong(f"{kind} in {name}: {error}") from error
+            raise Wrong(f"{damaged}: {error}") from error
         finally:
             self._restore()
-        self.tally.kinds[kind] += 1
-        self.tally.said += FOUND in said
+        self.tally.trials += 1
+        self.tally.kinds.update(damaged.values())
+        self.tally.compiled += not checked and not in_memory
         self.tally.checked += checked
         self.tally.slowest_s = max(self.tally.slowest_s, time.monotonic() - start)
 
-    def _judge(self, said: str, checked: bool, name: str) -> None:
+    def _damage(self, rng: random.Random, count: int) -> dict[str, str]:
+        """Damage so many files, by their sizes or any: name -> kind."""
+        done: dict[str, str] = {}
+        names = sorted(self._pristine)
+        sizes = [len(self._pristine[name]) for name in names]
+        while len(done) < count:
+            name = rng.choices(names, sizes)[0] if rng.random() < 0.8 else rng.choice(names)
+            if name in done:
+                continue
+            done[name] = rng.choices(list(KINDS), list(KINDS.values()))[0]
+            spoiled = damage(self._pristine[name], done[name], rng)
+            (self._copy / name).unlink()
+            if spoiled is not None:
+                (self._copy / name).write_bytes(spoiled)
+        return done
+
+    def _judge(self, said: str, damaged: set[str], checked: bool, noted: bool) -> None:
         if self._outputs() != self._reference:
             raise Wrong("the output is another")
         lines = said.splitlines()
         if "Traceback" in said or len(lines) > 1:
             raise Wrong(f"it said {said!r}")
-        if not checked and name != cache.MANIFEST and FOUND not in said:
-            raise Wrong(f"it was loaded; it said {said!r}")
+        kernels = damaged - {cache.MANIFEST}
+        if not checked and kernels and FOUND not in said:
+            raise Wrong(f"one was loaded; it said {said!r}")
+        if noted and (loaded := kernels - set((self._folder / "refused").read_text().split())):
+            raise Wrong(f"loaded: {loaded}")
         whole = not cache.Reader(self._copy).damaged() and set(os.listdir(self._copy)) == set(self._pristine)
         if checked and not (len(lines) == 1 and whole):
             raise Wrong(f"the folder is not whole again; it said {said!r}")
@@ -195,6 +210,7 @@ class Campaign:
 
         ``in_memory``: nothing is compiled there.
         """
+        (self._folder / "refused").write_text("")
         for job in JOBS:
             shutil.rmtree(self._folder / f"out-{job}", ignore_errors=True)
         with open(self._folder / "stderr", "w+b") as stderr:
@@ -222,7 +238,7 @@ def _jobs(
         os.environ.pop(cache.VARIABLE, None)
         os.environ.update(env)
         if cache.VARIABLE in env:
-            _unchecked(whole)
+            _unchecked(whole, folder / "refused")
         options = Options(f=1, split_mb=0.02, reducers=3)
         cache.current = None
         for module in anew:
@@ -242,8 +258,10 @@ def _jobs(
     os._exit(code)
 
 
-def _unchecked(whole: dict[str, bytes] | None) -> None:
-    """Begin a session without the check of the folder, as if the damage came after it; and do not compile, if asked."""
+def _unchecked(whole: dict[str, bytes] | None, refused: Path) -> None:
+    """Begin a session without the check of the folder, as if the damage came after it. With ``whole``: compile nothing, but
+    write down what was refused, and take it from there.
+    """
     from quoreduce.runtime import session
 
     session.use_kernels = lambda say: None
@@ -255,6 +273,8 @@ def _unchecked(whole: dict[str, bytes] | None) -> None:
         raw = load(self, name)
         if raw is None:
             cache.say(f"{name} {FOUND}")
+            with open(refused, "a") as file:
+                file.write(f"{name}\n")
         return raw if raw is not None else whole[name]
 
     cache.Reader.load = loaded  # type: ignore[method-assign]
@@ -283,21 +303,24 @@ def _workspace() -> Iterator[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its end is 0 if everything held, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000, help="trials (default 2,000)")
-    parser.add_argument("--seed", type=int, help="of the first trial, the next have the next (default: drawn, and printed)")
+    parser.add_argument("--count", type=int, default=2000, help="damaged files (default 2,000)")
+    parser.add_argument("--seed", type=int, help="of the first trial; the next has the next (default: drawn, and printed)")
     parser.add_argument("--limit-s", type=float, default=float("inf"), metavar="S", help="begin no trial after so many seconds")
     options = parser.parse_args(arguments)
     first = secrets.randbelow(1 << 40) if options.seed is None else options.seed
-    print(f"trials {first} to {first + options.count - 1}, kernels of {kernel_cache()}", flush=True)
+    print(f"trials from seed {first}, kernels of {kernel_cache()}", flush=True)
     said, begun = 0.0, time.monotonic()
     with _workspace() as folder:
         campaign = Campaign(folder)
         campaign.prepare()
-        for seed in range(first, first + options.count):
+        for seed in itertools.count(first):
+            left = options.count - campaign.tally.kinds.total()
+            if left <= 0:
+                break
             try:
-                campaign.trial(seed)
+                campaign.trial(seed, min(left, AT_ONCE))
             except Wrong as error:
-                print(f"{campaign.tally.text()}\nWRONG: {error}\n  again: --count 1 --seed {seed}")
+                print(f"{campaign.tally.text()}\nWRONG: {error}\n  again: --count {AT_ONCE} --seed {seed}")
                 return 1
             now = time.monotonic() - begun
             if now > options.limit_s:
