@@ -72,12 +72,9 @@ def folder() -> Path:
 
 def prepare() -> None:
     """Have the kernels compiled and this process load them from where workers do; call before they are imported."""
-    from quoreduce.runtime.compile import ensure_kernels
-    from quoreduce.runtime.port import worker_env
+    from quoreduce.runtime.compile import use_kernels
 
-    ensure_kernels(_say)
-    if "numba" not in sys.modules:
-        os.environ["NUMBA_CACHE_DIR"] = worker_env()["NUMBA_CACHE_DIR"]
+    use_kernels(_say)
 
 
 def text() -> Path:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 from hypothesis import settings
 
-from quoreduce.runtime.port import worker_env
+from quoreduce.runtime.compile import use_kernels
 
 TESTS = Path(__file__).parent
 REQUIRE_ALL = "QUOREDUCE_REQUIRE_ALL"
@@ -33,7 +33,7 @@ settings.register_profile("here", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-os.environ["NUMBA_CACHE_DIR"] = worker_env()["NUMBA_CACHE_DIR"]  # tests and workers share the compiled kernels
+use_kernels()  # tests and workers share the compiled kernels
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all that are started too
 os.environ.pop("RAY_ADDRESS", None)  # a developer's cluster is not what is under test
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import quoreduce_kernels
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ __all__ = [
     "Attest", "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
     "read_sequence", "resume", "run", "scan_job", "stream_job",
 ]  # fmt: skip
+
+
+def _prepare_kernels() -> None:
+    """What the first import of a kernel calls, in any process that has imported quoreduce: use the machine's compiled ones."""
+    from quoreduce.runtime.compile import use_kernels
+
+    use_kernels()
+
+
+quoreduce_kernels.prepare = _prepare_kernels
 
 
 def __getattr__(name: str) -> Any:

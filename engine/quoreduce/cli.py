@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     vm.add_argument("arguments", nargs="*")
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
+    doctor.add_argument("--deep", action="store_true", help="compare installed files and compiled kernels with their digests; exit 4 if one differs")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
@@ -461,7 +462,7 @@ def _chaos(a: argparse.Namespace) -> int:
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
-    return doctor(a.address, a.json)
+    return doctor(a.address, a.json, a.deep)
 
 
 _COMMANDS = {

@@ -303,11 +303,7 @@ def _make_parts(order: _Order, workers: int, progress: Progress) -> tuple[Part, 
 
 
 def _load_kernels() -> None:
-    """Have the kernels compiled here, once, and workers load them from where this process keeps them."""
-    from quoreduce.runtime.port import worker_env
-
-    if "numba" not in sys.modules:
-        os.environ.setdefault("NUMBA_CACHE_DIR", worker_env()["NUMBA_CACHE_DIR"])
+    """Have the kernels compiled, once, before workers of this process load them."""
     import quoreduce_kernels.gridgen  # noqa: F401
 
 

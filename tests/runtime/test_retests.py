@@ -6,13 +6,16 @@ from typing import Any, cast
 
 import pytest
 
+from quoreduce.jobs.find import find_job
 from quoreduce.runtime import wire
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.retests import LIMIT_S, Retests
-from quoreduce.runtime.selftest import ANSWERS, ROUNDS
+from quoreduce.runtime.selftest import ANSWERS, ROUNDS, names_for, schedule
 from quoreduce.tracker import Retest, Retested
 
-RIGHT = b"".join(map(bytes.fromhex, ANSWERS.values())) * ROUNDS
+JOB = find_job("wordcount")
+TESTS = names_for(JOB)
+RIGHT = b"".join(bytes.fromhex(ANSWERS[name]) for name in schedule(ROUNDS, TESTS))
 
 
 class Sent(list[tuple[str, wire.Request]]):
@@ -25,7 +28,7 @@ class Sent(list[tuple[str, wire.Request]]):
 def begun(*faults: str) -> tuple[Retests, Sent]:
     plan, sent = FaultPlan(faults), Sent()
     plan.arm(1, 1, 1)
-    retests = Retests(cast(Any, sent), plan)
+    retests = Retests(cast(Any, sent), plan, JOB)
     retests.begin(Retest(3, "core1", "w1"), ("core1", "w1", "1"), 100.0)
     return retests, sent
 

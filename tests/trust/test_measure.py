@@ -71,7 +71,7 @@ def test_it_is_the_same_each_time(document: bytes) -> None:
 def test_it_names_no_path_host_or_user(document: bytes) -> None:
     text = document.decode()
     hidden = {str(Path(measure.__file__).parents[2]), sys.prefix, os.path.expanduser("~"), os.getcwd(),
-              os.environ.get("NUMBA_CACHE_DIR", "")}  # fmt: skip
+              os.environ.get("QUOREDUCE_KERNELS", "")}  # fmt: skip
     assert not [path for path in hidden if len(path) > 1 and path in text]
     strings: list[str] = []
     walk(json.loads(document), strings.append)
@@ -117,11 +117,9 @@ def test_it_changes_with_a_source_file(
 
 
 def test_it_changes_with_compiled_code(document: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "quoreduce_kernels_0123"
-    folder.mkdir()
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("QUOREDUCE_KERNELS", str(tmp_path))
     empty = json.loads(measured())["compiled"]
-    code = folder / "words.count-1.py311.1.nbc"
+    code = tmp_path / "words.count-0123.nbc"
     code.write_bytes(b"machine code")
     full = json.loads(measured())["compiled"]
     code.write_bytes(b"other code")
@@ -129,7 +127,7 @@ def test_it_changes_with_compiled_code(document: bytes, tmp_path: Path, monkeypa
 
 
 def test_without_a_cache_it_says_that_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.delenv("QUOREDUCE_KERNELS", raising=False)
     assert json.loads(measured())["compiled"] == ""
 
 

@@ -52,17 +52,19 @@ def check(launch: Launch, policy: Policy) -> evidence.LaunchLog:
 # ---- the state folder
 
 
-def test_the_folder_is_the_one_named_else_that_of_the_environment_else_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_the_one_named_else_that_of_the_environment_else_the_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("QUOREDUCE_ATTEST", "/some/where")
-    monkeypatch.setenv("XDG_STATE_HOME", "/state")
-    monkeypatch.setenv("HOME", "/home/one")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path / "one"))
     assert state_folder("/named") == Path("/named")
-    assert state_folder("~/named") == Path("/home/one/named")
+    assert state_folder("~/named") == tmp_path / "one" / "named"
     assert state_folder() == Path("/some/where")
     monkeypatch.setenv("QUOREDUCE_ATTEST", "")
-    assert state_folder() == Path("/state/quoreduce/attest")
+    assert state_folder() == tmp_path / "state" / "quoreduce" / "attest"
     monkeypatch.delenv("XDG_STATE_HOME")
-    assert state_folder() == Path("/home/one/.local/state/quoreduce/attest")
+    assert state_folder() == tmp_path / "one" / ".local/state/quoreduce/attest"
 
 
 def test_a_folder_is_absolute_for_workers_that_run_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class Astray(QuoreduceError):
 # ---- nodes
 
 
+_TURNED = ([1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2])
+"""Rows b, c and d as diagonals see them; the same backwards turns them back."""
+
+
 def _rotated(x: U32, bits: int) -> U32:
     return (x >> np.uint32(bits)) | (x << np.uint32(32 - bits))
 
@@ -74,9 +78,9 @@ def _compress(cv: U32, words: U32, counter: NDArray[np.uint64], length: int, fla
     for _ in range(7):
         m = words[order]
         _mix(rows, m[0:8:2], m[1:8:2])
-        rows[1:] = [np.roll(row, -by, axis=0) for by, row in enumerate(rows[1:], 1)]
+        rows[1:] = [row[turn] for turn, row in zip(_TURNED, rows[1:], strict=True)]
         _mix(rows, m[8:16:2], m[9:16:2])
-        rows[1:] = [np.roll(row, by, axis=0) for by, row in enumerate(rows[1:], 1)]
+        rows[1:] = [row[turn] for turn, row in zip(_TURNED[::-1], rows[1:], strict=True)]
         order = order[list(_PERMUTATION)]
     return np.concatenate((rows[0] ^ rows[2], rows[1] ^ rows[3]))
 

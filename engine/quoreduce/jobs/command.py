@@ -35,7 +35,7 @@ COMMAND_CHARS_MAX = 200
 F_SETPIPE_SZ = 1031
 TICK_S = 60.0
 _GUARD = 'read -r group && { read -r done || kill -s KILL -- "-$group"; }'
-_NOT_FOR_COMMANDS = ("PYTHONPATH", "NUMBA_CACHE_DIR")  # those of our own interpreter
+_NOT_FOR_COMMANDS = ("PYTHONPATH", "NUMBA_CACHE_DIR", "QUOREDUCE_CACHE", "QUOREDUCE_KERNELS")  # those of our own interpreter
 
 
 @dataclass(frozen=True, slots=True)

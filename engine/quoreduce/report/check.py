@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dis
-import fcntl
 import itertools
 import json
 import queue
@@ -28,7 +27,7 @@ from quoreduce.data.inputs import Split, plan_splits
 from quoreduce.errors import HostError, InputError, JobError, UsageError
 from quoreduce.job import Job, record_width
 from quoreduce.report.difference import Difference, first_difference
-from quoreduce.report.settings import NAMES, REPEAT, Change, Setting, find_settings, generic_cache
+from quoreduce.report.settings import NAMES, REPEAT, Change, Setting, find_settings
 from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.options import REDUCERS_MAX
 from quoreduce.runtime.port import cores
@@ -264,7 +263,7 @@ class _Checker:
         """Run in a process of its own, on a core of its own."""
         core = self._cores.get()
         try:
-            with _alone(changes), self._rehearsal(changes, core) as rehearsal:
+            with self._rehearsal(changes, core) as rehearsal:
                 blocks = reference if setting.how == "digests" else None
                 tasks = rehearsal.run(self._deadline, setting.how == "backward", blocks)
                 return first_difference(self._job, reference, tasks)
@@ -297,19 +296,6 @@ class _Checker:
         what = setting.says + (": " + ", ".join(change.what for change in guilty or setting.changes) if setting.changes else "")
         cause = "; ".join(change.cause for change in guilty) or setting.cause
         return Finding(setting.name, what, cause, setting.hidden, tuple(hints), difference)
-
-
-@contextlib.contextmanager
-def _alone(changes: Sequence[Change]) -> Iterator[None]:
-    """Let one process at a time fill the cache of generic kernels, if the changes use it."""
-    cache = generic_cache()
-    if not any(change.env.get("NUMBA_CACHE_DIR") == cache for change in changes):
-        yield
-        return
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    with open(Path(cache) / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _hints(job: Job, setting: Setting) -> list[str]:

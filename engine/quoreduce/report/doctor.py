@@ -8,29 +8,48 @@ import platform
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from quoreduce import __version__
 from quoreduce.errors import HostError
+from quoreduce.runtime.compile import damaged_kernels
 from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import cores, kernel_cache
+from quoreduce.runtime.port import cores, kernel_folder
 
 PACKAGES = ("ray", "numba", "numpy", "blake3", "pyarrow", "msgspec")
 SHARED_LEAST_BYTES = 1 << 30
 
 
-def doctor(address: str | None, as_json: bool) -> int:
-    """Print what was found and what to do about it; return 0, or 4 if jobs cannot run here."""
+def doctor(address: str | None, as_json: bool, deep: bool = False) -> int:
+    """Print what was found and what to do about it; return 0, or 4 if jobs cannot run here, or should not.
+
+    ``deep``: compare installed files and compiled kernels with their digests too.
+    """
     state, advice = _look(address)
+    more = _compare(state, advice) if deep else {}
     if as_json:
-        print(json.dumps({**state, "advice": advice}))
+        print(json.dumps({**state, **more, "advice": advice}))
     else:
         for name, value in state.items():
             print(f"{name:<14} {value}")
         for line in advice:
             print(f"! {line}")
-    return 4 if any(line.startswith("cannot") for line in advice) else 0
+    return HostError.exit_code if any(line.startswith(("cannot", "differs")) for line in advice) else 0
+
+
+def _compare(state: dict[str, Any], advice: list[str]) -> dict[str, Any]:
+    """Add what a comparison of files found; return what JSON has more."""
+    from quoreduce.report.deep import compare
+
+    found = compare()
+    differ = len(found.differences)
+    state["files"] = f"{found.files} of {found.packages} packages compared, {differ} differ{'s' * (differ == 1)}"
+    if found.unrecorded:
+        state["no digests"] = f"{', '.join(found.unrecorded)} (not installed by pip, or editable)"
+    advice += [str(one) for one in found.differences]
+    return {"differences": [asdict(one) for one in found.differences]}
 
 
 def _look(address: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -53,10 +72,21 @@ def _look(address: str | None) -> tuple[dict[str, Any], list[str]]:
             advice.append(f"little shared memory is free: map outputs will go to {tempfile.gettempdir()}, or use --store DIR")
     else:
         state["/dev/shm"] = "none"
-    cache = kernel_cache()
-    state["kernels"] = f"{cache} ({'compiled' if any(cache.glob('ready-*')) else 'will be compiled on first use'})"
+    state["kernels"] = _kernels(advice)
     state["ray reachable"] = _ray(address, advice)
     return state, advice
+
+
+def _kernels(advice: list[str]) -> str:
+    folder = kernel_folder()
+    try:
+        damaged = damaged_kernels()
+    except HostError as error:
+        advice.append(f"cannot use compiled kernels: {error}")
+        return f"{folder} (refused)"
+    if damaged is None:
+        return f"{folder} (will be compiled on first use)"
+    return f"{folder} ({len(damaged)} damaged, will be compiled anew)" if damaged else f"{folder} (compiled)"
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Literal
 
 from quoreduce.errors import UsageError
-from quoreduce.runtime.port import kernel_cache, kernel_version
+from quoreduce_kernels.cache import VARIABLE
 
 THREADS = "4"
 ZONE = "AHEAD-23:30"  # another day, nearly always
@@ -134,7 +134,7 @@ def _cpu() -> Setting:
 
 
 def _numba() -> Setting:
-    env = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": generic_cache()}
+    env = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", VARIABLE: ""}  # none of those kept: compiled anew
     cause = "code that numba compiled for this CPU type (fastmath, math functions)"
     return Setting(
         "numba", "kernels compiled for an older CPU type", cause, changes=(Change("NUMBA_CPU_NAME=generic", cause, env),),
@@ -152,11 +152,6 @@ def find_settings(names: Sequence[str]) -> list[Setting]:
             raise UsageError(f"unknown setting {name!r}: use {', '.join(NAMES)}, or all")
     every = [REPEAT, STATE, ORDER, DIGESTS, HASH, _threads(), _place(), _cpu(), _numba()]
     return [setting for setting in every if setting.name in names]
-
-
-def generic_cache() -> str:
-    """Folder of kernels that are compiled for no CPU in particular."""
-    return str(kernel_cache() / f"numba-{kernel_version()}-generic")
 
 
 def _numpy_features() -> str:

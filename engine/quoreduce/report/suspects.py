@@ -17,7 +17,7 @@ from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.local import LocalExecutor
 from quoreduce.runtime.port import WorkerInfo, cores
-from quoreduce.runtime.selftest import ROUNDS, failures
+from quoreduce.runtime.selftest import ALL, ROUNDS, failures
 from quoreduce.runtime.suspects import Record, book
 
 TEST_ROUNDS = 16 * ROUNDS
@@ -82,7 +82,7 @@ def test_cores(faults: Sequence[str], say: Callable[[str], None]) -> dict[str, d
 def _request(plan: FaultPlan, number: int, info: WorkerInfo) -> wire.SelfTest:
     struck = plan.strike_test(number, (info.domain, info.name, str(number)))
     fault, percent = struck if struck is not None else (None, 0)
-    return wire.SelfTest(number, TEST_ROUNDS, fault, percent)
+    return wire.SelfTest(number, TEST_ROUNDS, ALL, fault, percent)
 
 
 def _note(places: dict[str, Record], found: dict[str, dict[str, int] | None], now: float) -> None:

@@ -105,7 +105,7 @@ class Driver:
         )  # fmt: skip
         self.faults = FaultPlan(o.faults, o.fault_seed)
         self.faults.arm(len(self.splits), self.reducers, 0 if o.mode == "original" else o.f)
-        self.retests = Retests(self.executor, self.faults)
+        self.retests = Retests(self.executor, self.faults, self.job)
         # Inline, one execution waits for the other, which does not make it slow.
         watch = Watch() if o.spares and self.result.on != "inline" else None
         self._under_way = UnderWay(o.deadline_s, o.f, watch)

@@ -203,9 +203,10 @@ def main(argv: list[str]) -> None:
     name, folder, core, link_fd, life = argv[0], Path(argv[1]), int(argv[2]), int(argv[3]), int(argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_driver, args=(life, folder), daemon=True).start()
-    from quoreduce.runtime.worker import Crash, Hang, Worker, pinned
+    from quoreduce.runtime.worker import Crash, Hang, Worker, own_numba_cache, pinned
 
     pinned(core)
+    own_numba_cache(folder / f"{name}.numba")
     link = socket.socket(fileno=link_fd)
     try:
         worker = Worker(name, "local", folder / name)

@@ -11,7 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
+from quoreduce import machine
 from quoreduce.errors import HostError
+from quoreduce.trust.measure import versions
+from quoreduce_kernels.cache import VARIABLE
 
 Domain = Literal["core", "worker", "node", "rack"]
 DOMAINS: tuple[Domain, ...] = ("core", "worker", "node", "rack")
@@ -25,6 +28,10 @@ WORKER_ENV = {
     "NUMBA_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "1",
 }
+
+
+NOT_COMPILED = ("__init__.py", "cache.py", "reference.py")
+"""Sources of quoreduce_kernels that no compiled kernel depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +89,36 @@ class Executor(Protocol):
 
 
 def kernel_cache() -> Path:
-    """Folder of compiled kernels: ``QUOREDUCE_CACHE``, else ``~/.cache/quoreduce``."""
-    root = os.environ.get("QUOREDUCE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "quoreduce"
-    )
-    return Path(root)
+    """Folder of what is compiled: ``QUOREDUCE_CACHE``, else ``~/.cache/quoreduce``, else one in the temporary directory."""
+    chosen = os.environ.get("QUOREDUCE_CACHE")
+    return Path(os.path.abspath(chosen)) if chosen else machine.cache_folder()
+
+
+def kernel_folder() -> Path:
+    """The folder of the kernels for these sources, this Python, numba and CPU."""
+    return kernel_cache() / f"kernels-{kernel_version()}"
 
 
 def worker_env() -> dict[str, str]:
-    """Environment variables that make honest replicas equal (DESIGN, determinism) and share one cache of kernels."""
-    return {**WORKER_ENV, "NUMBA_CACHE_DIR": str(kernel_cache() / f"numba-{kernel_version()}")}
+    """Environment variables that make honest replicas equal (DESIGN, determinism); and the folder of kernels on this machine."""
+    chosen = os.environ.get("QUOREDUCE_CACHE")
+    where = {"QUOREDUCE_CACHE": os.path.abspath(chosen)} if chosen else {}
+    return {**WORKER_ENV, **where, VARIABLE: str(kernel_folder())}
 
 
 @lru_cache(maxsize=1)
 def kernel_version() -> str:
-    """Hash of what compiled kernels depend on: their sources (path, size, time), Python, numba, CPU."""
+    """Hash of what compiled kernels depend on: the contents of their sources, Python, numba, CPU."""
     spec = find_spec("quoreduce_kernels")
     if spec is None or not spec.submodule_search_locations:
         raise HostError("the package quoreduce_kernels is not installed")
     state = hashlib.sha256(sys.version.encode())
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
-        status = path.stat()
-        state.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    numba = find_spec("numba")
-    state.update(str(os.stat(numba.origin).st_mtime_ns if numba and numba.origin else 0).encode())
-    state.update(_cpu().encode())
+        if path.name in NOT_COMPILED:
+            continue
+        content = path.read_bytes()
+        state.update(f"{path.name} {len(content)}\n".encode() + content)
+    state.update(f"{sorted(versions(('numba', 'llvmlite', 'numpy')).items())}\n{_cpu()}".encode())
     return state.hexdigest()[:16]
 
 

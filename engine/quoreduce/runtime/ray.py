@@ -45,8 +45,9 @@ class RayWorker:
     def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str) -> None:
         import ray
 
+        from quoreduce.runtime.compile import use_kernels
         from quoreduce.runtime.store import PREFIX, join_session_folder
-        from quoreduce.runtime.worker import Worker
+        from quoreduce.runtime.worker import Worker, own_numba_cache
 
         self._ray = ray
         self._namespace = namespace
@@ -57,6 +58,8 @@ class RayWorker:
         # One folder for all workers of a node: what one has stored can still be read when that one is dead.
         self._folder, self._lock = join_session_folder(store, f"{namespace.removeprefix(PREFIX)}-{node[:12]}")
         self._peers: dict[str, Any] = {}
+        own_numba_cache(self._folder / f"{name}.numba")
+        use_kernels()  # this node's
         self._worker = Worker(name, node, self._folder / name, self._fetch)
 
     def info(self) -> bytes:

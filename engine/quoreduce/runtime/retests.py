@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quoreduce.job import Job
 from quoreduce.runtime import wire
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.options import Suspect
 from quoreduce.runtime.port import Executor
-from quoreduce.runtime.selftest import ROUNDS, failures
+from quoreduce.runtime.selftest import ROUNDS, failures, names_for
 from quoreduce.tracker import Retest, Retested
 from quoreduce.tracker.tracker import JobTracker
 
@@ -21,8 +22,9 @@ class Retests:
     A worker takes one after the task that it executes, and before those that it is sent later.
     """
 
-    def __init__(self, executor: Executor, faults: FaultPlan) -> None:
+    def __init__(self, executor: Executor, faults: FaultPlan, job: Job) -> None:
         self._executor = executor
+        self._tests = names_for(job)
         self._faults = faults
         self._under_way: dict[int, tuple[Retest, float]] = {}
         self._wrong: dict[str, dict[str, int]] = {}  # domain -> kernel -> wrong answers
@@ -41,7 +43,7 @@ class Retests:
         struck = self._faults.strike_test(test.test, names)
         fault, percent = struck if struck is not None else (None, 0)
         self._under_way[test.test] = test, free_at + LIMIT_S
-        self._executor.submit(test.worker, wire.encode(wire.SelfTest(test.test, ROUNDS, fault, percent)))
+        self._executor.submit(test.worker, wire.encode(wire.SelfTest(test.test, ROUNDS, self._tests, fault, percent)))
 
     def ended(self, worker: str, reply: wire.Reply) -> list[Retested]:
         """Compare a worker's answers; nothing if none of its were awaited (R10)."""
@@ -49,7 +51,7 @@ class Retests:
         if test is None or test.worker != worker:
             return []
         del self._under_way[reply.attempt]
-        wrong = failures(reply.data, ROUNDS)
+        wrong = failures(reply.data, ROUNDS, self._tests)
         for kernel, times in wrong.items():
             counts = self._wrong.setdefault(test.domain, {})
             counts[kernel] = counts.get(kernel, 0) + times

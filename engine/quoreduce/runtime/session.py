@@ -28,7 +28,7 @@ from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, rea
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
-from quoreduce.runtime.compile import ensure_kernels
+from quoreduce.runtime.compile import use_kernels
 from quoreduce.runtime.driver import Driver
 from quoreduce.runtime.figures import Progress
 from quoreduce.runtime.options import Options, Place, Result
@@ -75,7 +75,7 @@ class Session:
     @host_errors("cannot start workers")
     def __enter__(self) -> Session:
         with self._turns.first():
-            ensure_kernels(self._say)
+            use_kernels(self._say)
             self._executor = _executor(self.on, self.place)
             try:
                 self._workers = {info.name: info for info in self._executor.start()}

@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from quoreduce import machine
 from quoreduce.errors import InputError
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker.suspicion import Known, Standing, stands_out
@@ -187,8 +188,8 @@ def _bounded(places: dict[str, Record], now: float) -> dict[str, Record]:
 
 def book() -> Book:
     """The file of this user: suspects.json in QUOREDUCE_STATE, else in ``~/.local/state/quoreduce``."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Book(Path(os.environ.get("QUOREDUCE_STATE") or os.path.join(state, "quoreduce")) / "suspects.json")
+    chosen = os.environ.get("QUOREDUCE_STATE")
+    return Book((Path(chosen) if chosen else machine.state_folder()) / "suspects.json")
 
 
 class Memory:

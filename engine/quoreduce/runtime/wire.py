@@ -152,10 +152,11 @@ class InspectTask(msgspec.Struct, frozen=True, tag="inspect"):
 
 
 class SelfTest(msgspec.Struct, frozen=True, tag="selftest"):
-    """Run the known-answer tests ``rounds`` times; ``attempt`` is the test's number. A fault strikes ``percent`` of all runs."""
+    """Run known-answer tests ``rounds`` times; ``attempt`` is the number of this. A fault strikes ``percent`` of all runs."""
 
     attempt: int
     rounds: int
+    names: tuple[str, ...]
     fault: Fault | None = None
     percent: int = 0
 

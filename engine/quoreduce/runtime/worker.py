@@ -421,6 +421,14 @@ def _failure(attempt: int, error: BaseException) -> wire.Reply:
     return wire.Reply(attempt, "failed", error=text, digest=blake3(text.encode()).digest())
 
 
+def own_numba_cache(folder: Path) -> None:
+    """Have numba keep functions of jobs that ask for it (``cache=True``) where no other worker loads them from.
+
+    Numba does not check what it loads: a bit that flipped in a file that all replicas load would be no fault of one of them.
+    """
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+
+
 def pinned(core: int | None) -> None:
     """Pin this process to ``core`` and keep libraries to one thread."""
     if core is not None:

@@ -34,7 +34,7 @@ VARIABLES = ("LC_ALL", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "NUMBA_DISABLE_JI
 @lru_cache(maxsize=1)
 def environment() -> bytes:
     """Measure the environment of this process; the document's canonical bytes. Measured once per process."""
-    cache = os.environ.get("NUMBA_CACHE_DIR", "")
+    cache = os.environ.get("QUOREDUCE_KERNELS", "")
     document = {
         "format": FORMAT,
         "machine": platform.machine(),
@@ -43,7 +43,7 @@ def environment() -> bytes:
         "interpreter": interpreter(),
         "packages": versions(PACKAGES),
         "sources": {name: hash_files(folder.rglob("*.py"), folder) for name in OURS if (folder := _folder(name))},
-        "compiled": hash_contents(Path(cache).glob("quoreduce_kernels_*/*.nbc")) if cache else "",
+        "compiled": hash_contents(Path(cache).glob("*.nbc")) if cache else "",
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
     return canonical(document)

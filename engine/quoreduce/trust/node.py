@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from quoreduce import machine
 from quoreduce.errors import AttestationError, HostError
 from quoreduce.trust.evidence import KEYS_PCR, LEVEL1_PCRS, Hardware, launch_log
 from quoreduce.trust.policy import Policy, decode_policy
@@ -95,10 +96,7 @@ class NodeTpm(Protocol):
 def state_folder(name: str | None = None) -> Path:
     """The state folder: ``name``, else QUOREDUCE_ATTEST, else ``~/.local/state/quoreduce/attest``."""
     given = name or os.environ.get("QUOREDUCE_ATTEST")
-    if given:
-        return Path(given).expanduser().resolve()
-    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(root, "quoreduce", "attest")
+    return machine.expanded(given) if given else machine.state_folder() / "attest"
 
 
 def read_policy(path: str) -> Policy:

@@ -1,0 +1,78 @@
+"""What is on this machine for this user: home, and the folders of caches and state (XDG). Standard library and errors only.
+
+A user may have no home: HOME is not set and the user is not in the password file, as in many containers; or it cannot be written.
+Then a folder in the temporary directory serves, which belongs to this user and is closed to others.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import tempfile
+from pathlib import Path
+
+from quoreduce.errors import HostError
+
+NAME = "quoreduce"
+
+
+def home() -> Path | None:
+    """The home of this user: HOME, else what the password file says; None if there is none."""
+    named = os.environ.get("HOME") or _in_password_file()
+    return Path(named) if named and os.path.isabs(named) else None
+
+
+def _in_password_file() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""
+
+
+def cache_folder() -> Path:
+    """Where quoreduce keeps what can be made again: ``$XDG_CACHE_HOME/quoreduce``, else ``~/.cache/quoreduce``."""
+    return _folder("XDG_CACHE_HOME", ".cache", "cache")
+
+
+def state_folder() -> Path:
+    """Where quoreduce keeps what it has learned: ``$XDG_STATE_HOME/quoreduce``, else ``~/.local/state/quoreduce``."""
+    return _folder("XDG_STATE_HOME", ".local/state", "state")
+
+
+def _folder(variable: str, below_home: str, below_private: str) -> Path:
+    """A folder that exists and can be read, or can be made; else one in the temporary directory. It need not exist yet."""
+    root, at = os.environ.get(variable), home()
+    usual = Path(root) if root and os.path.isabs(root) else at / below_home if at is not None else None
+    if usual is not None and _can_write(usual / NAME):
+        return usual / NAME
+    return private_folder() / below_private
+
+
+def private_folder() -> Path:
+    """``quoreduce-UID`` in the temporary directory, made with mode 0700; HostError if it is not this user's alone."""
+    path = Path(tempfile.gettempdir(), f"{NAME}-{os.geteuid()}")
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(path)
+    except OSError as error:
+        raise HostError(f"cannot make {path}: {error.strerror}; set HOME or TMPDIR to a folder that you may write") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise HostError(f"{path} is not a folder of yours that is closed to others (mode 0700): remove it, or set HOME or TMPDIR")
+    return path
+
+
+def expanded(path: str) -> Path:
+    """An absolute path; ``~`` is the home. Raises HostError if there is none."""
+    if path == "~" or path.startswith("~/"):
+        at = home()
+        if at is None:
+            raise HostError(f"cannot tell what {path} is: this user has no home; set HOME, or name the whole path")
+        path = str(at / path[2:])
+    return Path(path).resolve()
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder in what there is of its parents."""
+    there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), None)
+    return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK, effective_ids=True)
