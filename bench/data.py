@@ -123,10 +123,10 @@ def _lines(count: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _amount(variable: str, usual: int) -> int:
-    from quoreduce.report.generate import parse_amount
+    from quoreduce.limits import BYTES
 
     given = os.environ.get(variable)
-    return parse_amount(given) if given else usual
+    return BYTES(given) if given else usual
 
 
 def _made(name: str, generator: str, chunks: Callable[[], Iterator[Any]]) -> Path:

@@ -14,8 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quoreduce import __version__
+from quoreduce import __version__, terminal
+from quoreduce.arguments import Parser
 from quoreduce.errors import FaultsMasked, HostError, QuoreduceError, UsageError
+from quoreduce.limits import NUMBERS, RECORDS
+from quoreduce.printable import printable, printable_name
 
 if TYPE_CHECKING:
     from quoreduce.job import Job
@@ -28,7 +31,8 @@ EXIT_CODES = """exit codes:
   4  no quorum, too few failure domains, or the machine or a core failed
   5  the job is not deterministic
   6  attestation: evidence is refused, or cannot be made
-  130  interrupted"""
+  130  interrupted
+  141  nobody reads standard output any more"""
 CHECK_SETTINGS = """settings:
   repeat   the same once more, in a new process         state    a second time in the same process
   order    tasks from the last to the first             digests  a replica that only digests, and stores nothing
@@ -45,7 +49,7 @@ FAULT_HELP = (
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce", description="Map/reduce whose every task runs f+1 times and is voted on by digest.",
         epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -65,14 +69,14 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--json", action="store_true", help="print one JSON object")
     generate = commands.add_parser("generate", help="make data: a text with Zipf-like words, or 100-byte sort records")
     generate.add_argument("kind", choices=["text", "binary", "ascii", "teragen"], help="text; or records as gensort, gensort -a or TeraGen make")
-    generate.add_argument("amount", metavar="AMOUNT", help="bytes of text (1 GB = 1000M, suffixes K M G), or number of records")
+    generate.add_argument("amount", metavar="AMOUNT", type=RECORDS, help="bytes of text (1 GB = 1000M, suffixes K M G), or number of records")
     generate.add_argument("file", metavar="FILE")
-    generate.add_argument("--seed", type=int, default=0, help="of the text (default 0)")
-    generate.add_argument("--first", type=int, default=0, help="number of the first record (default 0)")
+    generate.add_argument("--seed", type=NUMBERS["seed"], default=0, help="of the text (default 0)")
+    generate.add_argument("--first", type=NUMBERS["first"], default=0, help="number of the first record (default 0)")
     generate.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     demo = commands.add_parser("demo", help="count a text and a generated one on Ray, plain and voted, with faults, and compare")
     demo.add_argument("--text", metavar="FILE", default=None, help="a text of your own (default: tests/data/kjv.txt if it is here)")
-    demo.add_argument("--generated-mb", type=int, default=256, metavar="MB", help="size of the generated text (default 256)")
+    demo.add_argument("--generated-mb", type=NUMBERS["generated_mb"], default=256, metavar="MB", help="size of the generated text (default 256)")
     demo.add_argument("--on", choices=["local", "ray"], default="ray", help="executor (default ray)")
     gridmix = commands.add_parser("gridmix", add_help=False, prefix_chars="\0", help="GridMix: generate its data, run its applications, report")
     gridmix.add_argument("arguments", nargs="*")  # options too, as they are: they are parsed where they are known
@@ -96,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def _run_parser(commands: Any) -> None:
     run = commands.add_parser(
         "run", help="run a job", epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s JOB INPUT... OUTPUT [OPTION...]",
         description="Run a job over inputs and write part-r-00000... and a manifest, _SUCCESS, to a new directory.",
     )  # fmt: skip
     run.add_argument("job", metavar="JOB", help="wordcount, sort, scan, FILE.py:NAME or MODULE:NAME")
@@ -119,9 +124,9 @@ def _check_parser(commands: Any) -> None:
     check.add_argument("job", metavar="JOB", help="wordcount, sort, scan, stream (with --mapper and --reducer), FILE.py:NAME or MODULE:NAME")
     check.add_argument("paths", metavar="INPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs")
     check.add_argument("--settings", metavar="NAMES", help="with commas between, or all (default: all; numba only for jobs with kernels of their own)")
-    check.add_argument("--sample-mb", type=float, default=16.0, metavar="MB", help="input to read, from all over it (default 16)")
-    check.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="bound on the whole, in seconds (default 60)")
-    check.add_argument("--reducers", type=int, metavar="N", help="number of parts (default: from the sample's size)")
+    check.add_argument("--sample-mb", type=NUMBERS["sample_mb"], default=16.0, metavar="MB", help="input to read, from all over it (default 16)")
+    check.add_argument("--time-limit", type=NUMBERS["time_limit_s"], default=60.0, metavar="S", help="bound on the whole, in seconds (default 60)")
+    check.add_argument("--reducers", type=NUMBERS["reducers"], metavar="N", help="number of parts (default: from the sample's size)")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _scan_options(check)
     _command_options(check, required=False)
@@ -130,6 +135,7 @@ def _check_parser(commands: Any) -> None:
 def _stream_parser(commands: Any) -> None:
     stream = commands.add_parser(
         "stream", help="run a job of two commands that read and write lines", epilog=EXIT_CODES,
+        usage="%(prog)s --mapper CMD --reducer CMD INPUT... OUTPUT [OPTION...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Map with one command and reduce with another, as Hadoop streaming does: the mapper reads the lines of a split and\n"
         "writes lines KEY<TAB>VALUE; the reducer reads these sorted by key. Every replica runs the commands and is voted on.",
@@ -143,7 +149,7 @@ def _command_options(parser: argparse.ArgumentParser, required: bool) -> None:
     command.add_argument("--mapper", required=required, metavar="CMD", help="split into words as a shell would, and run without a shell")
     command.add_argument("--reducer", required=required, metavar="CMD", help="the same; cat passes lines on as they are")
     command.add_argument("--shell", action="store_true", help="run both with sh -c: for pipes, variables and redirections")
-    command.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds that a command may take over one task (default 300)")
+    command.add_argument("--timeout", type=NUMBERS["timeout_s"], default=300.0, metavar="S", help="seconds that a command may take over one task (default 300)")
     command.add_argument("--input-format", choices=["lines", "sequence"], default="lines", help="sequence: SequenceFiles as lines KEY<TAB>VALUE")
 
 
@@ -155,6 +161,7 @@ def _resume_parser(commands: Any) -> None:
         "journal, the rest is executed. Options are those of the first run, but for where it is to run now.",
     )  # fmt: skip
     resume.add_argument("output", metavar="OUTPUT", help="as it was named when the job was begun")
+    resume.add_argument("--job", metavar="JOB", help="refuse to run anything but this job, as named for run (default: what your journal holds)")
     _place_options(resume, "as before", "as before")
     resume.add_argument("--json", action="store_true", help="print one JSON object")
     resume.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -163,7 +170,7 @@ def _resume_parser(commands: Any) -> None:
 def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("paths", metavar="INPUT... OUTPUT", nargs="+", help="files, directories, globs (quoted), .gz/.zst, URIs; last: output")
     vote = run.add_argument_group("voting")
-    vote.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
+    vote.add_argument("-f", "--faults-tolerated", type=NUMBERS["f"], default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
     vote.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="original: run once; basic: 2f+1 times; bft (default)")
     vote.add_argument("--digest", choices=["blake3", "fast", "checksum"], help="fast: for accidental faults only; checksum: --mode original only")
     vote.add_argument("--no-diagnose", action="store_true", help="do not find out what masked faults were (after the job, for up to 5 s)")
@@ -176,38 +183,38 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     ):
         vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
     vote.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle workers")
-    vote.add_argument("--deadline", type=float, metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
-    vote.add_argument("--attempts-max", type=int, metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
+    vote.add_argument("--deadline", type=NUMBERS["deadline_s"], metavar="S", help="kill a worker after S seconds over one task (default: adapts)")
+    vote.add_argument("--attempts-max", type=NUMBERS["attempts_max"], metavar="N", help="bound on executions of one task (default 4(f+1)+8)")
     vote.add_argument("--suspects", action=argparse.BooleanOptionalAction, default=None, help="heed and update the record of suspects (default: if no --fault is given)")
     proof = run.add_argument_group("attestation (see quoreduce attest --help)")
     proof.add_argument("--attest", action="store_true", help="count votes only with evidence of what ran, and write a receipt, _RECEIPT.json")
     proof.add_argument("--backend", choices=["swtpm", "utpm"], help="TPM of each node; utpm: none, the root is software (default: the policy's)")
     proof.add_argument("--batch", choices=["none", "aggregate", "merkle"], help="how executions are quoted together (default merkle)")
-    proof.add_argument("--batch-size", type=int, metavar="N", help="executions in a batch at most (default 64)")
-    proof.add_argument("--batch-ms", type=int, metavar="MS", help="how long a batch may wait (default 20)")
+    proof.add_argument("--batch-size", type=NUMBERS["batch_size"], metavar="N", help="executions in a batch at most (default 64)")
+    proof.add_argument("--batch-ms", type=NUMBERS["batch_ms"], metavar="MS", help="how long a batch may wait (default 20)")
     proof.add_argument("--nonce", metavar="HEX", help="of a challenger, 32 bytes (default: random)")
     proof.add_argument("--policy", metavar="FILE", help="who may vote (default: the one of attest setup)")
     proof.add_argument("--state", metavar="DIR", help="folder of attest setup (default: QUOREDUCE_ATTEST, or in ~/.local/state)")
     _place_options(run, "ray with an address, else local", "one for each core")
     data = run.add_argument_group("data")
-    data.add_argument("--reducers", type=int, metavar="N", help="number of output parts (default: from the input's size)")
-    data.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="split size in MB, may be a fraction (default 64)")
+    data.add_argument("--reducers", type=NUMBERS["reducers"], metavar="N", help="number of output parts (default: from the input's size)")
+    data.add_argument("--split-mb", type=NUMBERS["split_mb"], default=64.0, metavar="MB", help="split size in MB, may be a fraction (default 64)")
     data.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is an earlier output, or give up a durable job that was writing it")
     data.add_argument("--sync", action="store_true", help="force the output to disk before it is published, against loss of power")
     data.add_argument("--durable", action="store_true", help="keep a journal beside OUTPUT: quoreduce resume OUTPUT goes on if this is cut short")
-    data.add_argument("--seed", type=int, default=0, help="seed of the job's own randomness (default 0)")
+    data.add_argument("--seed", type=NUMBERS["seed"], default=0, help="seed of the job's own randomness (default 0)")
     data.add_argument("--json", action="store_true", help="print one JSON object")
     data.add_argument("--quiet", action="store_true", help="no progress bar")
     fault = run.add_argument_group("faults on demand")
     fault.add_argument("--fault", action="append", default=[], metavar="SPEC", help=FAULT_HELP)
-    fault.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which executions and bits are struck (default 0)")
+    fault.add_argument("--fault-seed", type=NUMBERS["fault_seed"], default=0, metavar="N", help="which executions and bits are struck (default 0)")
 
 
 def _place_options(command: argparse.ArgumentParser, on: str, workers: str) -> None:
     place = command.add_argument_group("where")
     place.add_argument("--on", choices=["inline", "local", "ray"], help=f"executor (default: {on})")
     place.add_argument("--inline", action="store_true", help="the same as --on inline: in this process, for debugging")
-    place.add_argument("--workers", type=int, metavar="N", help=f"default: {workers}")
+    place.add_argument("--workers", type=NUMBERS["workers"], metavar="N", help=f"default: {workers}")
     place.add_argument("--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default: core; node on a cluster)")
     place.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     place.add_argument("--store", metavar="DIR", help="folder for map outputs (default: shared memory)")
@@ -215,6 +222,17 @@ def _place_options(command: argparse.ArgumentParser, on: str, workers: str) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    try:
+        with terminal.streams():
+            return _main(argv)
+    except terminal.OutputLost as lost:
+        if lost.closed:
+            return terminal.PIPE_CLOSED
+        _complain(str(lost), lost)
+        return HostError.exit_code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
@@ -237,11 +255,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(error, "__notes__", ()):
             _complain("terminated, nothing was published", error)
         raise
+    except OSError as error:
+        reason = f"{printable_name(error.filename)}: {error.strerror}" if error.filename else str(error)
+        _complain(f"the machine failed: {reason}", error)
+        return HostError.exit_code
+    except Exception as error:
+        if os.environ.get("QUOREDUCE_DEBUG") or isinstance(error, terminal.OutputLost):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        _complain(f"internal error: {reason}; please report it (QUOREDUCE_DEBUG=1 shows where it is)", error)
+        return QuoreduceError.exit_code
 
 
 def _complain(text: str, error: BaseException) -> None:
     """Say what was wrong in one line, and what was noted about it."""
-    print("quoreduce:", "; ".join(" ".join(one.split()) for one in (text, *getattr(error, "__notes__", ()))), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print("quoreduce:", printable("; ".join((text, *getattr(error, "__notes__", ())))), file=sys.stderr)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -327,8 +356,13 @@ def _resume(a: argparse.Namespace) -> int:
     from quoreduce.runtime.durable import reopen
     from quoreduce.runtime.session import Session
 
-    now = _place(a)
-    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, reopen(a.output) as life:
+    now, named = _place(a), None
+    if a.job is not None:
+        from quoreduce.jobs.find import find_job
+        from quoreduce.runtime.session import pickle_job
+
+        named = pickle_job(find_job(a.job))
+    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, reopen(a.output, named) as life:
         where = life.where(on=now.on, workers=now.workers, domain=now.domain, address=now.address, store=now.store)
         with Session(where, bar.say) as session:
             result = session.go_on(life, bar.update)
@@ -368,7 +402,8 @@ def _print_result(result: Result, as_json: bool) -> None:
         print(json.dumps(result.as_dict()))
         return
     executions = " ".join(f"{kind} {n}" for kind, n in result.executions.items())
-    print(f"{result.output}: {result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes, digest {result.digest[:16]}")
+    size = f"{result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes"
+    print(f"{printable_name(result.output)}: {size}, digest {result.digest[:16]}")
     print(
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; executions: {executions} "
         f"({result.reexecutions} more than planned{f', {result.spares} spare' if result.spares else ''})"
@@ -376,18 +411,18 @@ def _print_result(result: Result, as_json: bool) -> None:
     if proof := result.attestation:
         print(
             f"attested by {proof['backend']}: {proof['leaves']} executions in {proof['batches']} batches of {proof['utpms']} µTPMs, nonce "
-            f"{proof['nonce'][:16]}...; check it: quoreduce attest verify {result.output}"
+            f"{proof['nonce'][:16]}...; check it: quoreduce attest verify {printable_name(result.output)}"
         )
     count = result.faults
     if count.injected or count.detected:
         print(f"faults: {count.injected} injected, {count.detected} detected, {count.masked} masked")
     for diagnosis in result.diagnoses[:DIAGNOSES_SHOWN]:
-        print(f"  {diagnosis.line()}")
+        print(f"  {printable(diagnosis.line())}")
     more = len(result.diagnoses[DIAGNOSES_SHOWN:]) + result.diagnoses_more
     if more:
         print(f"  {more} more (--json has the first {len(result.diagnoses)})")
     for name, suspect in result.suspects.items():
-        print(f"suspect {name}: {suspect}")
+        print(printable(f"suspect {name}: {suspect}"))
 
 
 def _verify(a: argparse.Namespace) -> int:
@@ -399,9 +434,9 @@ def _verify(a: argparse.Namespace) -> int:
         print(json.dumps(state))
     else:
         for problem in report.problems:
-            print(f"{a.output}/{problem}")
+            print(printable(f"{a.output}/{problem}"))
         state_text = "ok" if report.ok else f"{len(report.problems)} problems"
-        print(f"{a.output}: {len(report.manifest.parts)} parts, {report.manifest.digest_algorithm}: {state_text}")
+        print(f"{printable_name(a.output)}: {len(report.manifest.parts)} parts, {report.manifest.digest_algorithm}: {state_text}")
     return 0 if report.ok else 2
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quoreduce import terminal
+from quoreduce.arguments import Parser, unknown_name
 from quoreduce.errors import OutputError, UsageError
+from quoreduce.limits import BYTES, NUMBERS, Numbers
+from quoreduce.printable import printable_name
 
 if TYPE_CHECKING:
     from quoreduce_gridmix.results import Results
@@ -23,11 +26,12 @@ SIZES = ("small", "medium", "large")
 MODES = ("original", "basic", "bft")
 MODES_USUAL = ("original", "bft")
 TABLE_WIDTH = 180
+WIDE = 100  # columns of a terminal that has place for a bar
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the three commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce gridmix",
         description="GridMix 2: its data, its six applications plain and voted in turn, and a report of what voting costs.",
     )
@@ -37,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="make a page of results: one HTML file, with figures as SVG, or SVG and PNG")
     report.add_argument("results", metavar="JSON", nargs="+", help="what run --json printed, or OUT/gridmix.json")
     report.add_argument("--out", metavar="HTML", required=True, help="the page; its figures go beside it, as SVG")
-    report.add_argument("--figures", metavar="DIR", help="folder for figures instead, as SVG and PNG; needs quoreduce[png]")
+    report.add_argument(
+        "--figures", metavar="DIR", help="folder for figures instead, as SVG and PNG; needs quoreduce[png]"
+    )
     report.add_argument("--overwrite", action="store_true", help="replace the page and its figures if they exist")
     return top
 
@@ -46,10 +52,15 @@ def _generate_parser(commands: Any) -> None:
     generate = commands.add_parser("generate", help="make the sets of data, DIR/SET: the same bytes for the same seed")
     generate.add_argument("directory", metavar="DIR")
     generate.add_argument("--set", choices=[*SETS, "all"], default="all", help="which set (default all)")
-    generate.add_argument("--bytes", metavar="N", help="of keys and values of each set; K, M, G (default: 2 GiB, text 512 MiB)")
-    generate.add_argument("--parts", type=int, metavar="N", help="part files of a set (default 100)")
-    generate.add_argument("--seed", type=int, default=0, help="default 0")
-    generate.add_argument("--workers", type=int, metavar="W", help="processes (default: one for each core)")
+    generate.add_argument(
+        "--bytes", type=BYTES, metavar="N",
+        help="of keys and values of each set; K, M, G (default: 2 GiB, text 512 MiB)",
+    )  # fmt: skip
+    generate.add_argument("--parts", type=NUMBERS["part_files"], metavar="N", help="part files of a set (default 100)")
+    generate.add_argument("--seed", type=NUMBERS["seed"], default=0, help="default 0")
+    generate.add_argument(
+        "--workers", type=NUMBERS["workers"], metavar="W", help="processes (default: one for each core)"
+    )
     generate.add_argument("--overwrite", action="store_true", help="replace sets that exist")
     generate.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -61,30 +72,43 @@ def _run_parser(commands: Any) -> None:
         "commas. Results also go to OUT/gridmix.json.",
     )  # fmt: skip
     run.add_argument("directory", metavar="DIR", help="what generate made")
-    run.add_argument("out", metavar="OUT", help="folder for outputs (deleted once compared) and results; absent or empty")
+    run.add_argument(
+        "out", metavar="OUT", help="folder for outputs (deleted once compared) and results; absent or empty"
+    )
     what = run.add_argument_group("what")
     what.add_argument("--app", default="all", metavar="NAME,...", help=f"all (default), or some of {', '.join(APPS)}")
     what.add_argument("--size", metavar="SIZE,...", help="small (default), medium, large: 3, 30, 100 parts")
     what.add_argument(
-        "--sweep", metavar="N,...", help="instead of sizes: the first N part files, for time against splits; see --split-mb"
-    )
+        "--sweep", type=Numbers(NUMBERS["part_files"]), metavar="N,...",
+        help="instead of sizes: the first N part files, for time against splits; see --split-mb",
+    )  # fmt: skip
     what.add_argument("--mode", metavar="M,...", help="original, basic, bft (default: original,bft)")
-    what.add_argument("-f", "--faults-tolerated", default="1", metavar="F,...", help="faults to tolerate in a task (default 1)")
+    what.add_argument(
+        "-f", "--faults-tolerated", type=Numbers(NUMBERS["f"]), default="1", metavar="F,...",
+        help="faults to tolerate in a task (default 1)",
+    )  # fmt: skip
     what.add_argument("--ablation", action="store_true", help="basic 2f+1, bft, and bft without each modification")
     what.add_argument("--stages", choices=["code", "readme"], default="code", help="of monsterQuery (default code)")
     how = run.add_argument_group("how")
     how.add_argument(
-        "--repeat", type=int, default=5, metavar="N",
+        "--repeat", type=NUMBERS["repeat"], default=5, metavar="N",
         help="measured runs of each variant (default 5); as many again at most for those that other processes disturbed",
     )  # fmt: skip
-    how.add_argument("--warm-up", type=int, default=1, metavar="N", help="runs before that do not count (default 1)")
-    how.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="default 64")
-    how.add_argument("--reducers", type=int, metavar="N", help="of every job (default: GridMix's for the size; sweep: for small)")
+    how.add_argument(
+        "--warm-up", type=NUMBERS["warm_up"], default=1, metavar="N", help="runs before that do not count (default 1)"
+    )
+    how.add_argument("--split-mb", type=NUMBERS["split_mb"], default=64.0, metavar="MB", help="default 64")
+    how.add_argument(
+        "--reducers", type=NUMBERS["reducers"], metavar="N",
+        help="of every job (default: GridMix's for the size; sweep: for small)",
+    )  # fmt: skip
     how.add_argument("--digest", choices=["blake3", "fast"], default="blake3", help="of voted runs; plain: checksums")
     where = run.add_argument_group("where")
     where.add_argument("--on", choices=["inline", "local", "ray"], default="ray", help="executor (default ray)")
-    where.add_argument("--workers", type=int, metavar="N", help="default: one for each core")
-    where.add_argument("--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default core, or node)")
+    where.add_argument("--workers", type=NUMBERS["workers"], metavar="N", help="default: one for each core")
+    where.add_argument(
+        "--domain", choices=["core", "worker", "node", "rack"], help="what fails together (default core, or node)"
+    )
     where.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     where.add_argument("--store", metavar="DIR", help="folder for map outputs (default: shared memory)")
     run.add_argument("--keep", action="store_true", help="keep the last output of each variant")
@@ -103,21 +127,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _generate(a: argparse.Namespace) -> int:
-    from quoreduce.report.generate import parse_amount
     from quoreduce_gridmix import data
 
     kinds = data.KINDS if a.set == "all" else (a.set,)
-    nbytes = None if a.bytes is None else parse_amount(a.bytes)
     for kind in kinds:
         with _bytes_bar(kind, not a.quiet and sys.stderr.isatty()) as progress:
             made = data.generate(
-                kind, Path(a.directory) / kind, data.NBYTES_USUAL[kind] if nbytes is None else nbytes,
+                kind, Path(a.directory) / kind, data.NBYTES_USUAL[kind] if a.bytes is None else a.bytes,
                 parts=data.PARTS_USUAL if a.parts is None else a.parts, seed=a.seed, workers=a.workers, progress=progress,
                 overwrite=a.overwrite,
             )  # fmt: skip
         stored = sum(part.nbytes for part in made.parts)
         records = sum(part.records for part in made.parts)
-        print(f"{made.path}: {len(made.parts)} parts, {records:,} records, {stored:,} bytes")
+        print(f"{printable_name(made.path)}: {len(made.parts)} parts, {records:,} records, {stored:,} bytes")
     return 0
 
 
@@ -127,11 +149,13 @@ def _bytes_bar(kind: str, visible: bool) -> Iterator[Callable[[int, int], None]]
     if not visible:
         yield lambda done, total: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(kind), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=8) as progress:
+    out = terminal.console(errors=True)
+    columns = [TextColumn(kind), DownloadColumn(), TimeRemainingColumn()]
+    if out.width >= WIDE:
+        columns[1:1] = [BarColumn(), TransferSpeedColumn()]
+    with Progress(*columns, console=out, refresh_per_second=8) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -174,25 +198,19 @@ def _study(a: argparse.Namespace) -> Study:
 
 
 def _sizes(a: argparse.Namespace) -> tuple[str, ...]:
-    from quoreduce_gridmix.data import PARTS_MAX, SWEEP
+    from quoreduce_gridmix.data import SWEEP
 
     if a.sweep is None:
         return _listed("small" if a.size is None else a.size, SIZES, "--size")
     if a.size is not None:
         raise UsageError("--sweep and --size contradict each other: leave out one of them")
-    counts = _listed(a.sweep, None, "--sweep")
-    if not all(re.fullmatch("0*[1-9][0-9]{0,5}", count) and int(count) <= PARTS_MAX for count in counts):
-        raise UsageError(f"--sweep {a.sweep!r}: use numbers of part files, 1 to {PARTS_MAX}, separated by commas: 1,2,5,10")
-    return tuple(dict.fromkeys(f"{SWEEP}{int(count)}" for count in counts))
+    return tuple(dict.fromkeys(f"{SWEEP}{count}" for count in a.sweep))
 
 
 def _variants(a: argparse.Namespace) -> tuple[Variant, ...]:
     from quoreduce_gridmix import runner
 
-    try:
-        fs = [int(text) for text in _listed(a.faults_tolerated, None, "-f")]
-    except ValueError as error:
-        raise UsageError(f"-f is a number or several, separated by commas, not {a.faults_tolerated!r}") from error
+    fs = list(dict.fromkeys(a.faults_tolerated))
     if not a.ablation:
         return runner.compared(fs, MODES_USUAL if a.mode is None else _listed(a.mode, MODES, "--mode"))
     if a.mode is not None:
@@ -204,8 +222,10 @@ def _listed(text: str, known: Sequence[str] | None, option: str) -> tuple[str, .
     """Split at commas; raise UsageError if there is nothing, or something that is not ``known``."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     wrong = [name for name in names if known is not None and name not in known]
-    if wrong or not names:
-        raise UsageError(f"{option} {text!r}: use one or more of {', '.join(known or ['...'])}, separated by commas")
+    if wrong:
+        raise UsageError(f"{option} {text!r}: {unknown_name(wrong[0], known or ())}, several with commas between")
+    if not names:
+        raise UsageError(f"{option} {text!r}: use one or more of {', '.join(known or ['...'])}, with commas between")
     return names
 
 
@@ -238,10 +258,7 @@ def _write(path: Path, text: bytes) -> None:
 
 def print_table(results: Results) -> None:
     """Print medians, spreads and ratios to plain, and their geometric means over the applications."""
-    from rich.console import Console
-
-    grid = _grid(results)
-    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(grid)
+    terminal.print_table(_grid(results), TABLE_WIDTH)
     applications = len({run.app for run in results.runs})
     print(f"{applications} application{'s' * (applications != 1)}: all runs of each wrote the same bytes.")
 

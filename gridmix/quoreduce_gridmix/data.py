@@ -327,7 +327,7 @@ def _start(order: _Order, parts: range, stack: ExitStack) -> subprocess.Popen[by
     code = f"from {__name__} import _worker; _worker()"
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
     )
     stack.callback(_stop, process)
     assert process.stdin is not None

@@ -26,6 +26,7 @@ from typing import Annotated, Any, TypedDict, TypeVar
 import msgspec
 
 from quoreduce.errors import InputError, UsageError, one_line
+from quoreduce.reading import open_regular
 from quoreduce_gridmix.data import parts_in
 from quoreduce_gridmix.noise import Noise
 
@@ -139,7 +140,7 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 def read_results(path: str | os.PathLike[str]) -> Results:
     """Read what :meth:`Results.encode` wrote; raise InputError if the file is missing or says something else."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             raw = file.read(RESULTS_BYTES_MAX + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error

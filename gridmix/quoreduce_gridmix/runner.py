@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import structs
 
+from quoreduce.arguments import unknown_name
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data
 from quoreduce_gridmix.noise import Noise, Watch
@@ -123,7 +124,7 @@ def applications(names: Sequence[str], stages: Literal["code", "readme"] = "code
 
     for name in names:
         if name not in apps.NAMES:
-            raise UsageError(f"no application {name!r}: use all, or some of {', '.join(apps.NAMES)}")
+            raise UsageError(f"--app: {unknown_name(name, (*apps.NAMES, 'all'))}")
     return tuple(Application(name, apps.KINDS[name], apps.jobs_of(name, stages), apps.REDUCES[name]) for name in names)
 
 

@@ -155,10 +155,10 @@ def test_a_plan_can_be_read_before_it_is_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--minutes", "0"), "--minutes is more than 0"),
-        (("--faults", "earthquake"), "use all, or some of"),
+        (("--minutes", "0"), "use a number of minutes, more than 0"),
+        (("--faults", "earthquake"), "--faults: there is no 'earthquake': use flip, "),
         (("--job", "moon:1"), "STAGE:NUMBER"),
-        (("--jobs", "0"), "--jobs is at least 1"),
+        (("--jobs", "0"), "use a whole number of jobs from 1"),
         (("--json", "no/such/folder/file"), "there is no such folder"),
     ],
 )

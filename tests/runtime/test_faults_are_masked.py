@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from runs import EXECUTORS, WORDCOUNT, Runner, beginning, counted
 from quoreduce import Result
 from quoreduce.data.digest import ALGORITHMS
 from quoreduce.errors import NoQuorum, UsageError
+from quoreduce.runtime.options import Suspect
 
 MAPS, REDUCES = 6, 3
 SPLIT_MB = 0.005
@@ -265,3 +267,24 @@ def test_counts_are_right_after_everything_was_struck(on: str, run: Runner, text
     assert parts == right
     assert counted(parts)
     assert result.reexecutions == 0
+
+
+def test_a_job_without_a_quorum_counts_the_answers_of_a_suspect(text: Path, run: Runner) -> None:
+    """Nothing is judged where nothing is agreed on, but a domain that answered was asked."""
+    faults = ("stuck:worker1",)
+    with pytest.raises(NoQuorum) as caught:
+        run("inline", WORDCOUNT, text, workers=2, reducers=REDUCES, split_mb=SPLIT_MB, faults=faults, attempts_max=3)
+    told = str(caught.value).partition("Suspect: worker1: ")[2]
+    says = r"(lost \d+ of \d+ tasks|gave \d+ answers?, to tasks that were not agreed on); failed "
+    assert re.match(says, told), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [((3, 8, 9, 9), "lost 3 of 8 tasks"), ((0, 0, 9, 8), "gave 8 answers, to tasks that were not agreed on"),
+     ((0, 0, 1, 1), "gave 1 answer, to tasks that were not agreed on"), ((0, 0, 2, 0), "gave no answer to 2 executions"),
+     ((0, 0, 0, 0), "no task was asked of it")],
+)  # fmt: skip
+def test_a_suspect_is_told_as_it_was(counts: tuple[int, int, int, int], says: str) -> None:
+    lost, judged, asked, answered = counts
+    assert str(Suspect("test", lost, judged, 0, 1, {}, False, asked, answered)) == f"{says}; failed 1 of 1 tests"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from quoreduce.arguments import unknown_name
 from quoreduce.errors import UsageError
 
 REDUCERS = 4
@@ -136,7 +138,9 @@ def parse_kinds(text: str) -> tuple[str, ...]:
         return tuple(KINDS)
     names = tuple(filter(None, text.replace(" ", "").split(",")))
     unknown = [name for name in names if name not in KINDS]
-    if unknown or not names:
+    if unknown:
+        raise UsageError(f"--faults: {unknown_name(unknown[0], (*KINDS, 'all'))}")
+    if not names:
         raise UsageError(f"--faults {text!r}: use all, or some of {', '.join(KINDS)}")
     return names
 
@@ -198,7 +202,7 @@ def _strike(rng: random.Random, kind: str) -> Strike:
 def parse_job(text: str) -> tuple[str, int]:
     """Parse ``--job STAGE:NUMBER``; raise UsageError."""
     stage, _, number = text.partition(":")
-    if stage not in STAGES or not number.isdigit():
+    if stage not in STAGES or not re.fullmatch("[0-9]{1,9}", number):
         raise UsageError(f"--job {text!r}: use STAGE:NUMBER, with STAGE one of {', '.join(STAGES)}")
     return stage, int(number)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from quoreduce.cloud.files import read_file
 from quoreduce.errors import InputError, VmError
+from quoreduce.reading import read_file
 
 PACKAGE: Final = "linux-image-cloud-amd64"
 DRIVERS: Final = ("virtio_pci", "virtio_blk", "tpm_crb")

@@ -25,6 +25,7 @@ import msgspec
 from quoreduce.data.commit import SUCCESS, output_errors, part_name
 from quoreduce.data.inputs import local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, OutputError, one_line
+from quoreduce.reading import open_regular
 
 FORMAT_VERSION = 1
 MANIFEST_BYTES_MAX = 64 << 20
@@ -182,9 +183,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 def _read_local(directory: Path) -> bytes:
     file = directory / SUCCESS
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise ManifestError(f"{file} is not a regular file: not a manifest")
-    with file.open("rb") as opened:
+    with open(open_regular(file), "rb") as opened:
         return opened.read(MANIFEST_BYTES_MAX + 1)
 
 

@@ -26,6 +26,7 @@ from quoreduce.errors import UsageError
 from quoreduce.job import Job
 from quoreduce.jobs.command import Command, run_command
 from quoreduce.jobs.pairs import partitioned, rows_of, scratch, sorted_rows
+from quoreduce.limits import NUMBERS
 
 if TYPE_CHECKING:
     from quoreduce_kernels.pairs import Rows
@@ -58,8 +59,8 @@ def stream_job(
     Raises:
         UsageError: a command that is empty or has open quotes; bounds that are not above 0.
     """
-    if timeout_s <= 0 or output_bytes_max < 1:
-        raise UsageError("a command needs more than 0 seconds and bytes")
+    NUMBERS["timeout_s"].checked("timeout_s", timeout_s)
+    NUMBERS["output_bytes_max"].checked("output_bytes_max", output_bytes_max)
     place = os.getcwd() if folder is None else folder
     bounds = (shell, place, timeout_s, output_bytes_max)
     streaming = Streaming(Command("mapper", mapper, *bounds), Command("reducer", reducer, *bounds))

@@ -14,7 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quoreduce.arguments import Parser
 from quoreduce.errors import AttestationError, HostError, InputError, OutputError, UsageError
+from quoreduce.limits import NUMBERS, Numbers
+from quoreduce.printable import printable_name
+from quoreduce.reading import open_regular, read_file
 
 if TYPE_CHECKING:
     from quoreduce.trust.eventlog import Event
@@ -31,22 +35,32 @@ STATE_HELP = "folder of setup (default: QUOREDUCE_ATTEST, or in ~/.local/state)"
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all of its commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce attest", description="Evidence of what ran: quotes of a TPM, receipts of jobs. See docs/attestation.md."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _setup_parser(commands)
     _quote_parser(commands)
     verify = commands.add_parser("verify", help="check the receipt of an output, or a folder with a quote, whoever wrote it")
-    verify.add_argument("target", metavar="OUTPUT|DIR", help="an attested output, or a folder with quote.msg, quote.sig, ak.pem")
+    verify.add_argument(
+        "target", metavar="OUTPUT|DIR", help="an attested output, or a folder with quote.msg, quote.sig, ak.pem"
+    )
     verify.add_argument("--policy", metavar="FILE", help="of receipts: what is trusted (default: the one of setup)")
     verify.add_argument("--nonce", metavar="HEX", help="that it has to answer; a quote needs one")
     verify.add_argument("--state", metavar="DIR", help=STATE_HELP)
-    verify.add_argument("--no-parts", action="store_true", help="do not read the parts: the receipt and the manifest only")
+    verify.add_argument(
+        "--no-parts", action="store_true", help="do not read the parts: the receipt and the manifest only"
+    )
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     bench = commands.add_parser("bench", help="measure what attesting a task costs: modelled hardware, swtpm, µTPM; batches")
-    bench.add_argument("--tasks", type=int, default=4096, metavar="N", help="for each figure (default 4096; slow ones get fewer)")
-    bench.add_argument("--sizes", default="1,16,64,256,1024", metavar="N,...", help="of batches (default 1,16,64,256,1024)")
+    bench.add_argument(
+        "--tasks", type=NUMBERS["tasks"], default=4096, metavar="N",
+        help="for each figure (default 4096; slow ones get fewer)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--sizes", type=Numbers(NUMBERS["batch"]), default="1,16,64,256,1024", metavar="N,...",
+        help="of batches (default 1,16,64,256,1024)",
+    )  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
@@ -57,8 +71,12 @@ def _setup_parser(commands: Any) -> None:
         description="Makes a software TPM with a certified endorsement key, enrols its attestation key, measures the environment "
         "that workers of this installation have, and writes policy.json. Repeat it when the installation changes.",
     )  # fmt: skip
-    setup.add_argument("--backend", choices=["swtpm", "utpm"], help="default: swtpm if installed; utpm: a root in software")
-    setup.add_argument("--environment", action="append", default=[], metavar="HEX", help="allow this one too (may be repeated)")
+    setup.add_argument(
+        "--backend", choices=["swtpm", "utpm"], help="default: swtpm if installed; utpm: a root in software"
+    )
+    setup.add_argument(
+        "--environment", action="append", default=[], metavar="HEX", help="allow this one too (may be repeated)"
+    )
     setup.add_argument("--state", metavar="DIR", help=STATE_HELP)
     setup.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -70,14 +88,20 @@ def _quote_parser(commands: Any) -> None:
         "environment is in its PCR 0, files to be measured in PCR 16. swtpm launches the environment (PCR 17). A device is "
         "quoted as it is.",
     )  # fmt: skip
-    quote.add_argument("--pcrs", default="0,16", metavar="N,...", help="of the SHA-256 bank (default 0,16)")
+    quote.add_argument(
+        "--pcrs", type=Numbers(NUMBERS["pcr"]), default="0,16", metavar="N,...",
+        help="of the SHA-256 bank (default 0,16)",
+    )  # fmt: skip
     quote.add_argument("--nonce", required=True, metavar="HEX", help="1 to 64 bytes")
-    quote.add_argument("--scheme", choices=["ecdsa", "rsassa"], default="ecdsa", help="of the key: P-256 (default) or RSA-2048")
+    quote.add_argument(
+        "--scheme", choices=["ecdsa", "rsassa"], default="ecdsa", help="of the key: P-256 (default) or RSA-2048"
+    )
     quote.add_argument("--backend", choices=["utpm", "swtpm", "tpm2", "modelled"], default="utpm", help="default utpm")
     quote.add_argument("--device", metavar="TCTI", help="of backend tpm2 (default device:/dev/tpmrm0)")
     quote.add_argument(
-        "--measure", action="append", default=[], metavar="FILE", help="extend the hash of this file into PCR 16 (repeatable)"
-    )
+        "--measure", action="append", default=[], metavar="FILE",
+        help="extend the hash of this file into PCR 16 (repeatable)",
+    )  # fmt: skip
     quote.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     quote.add_argument("--state", metavar="DIR", help=STATE_HELP)
 
@@ -108,7 +132,8 @@ def _setup(a: argparse.Namespace) -> int:
         return 0
     print(f"environment  {environment}")
     print(f"backend      {backend}" + _advice(backend, a.backend))
-    print(f"policy       {known['policy']} ({len(policy.environments)} environment{'s' * (len(policy.environments) > 1)})")
+    count = len(policy.environments)
+    print(f"policy       {printable_name(known['policy'])} ({count} environment{'s' * (count > 1)})")
     print("next         quoreduce run JOB INPUT... OUTPUT --attest; quoreduce attest verify OUTPUT")
     return 0
 
@@ -128,7 +153,7 @@ def worker_environment() -> bytes:
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE], env={**os.environ, **worker_env(), "PYTHONPATH": path}, capture_output=True,
+            [sys.executable, "-P", "-c", MEASURE], env={**os.environ, **worker_env(), "PYTHONPATH": path}, capture_output=True,
             timeout=MEASURE_TIMEOUT_S, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
@@ -143,7 +168,7 @@ def _quote(a: argparse.Namespace) -> int:
     from quoreduce.trust.eventlog import encode_binary
     from quoreduce.trust.wire import PcrSelection, encode_pcrs_file, sized
 
-    pcrs = _numbers(a.pcrs)
+    pcrs = sorted(set(a.pcrs))
     nonce = _hex(a.nonce, 1, 64)
     out = Path(a.out)
     if out.exists():
@@ -161,7 +186,7 @@ def _quote(a: argparse.Namespace) -> int:
     )  # fmt: skip
     _write_folder(out, dict(zip(QUOTE_FILES, contents, strict=True)))
     label = " (modelled: a µTPM plays it)" * tpm.modelled
-    print(f"{out}: quote of {tpm.name}{label} over PCRs {', '.join(map(str, pcrs))}; check it:")
+    print(f"{printable_name(out)}: quote of {tpm.name}{label} over PCRs {', '.join(map(str, pcrs))}; check it:")
     print(f"quoreduce attest verify {out} --nonce {nonce.hex()}")
     print(f"tpm2_checkquote -u {out}/ak.pem -m {out}/quote.msg -s {out}/quote.sig -f {out}/quote.pcrs -g sha256 -q {nonce.hex()}")
     return 0
@@ -208,7 +233,7 @@ def _hash_of(name: str) -> bytes:
     from quoreduce.trust.measure import canonical
 
     try:
-        with open(name, "rb") as file:
+        with open(open_regular(name), "rb") as file:
             return canonical({"file": os.path.basename(name), "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
@@ -235,9 +260,9 @@ def _verify(a: argparse.Namespace) -> int:
     from quoreduce.data.commit import RECEIPT
 
     target = Path(a.target)
-    if (target / RECEIPT).is_file():
+    if _holds(target, RECEIPT):
         verdict = _verify_output(a, target)
-    elif (target / "quote.msg").is_file():
+    elif _holds(target, "quote.msg"):
         verdict = _verify_quote(a, target)
     else:
         raise InputError(f"{target} holds neither {RECEIPT}, as an attested output does, nor quote.msg: nothing to verify")
@@ -245,6 +270,13 @@ def _verify(a: argparse.Namespace) -> int:
     if not verdict.accepted:
         raise AttestationError(f"{target}: refused: {verdict.reason}")
     return 0
+
+
+def _holds(folder: Path, name: str) -> bool:
+    try:
+        return os.path.lexists(folder / name)
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def _verify_output(a: argparse.Namespace, output: Path) -> Verdict:
@@ -266,9 +298,11 @@ def _part_digests(output: Path) -> dict[str, str]:
     digester = Digester("blake3")
     try:
         names = sorted(name for name in os.listdir(output) if not name.startswith(("_", ".")))
+        for name in names:
+            os.close(open_regular(output / name))
         return {name: digester.file(output / name).hex() for name in names}
     except OSError as error:
-        raise InputError(f"cannot read {output}: {error.strerror}") from error
+        raise InputError(f"cannot read {error.filename or output}: {error.strerror}") from error
 
 
 def _verify_quote(a: argparse.Namespace, folder: Path) -> Verdict:
@@ -276,22 +310,15 @@ def _verify_quote(a: argparse.Namespace, folder: Path) -> Verdict:
 
     if a.nonce is None:
         raise UsageError("a quote answers a nonce: name it with --nonce HEX")
-    key = next((folder / name for name in ("ak.tss", "ak.pem") if (folder / name).is_file()), None)
+    key = next((folder / name for name in ("ak.tss", "ak.pem") if _holds(folder, name)), None)
     if key is None:
         raise InputError(f"{folder} has neither ak.tss nor ak.pem, the key that signed the quote")
-    optional = [_read(folder / name) if (folder / name).is_file() else None for name in ("quote.pcrs", "eventlog.bin")]
+    optional = [_read(folder / name) if _holds(folder, name) else None for name in ("quote.pcrs", "eventlog.bin")]
     return verify_quote(_read(key), _read(folder / "quote.msg"), _read(folder / "quote.sig"), _hex(a.nonce, 1, 64), *optional)
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(raw) > FILE_BYTES_MAX:
-        raise InputError(f"{path} has more than {FILE_BYTES_MAX >> 20} MiB: no evidence of ours")
-    return raw
+    return read_file(path, FILE_BYTES_MAX)
 
 
 # ---- bench
@@ -300,22 +327,10 @@ def _read(path: Path) -> bytes:
 def _bench(a: argparse.Namespace) -> int:
     from quoreduce.report.attest_bench import run_bench
 
-    sizes = [int(text) if text.isdigit() else 0 for text in a.sizes.split(",")]
-    if not sizes or min(sizes) < 1 or max(sizes) > 1 << 16 or not 1 <= a.tasks <= 1 << 20:
-        raise UsageError(f"--sizes {a.sizes!r} --tasks {a.tasks}: use batches of 1 to 65,536 (1,16,64) and 1 to 1,048,576 tasks")
-    return run_bench(a.tasks, sizes, a.json, None)
+    return run_bench(a.tasks, list(a.sizes), a.json, None)
 
 
 # ---- arguments
-
-
-def _numbers(text: str) -> list[int]:
-    from quoreduce.trust.wire import PCRS
-
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) < PCRS for part in parts):
-        raise UsageError(f"--pcrs {text!r}: use numbers 0 to {PCRS - 1}, separated by commas")
-    return sorted({int(part) for part in parts})
 
 
 def _hex(text: str, least: int, most: int) -> bytes:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quoreduce.arguments import Parser
 from quoreduce.chaos.plan import KINDS, STAGES, chosen_by, parse_job, parse_kinds, plan_job
 from quoreduce.chaos.tally import Campaign, Row
-from quoreduce.errors import HostError, OutputError, UsageError
+from quoreduce.errors import HostError, OutputError
+from quoreduce.limits import NUMBERS
+from quoreduce.printable import printable
+from quoreduce.terminal import print_table
 
-MINUTES_MOST = 24 * 60
 COLUMNS = (
     "fault", "injected", "jobs", "masked", "stopped", "found later", "wrong or partial", "more executions", "time ratio",
     "not masked",
@@ -29,21 +32,30 @@ _EPILOG = (
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce chaos", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run jobs while everything around them fails, and compare every output with the right one (docs/chaos.md).\n"
         "The seed decides which faults strike which job, and when.",
     )  # fmt: skip
-    top.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
-    top.add_argument("--minutes", type=float, default=10.0, metavar="M", help="in all (default 10); longer if Ray starts slowly")
+    top.add_argument("--seed", type=NUMBERS["seed"], default=0, metavar="S", help="default 0")
+    top.add_argument(
+        "--minutes", type=NUMBERS["minutes"], default=10.0, metavar="M",
+        help="in all (default 10); longer if Ray starts slowly",
+    )  # fmt: skip
     top.add_argument("--faults", default="all", metavar="KINDS", help="with commas between, or all (default)")
     top.add_argument("--on", choices=["local", "ray", "all"], default="all", help="local: processes; ray: the others")
-    top.add_argument("--jobs", type=int, metavar="N", help="end after N jobs, if the time is not over before")
+    top.add_argument(
+        "--jobs", type=NUMBERS["jobs"], metavar="N", help="end after N jobs, if the time is not over before"
+    )
     top.add_argument("--job", metavar="STAGE:N", help="run this job again, with the same seed, and no other")
-    top.add_argument("--plan", action="store_true", help="print the first --jobs N (default 100) of each stage; run nothing")
+    top.add_argument(
+        "--plan", action="store_true", help="print the first --jobs N (default 100) of each stage; run nothing"
+    )
     top.add_argument("--json", metavar="FILE", help="write everything that was seen, job by job")
     top.add_argument("--html", metavar="FILE", help="write a page with the table")
-    top.add_argument("--markdown", metavar="FILE", help="write the table; in a file that has one already, between its marks")
+    top.add_argument(
+        "--markdown", metavar="FILE", help="write the table; in a file that has one already, between its marks"
+    )
     return top
 
 
@@ -51,10 +63,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run a campaign, and return the exit code."""
     a = parser().parse_args(arguments)
     kinds = parse_kinds(a.faults)
-    if not 0 < a.minutes <= MINUTES_MOST:
-        raise UsageError(f"--minutes is more than 0 and at most {MINUTES_MOST}, not {a.minutes:g}")
-    if a.jobs is not None and a.jobs < 1:
-        raise UsageError(f"--jobs is at least 1, not {a.jobs}")
     if a.job is not None:
         parse_job(a.job)
     if a.plan:
@@ -128,7 +136,6 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def show(campaign: Campaign) -> None:
     """Print the table and the summary."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="faults and what came of the jobs that they hit")
@@ -140,7 +147,7 @@ def show(campaign: Campaign) -> None:
     if collusion is not None:
         table.add_section()
         table.add_row(*cells(collusion)[:-1], "outside the model")
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table, 140)
     print("\n".join(summary(campaign)))
 
 

@@ -24,12 +24,13 @@ from msgspec.structs import replace
 
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
-from quoreduce.errors import HostError, InputError, JobError, UsageError
+from quoreduce.errors import HostError, InputError, JobError
 from quoreduce.job import Job, record_width
+from quoreduce.limits import NUMBERS
+from quoreduce.printable import printable
 from quoreduce.report.difference import Difference, first_difference
 from quoreduce.report.settings import NAMES, REPEAT, Change, Setting, find_settings
 from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.options import REDUCERS_MAX
 from quoreduce.runtime.port import cores
 from quoreduce.runtime.rehearse import OutOfTime, Plan, Rehearsal, Task
 from quoreduce.runtime.session import pickle_job, usual_reducers
@@ -99,10 +100,10 @@ def check(
 def _check(
     job: Job, inputs: Sequence[str], sample_mb: float, limit_s: float, settings: Sequence[str], reducers: int | None, say: Say
 ) -> Report:  # fmt: skip
-    if sample_mb <= 0 or limit_s <= 0:
-        raise UsageError("a sample has more than 0 MB, and a time limit more than 0 seconds")
-    if reducers is not None and not 1 <= reducers <= REDUCERS_MAX:
-        raise UsageError(f"the number of reducers is 1 to {REDUCERS_MAX}, not {reducers}")
+    NUMBERS["sample_mb"].checked("sample_mb", sample_mb)
+    NUMBERS["time_limit_s"].checked("limit_s", limit_s)
+    if reducers is not None:
+        NUMBERS["reducers"].checked("reducers", reducers)
     wanted = find_settings(NAMES if not settings or "all" in settings else settings)
     planned, picked = _sample(job, inputs, round(sample_mb * 1e6))
     plan = Plan(pickle_job(job), picked, reducers or usual_reducers(picked, job), job.sample is not None)
@@ -344,7 +345,7 @@ def print_report(report: Report, as_json: bool) -> int:
         print(json.dumps({"deterministic": report.agreed, **asdict(report)}))
     else:
         for line in _lines(report):
-            print(line)
+            print(printable(line))
     return 0 if report.agreed else 5
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from quoreduce.errors import InputError, QuoreduceError
 from quoreduce.jobs.find import find_job
+from quoreduce.printable import printable_name
 from quoreduce.report.generate import text_chunks, write_file
 from quoreduce.runtime.compile import use_kernels
 from quoreduce.runtime.options import Options, Place, Result
 from quoreduce.runtime.session import Session
+from quoreduce.terminal import print_table
 
 TEXT = Path("tests/data/kjv.txt")
 FAULTS = ("flip:map:2", "wrong:reduce:1", "lie:map:1", "swap:map:1")
@@ -45,7 +47,7 @@ def demo(text: str | None, generated_mb: int, on: str) -> int:
 
 def _compare(session: Session, path: Path, folder: Path) -> list[Row]:
     """Count one text plain, voted, and voted with faults; the first two in turn, the medians are kept."""
-    _say(f"counting the words of {path.name} ...")
+    _say(f"counting the words of {printable_name(path.name)} ...")
     split_mb = max(0.5, path.stat().st_size / 16e6)
     plain_options = Options(mode="original", digest="blake3", split_mb=split_mb, overwrite=True)
     voted_options = Options(f=1, split_mb=split_mb, overwrite=True)
@@ -68,7 +70,6 @@ def _median(results: Sequence[Result]) -> Result:
 
 
 def _table(rows: Sequence[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"word count, median of {REPEATS} (the run with faults: one)")
@@ -76,10 +77,10 @@ def _table(rows: Sequence[Row]) -> None:
         table.add_column(name, justify="left" if name in ("text", "mode", "output") else "right", no_wrap=True)
     for name, mode, r, ratio in rows:
         table.add_row(
-            name, mode, f"{r.wall_s:.3f}", f"{r.cpu_s:.2f}", str(r.executions["map"]), str(r.executions["reduce"]),
-            f"{ratio:.2f}", str(r.faults.injected), str(r.faults.masked), r.digest[:12],
+            printable_name(name), mode, f"{r.wall_s:.3f}", f"{r.cpu_s:.2f}", str(r.executions["map"]),
+            str(r.executions["reduce"]), f"{ratio:.2f}", str(r.faults.injected), str(r.faults.masked), r.digest[:12],
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print_table(table)
 
 
 def _verdict(rows: Sequence[Row]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from quoreduce import __version__
 from quoreduce.errors import HostError
+from quoreduce.printable import printable
 from quoreduce.runtime.compile import damaged_kernels
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import cores, kernel_folder
@@ -33,9 +34,9 @@ def doctor(address: str | None, as_json: bool, deep: bool = False) -> int:
         print(json.dumps({**state, **more, "advice": advice}))
     else:
         for name, value in state.items():
-            print(f"{name:<14} {value}")
+            print(printable(f"{name:<14} {value}"))
         for line in advice:
-            print(f"! {line}")
+            print(printable(f"! {line}"))
     return HostError.exit_code if any(line.startswith(("cannot", "differs")) for line in advice) else 0
 
 

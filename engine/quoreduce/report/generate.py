@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,32 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.commit import output_errors
-from quoreduce.errors import OutputError, UsageError
+from quoreduce.errors import OutputError
+from quoreduce.printable import printable_name
 from quoreduce.runtime.compile import use_kernels
 
 RECORDS_PER_CHUNK = 100_000
-_SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def generate(kind: str, amount: str, file: str, seed: int, first: int, overwrite: bool) -> int:
-    """Write ``amount`` bytes of text or records of ``kind`` to ``file``; print what was written; return 0."""
-    count = parse_amount(amount)
+def generate(kind: str, count: int, file: str, seed: int, first: int, overwrite: bool) -> int:
+    """Write ``count`` bytes of text or records of ``kind`` to ``file``; print what was written; return 0."""
     use_kernels(lambda text: print(text, file=sys.stderr))
     path = Path(file)
     if path.exists() and not overwrite:
         raise OutputError(f"{file} exists: use --overwrite to replace it")
     chunks = text_chunks(count, seed) if kind == "text" else record_chunks(kind, first, count)
     nbytes = write_file(path, chunks)
-    print(f"{file}: {nbytes:,} bytes" + ("" if kind == "text" else f", {count:,} records"))
+    print(f"{printable_name(file)}: {nbytes:,} bytes" + ("" if kind == "text" else f", {count:,} records"))
     return 0
-
-
-def parse_amount(text: str) -> int:
-    """Parse ``1000``, ``256M``, ``1G`` (powers of ten); raise UsageError."""
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", text)
-    if match is None:
-        raise UsageError(f"{text!r} is no amount: use a whole number, with K, M, G or T for powers of 1000")
-    return int(match[1]) * _SUFFIX[match[2]]
 
 
 def write_file(path: Path, chunks: Iterator[NDArray[np.uint8]]) -> int:

@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from quoreduce.printable import printable
+from quoreduce.terminal import console
+
 if TYPE_CHECKING:
     from quoreduce.runtime.figures import Progress
+
+
+WIDE = 110  # columns that all figures and a short bar take
+BAR_LEAST, BAR_USUAL = 6, 40
 
 
 class Bar:
@@ -20,7 +27,8 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line of status."""
-        print(text, file=sys.stderr) if self._progress is None else self._progress.console.print(text)
+        shown = printable(text)
+        print(shown, file=sys.stderr) if self._progress is None else self._progress.console.print(shown)
 
     def update(self, state: Progress) -> None:
         """Show ``state``."""
@@ -39,13 +47,23 @@ def progress_bar(visible: bool) -> Iterator[Bar]:
     if not visible:
         yield Bar()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    columns = (
-        TextColumn("tasks agreed"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("executions {task.fields[executions]}  votes {task.fields[votes]}  faults {task.fields[faults]}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=8) as progress:
+    out = console(errors=True)
+    with Progress(*_columns(out.width), console=out, refresh_per_second=8) as progress:
         yield Bar(progress)
+
+
+def _columns(width: int) -> tuple[Any, ...]:
+    """What is shown on a terminal of ``width`` columns: all figures in any case, over as many lines as they need."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    figures = "executions {task.fields[executions]}  votes {task.fields[votes]}  faults {task.fields[faults]}"
+    if width >= WIDE:
+        return (
+            TextColumn("tasks agreed"), BarColumn(width - WIDE + BAR_LEAST if width < WIDE + BAR_USUAL else BAR_USUAL),
+            MofNCompleteColumn(), TaskProgressColumn(), TextColumn(figures), TimeElapsedColumn(),
+        )  # fmt: skip
+    narrow = "tasks agreed {task.completed:.0f}/{task.total:.0f} {task.percentage:.0f}%  {task.elapsed:.0f} s\n" + figures
+    return (TextColumn(narrow, table_column=Column(no_wrap=False, overflow="fold")),)

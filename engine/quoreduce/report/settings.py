@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal
 
+from quoreduce.arguments import unknown_name
 from quoreduce.errors import UsageError
 from quoreduce_kernels.cache import VARIABLE
 
@@ -149,7 +150,7 @@ def find_settings(names: Sequence[str]) -> list[Setting]:
     """Return the settings of these names, in the order in which causes are ruled out; raise UsageError for an unknown one."""
     for name in names:
         if name not in NAMES:
-            raise UsageError(f"unknown setting {name!r}: use {', '.join(NAMES)}, or all")
+            raise UsageError(f"--settings: {unknown_name(name, (*NAMES, 'all'))}")
     every = [REPEAT, STATE, ORDER, DIGESTS, HASH, _threads(), _place(), _cpu(), _numba()]
     return [setting for setting in every if setting.name in names]
 

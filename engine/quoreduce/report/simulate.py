@@ -12,7 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quoreduce.arguments import Parser
 from quoreduce.errors import HostError, InputError, NoQuorum, NotDeterministic, OutputError, TooFewDomains, UsageError
+from quoreduce.limits import NUMBERS, Numbers
+from quoreduce.reading import read_file
 from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, parse_fault, simulate
 from quoreduce.sim.faults import KINDS
 from quoreduce.sim.simulation import TASKS_MAX
@@ -24,7 +27,7 @@ FAULTS_HELP = "faults:\n" + "\n".join(f"  {kind:13} {text}" for kind, text in KI
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the four commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce simulate", description="The real tracker on simulated nodes, in virtual time. See docs/simulator.md."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -32,32 +35,45 @@ def parser() -> argparse.ArgumentParser:
         "run", help="simulate one job", epilog=FAULTS_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Simulate one job; the same seed gives the same transcript.",
     )  # fmt: skip
-    run.add_argument("--nodes", type=int, default=10, metavar="N", help="default 10")
-    run.add_argument("--slots", type=int, default=2, metavar="N", help="executions that a node runs at a time (default 2)")
-    run.add_argument("--rack", type=int, default=20, metavar="N", help="nodes in a rack (default 20)")
+    run.add_argument("--nodes", type=NUMBERS["nodes"], default=10, metavar="N", help="default 10")
+    run.add_argument(
+        "--slots", type=NUMBERS["slots"], default=2, metavar="N",
+        help="executions that a node runs at a time (default 2)",
+    )  # fmt: skip
+    run.add_argument("--rack", type=NUMBERS["nodes"], default=20, metavar="N", help="nodes in a rack (default 20)")
     run.add_argument("--domain", choices=["node", "rack"], default="node", help="what fails together (default node)")
-    run.add_argument("--speeds", default="1", metavar="X,...", help="of CPU types, which nodes have in turn (default 1)")
+    run.add_argument(
+        "--speeds", type=Numbers(NUMBERS["speed"]), default="1", metavar="X,...",
+        help="of CPU types, which nodes have in turn (default 1)",
+    )  # fmt: skip
     run.add_argument("--job", default="wordcount", help="a job of the calibration (default wordcount)")
-    run.add_argument("--maps", type=int, default=100, metavar="M", help="default 100")
-    run.add_argument("--reduces", type=int, default=10, metavar="R", help="default 10")
-    run.add_argument("--split-mb", type=float, default=64.0, metavar="MB", help="default 64")
-    run.add_argument("-f", "--faults-tolerated", type=int, default=1, metavar="F", help="default 1")
+    run.add_argument("--maps", type=NUMBERS["simulated_tasks"], default=100, metavar="M", help="default 100")
+    run.add_argument("--reduces", type=NUMBERS["simulated_tasks"], default=10, metavar="R", help="default 10")
+    run.add_argument("--split-mb", type=NUMBERS["split_mb"], default=64.0, metavar="MB", help="default 64")
+    run.add_argument("-f", "--faults-tolerated", type=NUMBERS["f"], default=1, metavar="F", help="default 1")
     run.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="default bft")
-    run.add_argument("--seed", type=int, default=0, help="default 0")
+    run.add_argument("--seed", type=NUMBERS["seed"], default=0, help="default 0")
     run.add_argument("--faults", nargs="+", default=[], metavar="KIND:AMOUNT[:DETAIL]", help="see below")
-    run.add_argument("--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle slots")
+    run.add_argument(
+        "--no-spares", action="store_true", help="do not overtake slow executions by spare ones on idle slots"
+    )
     run.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
     run.add_argument("--json", action="store_true", help="print one JSON object")
     pages = commands.add_parser("slides", help="repeat the slides' figures and FTMR's sweep, beside what was published")
-    pages.add_argument("--seed", type=int, default=0, help="default 0")
+    pages.add_argument("--seed", type=NUMBERS["seed"], default=0, help="default 0")
     pages.add_argument("--calibration", metavar="FILE", help="that calibrate wrote (default: round figures)")
     pages.add_argument("--json", action="store_true", help="print one JSON object")
     pages.add_argument("--out", metavar="HTML", help="write a page with charts")
     calibrate = commands.add_parser("calibrate", help="measure this machine: about a minute")
-    calibrate.add_argument("--mb", type=int, default=32, metavar="MB", help="of data for each kind of job (default 32)")
+    calibrate.add_argument(
+        "--mb", type=NUMBERS["calibration_mb"], default=32, metavar="MB",
+        help="of data for each kind of job (default 32)",
+    )  # fmt: skip
     calibrate.add_argument("--out", metavar="FILE", help="write the calibration there (default: print it)")
     check = commands.add_parser("validate", help="simulated against measured times of jobs on this machine: some minutes")
-    check.add_argument("--mb", type=int, default=48, metavar="MB", help="of data to calibrate with (default 48)")
+    check.add_argument(
+        "--mb", type=NUMBERS["calibration_mb"], default=48, metavar="MB", help="of data to calibrate with (default 48)"
+    )
     check.add_argument("--calibration", metavar="OUT", help="write the calibration there, too")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     return top
@@ -72,14 +88,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(a: argparse.Namespace) -> int:
     if a.maps + a.reduces > TASKS_MAX:
         raise UsageError(f"at most {TASKS_MAX:,} tasks are simulated")
-    try:
-        speeds = tuple(float(speed) for speed in a.speeds.split(","))
-    except ValueError as error:
-        raise UsageError(f"{a.speeds!r} are no speeds: use numbers, separated by commas") from error
     calibration, faults = _read(a.calibration), [parse_fault(text) for text in a.faults]
-    if not 0 <= a.faults_tolerated <= 16:
-        raise UsageError(f"f is 0 to 16, not {a.faults_tolerated}")
-    shape = Shape(a.nodes, a.slots, a.rack, a.domain, speeds=speeds)
+    shape = Shape(a.nodes, a.slots, a.rack, a.domain, speeds=a.speeds)
     load = Load(a.job, calibration.job(a.job), a.maps, a.reduces, a.split_mb * 1e6)
     gc.disable()  # nothing is garbage before the end, and looking for it takes a third of the time
     try:
@@ -130,7 +140,7 @@ def _slides(a: argparse.Namespace) -> int:
 def _calibrate(a: argparse.Namespace) -> int:
     from quoreduce.report.calibrate import calibrate
 
-    text = calibrate(_mb(a.mb), lambda said: print(said, file=sys.stderr)).encode()
+    text = calibrate(a.mb, lambda said: print(said, file=sys.stderr)).encode()
     if a.out:
         _write(a.out, text)
         print(f"{a.out}: use it with simulate run|slides --calibration {a.out}")
@@ -142,31 +152,18 @@ def _calibrate(a: argparse.Namespace) -> int:
 def _validate(a: argparse.Namespace) -> int:
     from quoreduce.report.simulate_validate import table, validate
 
-    found = validate(_mb(a.mb), lambda said: print(said, file=sys.stderr))
+    found = validate(a.mb, lambda said: print(said, file=sys.stderr))
     if a.calibration:
         _write(a.calibration, found.calibration.encode())
     print(json.dumps(found.as_dict()) if a.json else table(found))
     return 0 if found.holds else 1
 
 
-def _mb(mb: int) -> int:
-    if not 1 <= mb <= 4096:
-        raise UsageError(f"--mb is 1 to 4096, not {mb}")
-    return mb
-
-
 def _read(file: str | None) -> Calibration:
     if file is None:
         return USUAL
     try:
-        with open(file, "rb") as opened:
-            raw = opened.read(CALIBRATION_BYTES_MAX + 1)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    if len(raw) > CALIBRATION_BYTES_MAX:
-        raise InputError(f"{file} has over {CALIBRATION_BYTES_MAX} bytes: it is no calibration")
-    try:
-        return Calibration.decode(raw.decode())
+        return Calibration.decode(read_file(Path(file), CALIBRATION_BYTES_MAX).decode())
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no calibration: {error}") from error
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from quoreduce.arguments import Parser, unknown_name
 from quoreduce.errors import HostError, UsageError
+from quoreduce.printable import printable_name
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.faults import FaultPlan
@@ -27,7 +29,7 @@ TICK_S = 0.2
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce suspects", description="Cores, nodes and racks that lost votes or failed tests in earlier jobs.",
         epilog="exit codes: 0 ok; 2 usage, or the record cannot be read; 4 a core failed its test",
     )  # fmt: skip
@@ -98,9 +100,9 @@ def _clear(place: str) -> int:
         print("all are forgotten" if kept is None else f"begun anew; what could not be read is in {kept}")
         return 0
     if place not in book().read():
-        raise UsageError(f"no {place} in {book().path}: quoreduce suspects lists those that are")
+        raise UsageError(f"{book().path}: {unknown_name(place, [*book().read(), 'all'])}")
     book().change(lambda places: _forget(places, place), time.time())
-    print(f"{place} is forgotten")
+    print(f"{printable_name(place)} is forgotten")
     return 0
 
 
@@ -118,14 +120,14 @@ def _print(records: dict[str, Record], found: dict[str, dict[str, int] | None], 
         return
     for place, wrong in found.items():
         outcome = "no answer" if wrong is None else "passed" if not wrong else f"FAILED: {_counts(wrong)}"
-        print(f"{place}: {outcome}")
+        print(f"{printable_name(place)}: {outcome}")
     if not records:
         print("nobody is suspected")
         return
     print(f"{'place':30} {'state':12} {'jobs':>6} {'lost/judged':>14} {'failed/tests':>13}  quarantined")
     for place, one in records.items():
         lost, tests = f"{one.lost}/{one.judged}", f"{one.failed}/{one.failed + one.passed}"
-        print(f"{place:30} {one.state:12} {one.jobs:6} {lost:>14} {tests:>13}  {_terms(one, now)}")
+        print(f"{printable_name(place):30} {one.state:12} {one.jobs:6} {lost:>14} {tests:>13}  {_terms(one, now)}")
 
 
 def _counts(wrong: dict[str, int]) -> str:

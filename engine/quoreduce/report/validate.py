@@ -16,6 +16,7 @@ from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_split, plan_splits
 from quoreduce.data.manifest import read_manifest
 from quoreduce.errors import InputError, OutputError
+from quoreduce.printable import printable
 from quoreduce.runtime.compile import use_kernels
 
 RECORD_BYTES = 100
@@ -51,7 +52,7 @@ def validate_sort(output: str, inputs: Sequence[str] | None, as_json: bool) -> i
         print(f"records: {found.records}\nchecksum: {found.checksum:x}\nduplicate keys: {found.duplicates}")
         print("input: " + ("the same records" if expected and not problems else "differs" if expected else "not compared"))
         for problem in problems:
-            print(problem)
+            print(printable(problem))
         print("FAILURE" if problems else "SUCCESS")
     return 2 if problems else 0
 

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from quoreduce.arguments import Parser
 from quoreduce.errors import HostError, UsageError, VmError
+from quoreduce.limits import NUMBERS
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.user import Answer, UserAgent
@@ -27,7 +29,7 @@ TIMEOUT_S: Final = 240.0  # the user's core asks again, and then finds out where
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all of its commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="quoreduce vm", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trusted VM operations: launch, migrate, back up and terminate VMs on servers that attest what they run, through a\n"
         "manager that nobody trusts. See docs/vm.md.",
@@ -78,9 +80,9 @@ def _user_parsers(commands: Any) -> None:
     launch.add_argument("image", metavar="IMAGE", help="that `quoreduce vm image` built")
     launch.add_argument("name", metavar="NAME", help="of the VM, among the user's")
     launch.add_argument("--server", required=True, metavar="NAME", help="where it is to run")
-    launch.add_argument("--memory-mb", type=int, default=128, metavar="MB", help="default 128")
-    launch.add_argument("--disk-mb", type=int, default=16, metavar="MB", help="default 16")
-    launch.add_argument("--cpus", type=int, default=1, metavar="N", help="default 1")
+    launch.add_argument("--memory-mb", type=NUMBERS["memory_mb"], default=128, metavar="MB", help="default 128")
+    launch.add_argument("--disk-mb", type=NUMBERS["disk_mb"], default=16, metavar="MB", help="default 16")
+    launch.add_argument("--cpus", type=NUMBERS["cpus"], default=1, metavar="N", help="default 1")
     attest = _user(commands, "attest", "ask the servers to attest that VMs run, and where")
     attest.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     migrate = _user(commands, "migrate", "move a running VM to another server, with its memory, disk and TPM")
@@ -90,7 +92,7 @@ def _user_parsers(commands: Any) -> None:
     restore = _user(commands, "restore", "launch a VM from its newest backup, or the last one that was read back")
     restore.add_argument("name", metavar="NAME")
     restore.add_argument("--server", metavar="NAME", help="default: where it was last")
-    restore.add_argument("--number", type=int, default=0, metavar="N", help="which backup, as `vm backup` said; default: the newest")
+    restore.add_argument("--number", type=NUMBERS["backup"], default=0, metavar="N", help="which backup, as `vm backup` said; default: the newest")
     restore.add_argument(
         "--declare-lost", action="store_true",
         help="the VM may still run somewhere, and I say that it never will again: if that is wrong, two will run",
@@ -111,7 +113,7 @@ def _user(commands: Any, name: str, text: str, manager: bool = True) -> Any:
     command.add_argument("--state", metavar="DIR", help=STATE_HELP)
     if manager:
         command.add_argument("--manager", metavar="ADDR", help=MANAGER_HELP)
-        command.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds of silence to bear (default 240)")
+        command.add_argument("--timeout", type=NUMBERS["silence_s"], default=TIMEOUT_S, metavar="S", help="seconds of silence to bear (default 240)")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     return command
 
@@ -157,7 +159,7 @@ def _image(a: argparse.Namespace) -> int:
 
 
 def _key(name: str) -> bytes:
-    from quoreduce.cloud.files import read_file
+    from quoreduce.reading import read_file
 
     return read_file(Path(name), KEY_BYTES_MAX)
 

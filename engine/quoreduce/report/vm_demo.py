@@ -140,7 +140,7 @@ class Site:
 
 
 def _line(arguments: Iterable[str]) -> list[str]:
-    return [sys.executable, "-m", "quoreduce.cli", "vm", *arguments]
+    return [sys.executable, "-P", "-m", "quoreduce.cli", "vm", *arguments]
 
 
 @contextlib.contextmanager

@@ -35,7 +35,10 @@ STORED_ONLY = ("swap", "lose")
 SLOW_TIMES = 20
 SLOW_LEAST_S = 8.0
 _BAD = re.compile(r"bad:(?P<domain>.+):(?P<percent>\d{1,3})%")
-_SPEC = re.compile(r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>\d+%|\d+|all)(?:@(?P<replica>first|last|any|\d+))?")
+_SPEC = re.compile(
+    r"(?P<kind>[a-z]+):(?P<target>[a-z]+):(?P<amount>[0-9]{1,9}%|[0-9]{1,9}|all)"
+    r"(?:@(?P<replica>first|last|any|[0-9]{1,2}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)

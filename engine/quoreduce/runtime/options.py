@@ -8,14 +8,17 @@ from typing import Any, Literal
 
 from quoreduce.data.digest import ALGORITHMS, Algorithm
 from quoreduce.errors import UsageError
+from quoreduce.limits import check_fields, check_switches
 from quoreduce.runtime.diagnosis import Diagnosis
 from quoreduce.runtime.faults import parse_fault
 from quoreduce.runtime.port import DOMAINS, Domain
 
 Mode = Literal["original", "basic", "bft"]
 MODES: tuple[Mode, ...] = ("original", "basic", "bft")
-F_MAX = 16
-REDUCERS_MAX = 4096
+NUMBERS = ("f", "reducers", "split_mb", "fault_seed", "seed", "deadline_s", "attempts_max")
+SWITCHES = (
+    "overwrite", "sync", "strict", "deferred", "tentative", "digest_outputs", "tight_storage", "spares", "durable", "diagnose",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,8 @@ class Attest:
             raise UsageError(f"unknown batch mode {self.batch!r}: use none, aggregate or merkle")
         if self.scheme not in ("ecdsa", "rsassa"):
             raise UsageError(f"unknown scheme {self.scheme!r}: use ecdsa or rsassa")
-        if not 1 <= self.batch_size <= 1 << 20 or not 0 <= self.batch_ms <= 60_000:
-            raise UsageError("a batch has 1 to 1,048,576 executions and waits for 0 to 60,000 ms")
-        if self.nonce is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.nonce):
+        check_fields(self, ("batch_size", "batch_ms"))
+        if self.nonce is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(self.nonce)):
             raise UsageError("a nonce is 32 bytes, as 64 hexadecimal digits")
 
 
@@ -102,26 +104,26 @@ class Options:
     suspects: bool | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, NUMBERS)
+        check_switches(self, SWITCHES)
+        if self.suspects is not None:
+            check_switches(self, ("suspects",))
         if self.mode not in MODES:
             raise UsageError(f"unknown mode {self.mode!r}: use one of {', '.join(MODES)}")
-        if not 0 <= self.f <= F_MAX:
-            raise UsageError(f"f is 0 to {F_MAX}, not {self.f}")
         if self.digest is not None and self.digest not in ALGORITHMS:
             raise UsageError(f"unknown digest {self.digest!r}: use one of {', '.join(ALGORITHMS)}")
         if self.mode != "original" and self.digest == "checksum":
             raise UsageError("votes need a digest: use blake3 or fast (checksum is for --mode original)")
-        if self.reducers is not None and not 1 <= self.reducers <= REDUCERS_MAX:
-            raise UsageError(f"the number of reducers is 1 to {REDUCERS_MAX}, not {self.reducers}")
-        if self.split_bytes < 1:
-            raise UsageError(f"a split has at least one byte, not {self.split_mb} MB")
-        if self.deadline_s is not None and self.deadline_s <= 0:
-            raise UsageError("a deadline is more than 0 seconds")
         if self.attempts_max is not None and self.attempts_max < self.replicas_first:
             raise UsageError(f"at least {self.replicas_first} attempts of a task are planned, so {self.attempts_max} is too few")
         if self.attest is not None and self.algorithm != "blake3":
             raise UsageError(f"digest {self.algorithm} is for accidental faults only: an attested job needs blake3")
         if self.attest is not None and self.durable:
             raise UsageError("an attested job cannot be durable: there is no evidence of what an earlier driver saw")
+        faults: object = self.faults
+        if not isinstance(faults, tuple | list) or not all(isinstance(text, str) for text in faults):
+            raise UsageError(f"faults: use a tuple of texts such as 'flip:map:2', not {faults!r}")
+        object.__setattr__(self, "faults", tuple(self.faults))
         for text in self.faults:
             parse_fault(text)
 
@@ -169,8 +171,7 @@ class Place:
             raise UsageError(f"unknown executor {self.on!r}: use inline, local or ray")
         if self.domain is not None and self.domain not in DOMAINS:
             raise UsageError(f"unknown domain {self.domain!r}: use one of {', '.join(DOMAINS)}")
-        if self.workers is not None and not 1 <= self.workers <= 4096:
-            raise UsageError(f"the number of workers is 1 to 4096, not {self.workers}")
+        check_fields(self, ("workers",))
 
 
 @dataclass(slots=True)
@@ -192,6 +193,7 @@ class Suspect:
         lost, judged: tasks on which it lost a vote, of all that it voted on.
         passed, failed: known-answer tests. wrong: kernel -> how often its answer was wrong in these tests.
         quarantined: it got no more work, for enough others were there.
+        asked, answered: executions that it began, and those of them that it answered with a vote.
     """
 
     why: str
@@ -201,14 +203,25 @@ class Suspect:
     failed: int
     wrong: dict[str, int]
     quarantined: bool
+    asked: int = 0
+    answered: int = 0
 
     def __str__(self) -> str:
         """For people."""
         record = {"record": "quarantined by an earlier job", "probation": "was on probation"}.get(self.why)
-        votes = f"lost {self.lost} of {self.judged} tasks" if self.judged else "no task was asked of it"
         tests = f"failed {self.failed} of {self.failed + self.passed} tests" if self.failed + self.passed else None
         kernels = f"wrong in {', '.join(self.wrong)}" if self.wrong else None
-        return "; ".join(filter(None, (record, votes, tests, kernels, "quarantined" if self.quarantined else None)))
+        return "; ".join(filter(None, (record, self._votes(), tests, kernels, "quarantined" if self.quarantined else None)))
+
+
+    def _votes(self) -> str:
+        if self.judged:
+            return f"lost {self.lost} of {self.judged} tasks"
+        if self.answered:
+            return f"gave {self.answered} answer{'s' * (self.answered > 1)}, to tasks that were not agreed on"
+        if self.asked:
+            return f"gave no answer to {self.asked} execution{'s' * (self.asked > 1)}"
+        return "no task was asked of it"
 
 
 @dataclass(slots=True)

@@ -354,7 +354,7 @@ def connect(address: str, namespace: str | None = None) -> None:
             ray.shutdown()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "a local Ray" if address == LOCAL else f"Ray at {address}"
-        raise HostError(f"cannot use {where}: {reason}; try --on local, or `quoreduce doctor`") from error
+        raise HostError(f"cannot use {where}: {reason}; use --on local") from error
     except BaseException:  # Ctrl-C
         with contextlib.suppress(Exception):
             ray.shutdown()

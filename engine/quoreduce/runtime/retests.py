@@ -71,5 +71,8 @@ class Retests:
         for name, one in tracker.standings.items():
             if one.why:
                 wrong = dict(sorted(self._wrong.get(name, {}).items()))
-                found[name] = Suspect(one.why, one.lost, one.judged, one.passed, one.failed, wrong, name in shut)
+                asked, answered = tracker.asked_of(name)
+                found[name] = Suspect(
+                    one.why, one.lost, one.judged, one.passed, one.failed, wrong, name in shut, asked, answered
+                )  # fmt: skip
         return found

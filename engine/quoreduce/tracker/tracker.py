@@ -144,6 +144,11 @@ class JobTracker:
         """Whether :meth:`start` was called."""
         return self._started
 
+    def asked_of(self, domain: str) -> tuple[int, int]:
+        """Executions that a domain began, and how many of them it answered with a vote."""
+        asked = [attempt for attempt in self._attempts.values() if attempt.domain == domain]
+        return len(asked), sum(attempt.camp is not None for attempt in asked)
+
     @property
     def standings(self) -> dict[str, Standing]:
         """What was seen of each domain so far (R11)."""

@@ -26,10 +26,10 @@ from quoreduce.cloud.agents.channel import Address, Channel
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.bundle import Bundle
-from quoreduce.cloud.files import read_file
 from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
 from quoreduce.cloud.user import UNFINISHED, NewVm, ReadBack, Tell, User, UserEvent, Vm, WantImage, Wish
 from quoreduce.errors import InputError, UsageError, VmError, one_line
+from quoreduce.reading import read_file
 from quoreduce.trust.policy import POLICY_BYTES_MAX, Policy, decode_policy
 
 TICK_S: Final = 0.5
