@@ -35,6 +35,7 @@ from typing import Any, Protocol
 
 from quoreduce.data.inputs import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, JournalError, OutputError
+from quoreduce.ownership import why_foreign
 
 SUCCESS = "_SUCCESS"
 JOURNAL = "journal"
@@ -127,8 +128,9 @@ class OutputDir:
                 self._lock = _take_lock(self._lock_path, self.path)
                 _sweep(self.path, overwrite)
                 self._refuse_existing()
+                self.staging.mkdir(mode=0o700)  # what lies in it is trusted by who goes on with a durable job
                 for name in ("attempts", "output"):
-                    (self.staging / name).mkdir(parents=True)
+                    (self.staging / name).mkdir()
         except BaseException:
             self.abort()
             raise
@@ -489,6 +491,8 @@ def _sweep(output: Path, overwrite: bool = False, spare: bool = False) -> None:
         if _resumable(staging) and not overwrite:
             if spare:
                 continue
+            if foreign := why_foreign(staging):
+                raise OutputError(f"{_not_ours(staging, foreign)}; choose another output")
             raise OutputError(
                 f"a durable job was writing {output} and was cut short; go on with it: quoreduce resume {output}; "
                 "or give it up with --overwrite"
@@ -509,12 +513,25 @@ def _resumable(staging: Path) -> bool:
 
 
 def _kept(output: Path) -> Path:
-    """Return the staging directory of the durable job that was writing ``output``; the caller has swept the others."""
+    """Return the staging directory of the durable job that was writing ``output``; the caller has swept the others.
+
+    One that is not this user's is none: whoever can write there may have put it there, and the job in it is code.
+    """
+    foreign = ""
     for staging in _stagings(output):
-        return staging
+        why = why_foreign(staging)
+        if not why:
+            return staging
+        foreign = _not_ours(staging, why)
+    if foreign:
+        raise JournalError(f"nothing is resumed: {foreign}")
     if (output / SUCCESS).is_file():
         raise JournalError(f"nothing to resume: {output} is complete")
     raise JournalError(f"nothing to resume: no durable job was writing {output} (they run with --durable)")
+
+
+def _not_ours(staging: Path, why: str) -> str:
+    return f"a durable job was cut short in {staging}, but that {why}, so it is not trusted, and not run"
 
 
 def _restore(staging: Path, output: Path) -> None:

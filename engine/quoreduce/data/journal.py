@@ -27,6 +27,8 @@ import msgspec
 from blake3 import blake3
 
 from quoreduce.errors import JournalError, one_line
+from quoreduce.ownership import why_foreign_fd
+from quoreduce.reading import open_regular
 
 MAGIC = b"quoreduce job 1\n"
 RECORD_BYTES_MAX = 128 << 20
@@ -188,6 +190,10 @@ def _check(length: bytes, chain: bytes) -> bytes:
 # ---- the file
 
 
+class ForeignJournal(JournalError):
+    """A journal that another user wrote, or could have changed: the job in it is code, and is not run."""
+
+
 class Journal:
     """A journal that is open for appending. Errors of the file system are OSErrors, for the caller to translate."""
 
@@ -216,9 +222,23 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> tuple[Journal, list[Record]]:
-        """Open a journal to go on with, and return its records; a torn end is cut off. Raises JournalError."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """Open a journal to go on with, and return its records; a torn end is cut off.
+
+        Raises:
+            ForeignJournal: it, or its folder, is not this user's alone; nothing of it was read.
+            JournalError: it is corrupt, or no file.
+        """
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
+            fd = open_regular(path.name, os.O_RDWR | os.O_NOFOLLOW, folder)
+            foreign = why_foreign_fd(folder) or why_foreign_fd(fd)
+        except OSError as error:
+            raise JournalError(f"it cannot be opened: {error.strerror}") from error
+        finally:
+            os.close(folder)
+        try:
+            if foreign:
+                raise ForeignJournal(f"it {foreign}")
             size = os.fstat(fd).st_size
             if size > JOURNAL_BYTES_MAX:
                 raise JournalError(f"it has {size:,} bytes; at most {JOURNAL_BYTES_MAX:,} are read")

@@ -132,7 +132,7 @@ def _run(failed: str, arguments: list[str], folder: Path) -> str:
     env = {**os.environ, **WORKER_ENV, "PYTHONPATH": path, cache.VARIABLE: str(folder)}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", *arguments], env=env, check=False, capture_output=True, text=True, timeout=TIMEOUT_S,
+            [sys.executable, "-P", "-c", *arguments], env=env, check=False, capture_output=True, text=True, timeout=TIMEOUT_S,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

@@ -21,7 +21,7 @@ import quoreduce
 from quoreduce.data.commit import Output, OutputDir, output_errors
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, is_uri, open_filesystem, plan_splits, public_name, uri_errors
-from quoreduce.data.journal import Begun, Decided, Gone, Header, Journal, Launched, Record, Source
+from quoreduce.data.journal import Begun, Decided, ForeignJournal, Gone, Header, Journal, Launched, Record, Source
 from quoreduce.errors import JobError, JournalError, NotDeterministic
 from quoreduce.job import Job
 from quoreduce.runtime import wire
@@ -199,11 +199,14 @@ def begin(
 
 
 @contextmanager
-def reopen(output: str) -> Iterator[Life]:
+def reopen(output: str, named: bytes | None = None) -> Iterator[Life]:
     """Take up the durable job that was writing ``output``; nobody else can meanwhile.
 
+    ``named``: the job that the caller takes it for, pickled; None: whatever the journal holds, which is this user's own.
+
     Raises:
-        JournalError: there is none, its journal is corrupt, or its inputs have changed; nothing is changed then.
+        JournalError: there is none, its journal is corrupt or not this user's, the job is not the one that is named, or its
+        inputs have changed; nothing is changed then.
         OutputError: another run is writing there, or the output has come into being. InputError: an input is gone.
     """
     place = OutputDir.reopen(output)
@@ -212,9 +215,11 @@ def reopen(output: str) -> Iterator[Life]:
         try:
             with output_errors(place.journal_path):
                 journal, records = Journal.open(place.journal_path)
+        except ForeignJournal as error:
+            raise JournalError(f"the journal {place.journal_path} is not trusted, and its job is not run: {error}") from error
         except JournalError as error:
             raise JournalError(f"the journal {place.journal_path} is corrupt: {error}; {_advice(place)}") from error
-        life = _taken_up(place, journal, records)
+        life = _taken_up(place, journal, records, named)
         with output_errors(place.journal_path):
             journal.append([Begun(life.number)])
             journal.sync()
@@ -225,13 +230,18 @@ def reopen(output: str) -> Iterator[Life]:
         place.release()
 
 
-def _taken_up(place: OutputDir, journal: Journal, records: Sequence[Record]) -> Life:
+def _taken_up(place: OutputDir, journal: Journal, records: Sequence[Record], named: bytes | None) -> Life:
     header = records[0]
     assert isinstance(header, Header), "Journal.open has seen to it"
     if header.version != quoreduce.__version__:
         raise JournalError(
             f"the job was begun by quoreduce {header.version}, and this is {quoreduce.__version__}: resume it with that one; "
             f"{_advice(place)}"
+        )
+    if named is not None and blake3(named).digest() != blake3(header.job).digest():
+        raise JournalError(
+            f"the journal is of job {header.name}, digest {blake3(header.job).hexdigest()[:16]}, and the job that is named has "
+            f"{blake3(named).hexdigest()[:16]}: it is another one, or was changed since; {_advice(place)}"
         )
     options = _decoded(header.options, Options)
     splits = _unchanged(place, header)

@@ -102,7 +102,8 @@ class LocalExecutor:
         self._generation += 1
         with host_errors("cannot start a worker"):
             ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "quoreduce.runtime.local", name, str(self._folder), str(core)]
+        # -P: modules come from where the driver's do, never from the current directory, which may be anybody's.
+        command = [sys.executable, "-P", "-m", "quoreduce.runtime.local", name, str(self._folder), str(core)]
         command += [str(theirs.fileno()), str(self._life_read)]
         # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
         process = subprocess.Popen(

@@ -154,16 +154,19 @@ class Session:
             result = self._complete(job, options, splits, setup, place, output, report, life)
         return self._timed(result, start, cpu)
 
-    def resume(self, output: str, report: Report = lambda progress: None) -> Result:
+    def resume(self, output: str, report: Report = lambda progress: None, job: Job | None = None) -> Result:
         """Go on with the durable job that was writing ``output`` and was cut short, on the workers of this session.
 
+        ``job``: what it has to be; None: what the journal says, which has to be this user's own file.
+
         Raises:
-            JournalError: there is none, its journal is corrupt, or its inputs have changed; and as :meth:`run`.
+            JournalError: there is none, its journal is corrupt, not this user's or of another job, or its inputs have changed;
+            and as :meth:`run`.
         """
         from quoreduce.runtime.durable import reopen
 
-        with reopen(output) as life:
-            return self.go_on(life, report)
+        with self._turns.take(), reopen(output, None if job is None else pickle_job(job)) as life:
+            return self._go_on(life, report)
 
     @host_errors("the machine failed")
     def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
@@ -280,18 +283,19 @@ def run(
 
 @host_errors("the machine failed")
 def resume(
-    output: str, *, on: str | None = None, workers: int | None = None, domain: str | None = None, address: str | None = None,
-    store: str | None = None,
+    output: str, *, job: Job | None = None, on: str | None = None, workers: int | None = None, domain: str | None = None,
+    address: str | None = None, store: str | None = None,
 ) -> Result:  # fmt: skip
     """Go on with the durable job that was writing ``output`` and was cut short; only what was not agreed on is executed.
 
     Args:
         output: the directory that was named when the job was begun.
+        job: what it has to be, by the digest of its code; None: what the journal says.
         on, workers, domain, address, store: see :class:`Place`; None: as before.
     """
     from quoreduce.runtime.durable import reopen
 
-    with reopen(output) as life:
+    with reopen(output, None if job is None else pickle_job(job)) as life:
         place = life.where(on=on, workers=workers, domain=domain, address=address, store=store)
         with Session(place) as session:
             return session.go_on(life)

@@ -8,6 +8,7 @@ remembered.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -19,6 +20,8 @@ import msgspec
 
 from quoreduce import machine
 from quoreduce.errors import InputError
+from quoreduce.ownership import why_foreign_fd
+from quoreduce.reading import open_regular
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker.suspicion import Known, Standing, stands_out
 
@@ -29,6 +32,7 @@ PROBATION_JOBS = 20
 FORGET_S = 90 * 24 * 3600.0
 PLACES_MAX = 4096
 FILE_BYTES_MAX = 4 << 20
+LOCK_WAIT_S, LOCK_TICK_S = 10.0, 0.02
 
 State = Literal["ok", "suspect", "quarantined", "probation"]
 Say = Callable[[str], None]
@@ -124,12 +128,15 @@ class Book:
     def read(self) -> dict[str, Record]:
         """Place -> record; empty if there is no file. Raise InputError if it is not what we write, or cannot be read."""
         try:
-            with open(self.path, "rb") as file:
+            with open(open_regular(self.path), "rb") as file:
                 raw = file.read(FILE_BYTES_MAX + 1)
+                foreign = why_foreign_fd(file.fileno())
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise InputError(f"the record of suspects, {self.path}, cannot be read: {error.strerror}") from error
+        if foreign:
+            raise InputError(f"the record of suspects, {self.path}, {foreign}: delete it, or set QUOREDUCE_STATE")
         try:
             found = msgspec.json.decode(raw, type=_File)
             if found.format == FORMAT and len(raw) <= FILE_BYTES_MAX:
@@ -140,7 +147,7 @@ class Book:
 
     def change(self, edit: Callable[[dict[str, Record]], None], now: float) -> None:
         """Read, edit and write, with nobody in between. Raise InputError, OSError."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.locked():
             places = self.read()
             edit(places)
@@ -163,20 +170,37 @@ class Book:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other drivers out."""
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(_private(self.path.with_suffix(".lock")), "w") as lock:
+            end = time.monotonic() + LOCK_WAIT_S
+            while not _locks(lock.fileno()):
+                if time.monotonic() > end:
+                    raise OSError(errno.EAGAIN, f"another process has held its lock for {LOCK_WAIT_S:.0f} s", str(self.path))
+                time.sleep(LOCK_TICK_S)
             yield
 
     def _write(self, places: dict[str, Record]) -> None:
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            with open(beside, "wb") as file:
+            with open(_private(beside), "wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _private(path: Path) -> int:
+    """Open a file of this user alone for writing; it is made if it is missing."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _locks(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _bounded(places: dict[str, Record], now: float) -> dict[str, Record]:

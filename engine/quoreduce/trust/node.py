@@ -20,6 +20,8 @@ import msgspec
 
 from quoreduce import machine
 from quoreduce.errors import AttestationError, HostError
+from quoreduce.ownership import why_foreign
+from quoreduce.reading import read_regular
 from quoreduce.trust.evidence import KEYS_PCR, LEVEL1_PCRS, Hardware, launch_log
 from quoreduce.trust.policy import Policy, decode_policy
 from quoreduce.trust.wire import sized
@@ -27,6 +29,7 @@ from quoreduce.trust.wire import sized
 Backend = Literal["utpm", "swtpm"]
 POLICY: Final = "policy.json"
 ENROLMENT: Final = "enrolment.json"
+POLICY_BYTES_MAX: Final = 16 << 20
 SCHEME: Final = "ecdsa"  # of a node's AK
 TURN_S: Final = 20.0  # for other workers of the node to finish their launches; one takes some ten milliseconds
 
@@ -53,6 +56,8 @@ def setup_node(state: Path, backend: Backend, environments: Sequence[str]) -> Po
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if foreign := why_foreign(state):
+            raise HostError(f"the folder {state} {foreign}: keys are not kept there; choose another with --state")
         roots, registrar = _enrol_swtpm(state) if backend == "swtpm" else ((), None)
         policy = Policy(environments=tuple(environments), backends=(backend,), roots=roots, registrar=registrar)
         checked = decode_policy(policy.encode())
@@ -102,11 +107,14 @@ def state_folder(name: str | None = None) -> Path:
 def read_policy(path: str) -> Policy:
     """Read a policy file; AttestationError says what is wrong with it, or how to make one."""
     try:
-        raw = Path(path).read_bytes()
+        raw = read_regular(path, POLICY_BYTES_MAX)
+        foreign = why_foreign(Path(path).resolve(), ours_only=False)
     except FileNotFoundError as error:
         raise AttestationError(f"no policy {path}: make one with `quoreduce attest setup`") from error
-    except OSError as error:
-        raise AttestationError(f"cannot read the policy {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise AttestationError(f"cannot read the policy {path}: {getattr(error, 'strerror', None) or error}") from error
+    if foreign:
+        raise AttestationError(f"the policy {path} {foreign}, so it says what others want to be trusted: use one of your own")
     try:
         return decode_policy(raw)
     except AttestationError as error:
@@ -147,7 +155,7 @@ class SwtpmNode:
 def read_enrolment(state: Path, backend: str) -> Enrolment:
     """Read what the registrar gave this node; HostError if it is not enrolled."""
     try:
-        found = msgspec.json.decode((state / ENROLMENT).read_bytes(), type=Enrolment)
+        found = msgspec.json.decode(read_regular(state / ENROLMENT, POLICY_BYTES_MAX), type=Enrolment)
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
         raise HostError(f"{state} holds no enrolment: run `quoreduce attest setup --backend {backend}`") from error
     if found.backend != backend:
