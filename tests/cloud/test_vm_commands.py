@@ -68,7 +68,7 @@ def test_without_apt_or_busybox_no_image_is_built(vm: Callable[..., Any], tmp_pa
         (("attest",), 2, "name the manager"),
         (("attest", "--manager", "unix:m"), 6, "nobody answers"),
         (("launch", "image", "web", "--server", "s1", "--manager", "unix:m"), 6, "nobody answers"),
-        (("launch", "image", "web", "--server", "s1", "--memory-mb", "1"), 6, "MiB of memory"),
+        (("launch", "image", "web", "--server", "s1", "--memory-mb", "1"), 2, "use a whole number of MiB from 16"),
         (("trust", "none.json"), 2, "cannot read none.json"),
         (("policy", "--state", "none"), 6, "not installed"),
         (("insider", "s1", "not-hex", "stop", "--manager", "unix:m"), 2, "no VM's id"),

@@ -286,7 +286,7 @@ def test_what_a_dead_driver_began_to_write_is_written_over(tmp_path: Path) -> No
 def test_a_link_is_not_followed_to_another_journal(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(written([HEADER]))
     (tmp_path / "journal").symlink_to("other")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(JournalError, match="symbolic links"):
         Journal.open(tmp_path / "journal")
 
 
