@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from quoreduce.data.block import Block, Buffer, parse_schema
 from quoreduce.data.block import Layout as BlockLayout
 from quoreduce.data.digest import Digester, Stream
+from quoreduce.errors import HostError
 from quoreduce.runtime.wire import COUNTER_CHARS_MAX, COUNTERS_MAX
 
 U8 = NDArray[np.uint8]
@@ -155,5 +157,10 @@ class ReduceContext(Counting):
         self._stream.update(view)
         for fd in self._files:
             done = 0
-            while done < len(view):
-                done += os.write(fd, view[done:])
+            try:
+                while done < len(view):
+                    done += os.write(fd, view[done:])
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise HostError(f"cannot write a part: {error.strerror}") from error

@@ -15,7 +15,7 @@ class InlineExecutor:
 
     def __init__(self, workers: int, store: str | None = None) -> None:
         self._count = workers
-        self._folder, self._lock = create_session_folder(store)
+        self._hold = create_session_folder(store)
         self._workers: dict[str, Worker] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._gone: list[str] = []
@@ -27,7 +27,7 @@ class InlineExecutor:
     def _join(self, domain: str) -> WorkerInfo:
         name = f"{domain}.{self._generation}"
         self._generation += 1
-        self._workers[name] = Worker(name, "local", self._folder / name)
+        self._workers[name] = Worker(name, "local", self._hold.path / name)
         return WorkerInfo(name, domain, "local", None, os.getpid())
 
     def submit(self, worker: str, raw: bytes) -> None:
@@ -59,8 +59,5 @@ class InlineExecutor:
         return self._join(worker.rpartition(".")[0])
 
     def close(self) -> None:
-        import shutil
-
         self._workers.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
+        self._hold.remove()

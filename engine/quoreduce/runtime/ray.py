@@ -10,14 +10,18 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from quoreduce import interrupts
 from quoreduce.errors import HostError, UsageError
+from quoreduce.files import Hold, make_folder, sweep
 from quoreduce.runtime import wire
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
@@ -26,6 +30,8 @@ START_TIMEOUT_S = 180.0
 STARTS_MAX = 3
 FETCH_TIMEOUT_S = 60.0
 NODE_CHECK_S = 1.0
+TIDY_S = 5.0
+RAY_FOLDER_CHARS_MAX = 40  # a socket's name has 107 characters at most, of which Ray uses 66
 OBJECT_STORE_BYTES = 512 << 20
 RACK_LABELS = ("quoreduce.io/rack", "rack")
 CRASH_STATUS = 13
@@ -38,10 +44,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 class RayWorker:
     """The actor: one :class:`quoreduce.runtime.worker.Worker`, which other nodes may ask for blocks meanwhile."""
 
-    def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str) -> None:
+    def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str, swept: bool) -> None:
         import ray
 
-        from quoreduce.runtime.store import PREFIX, join_session_folder
+        from quoreduce.runtime.store import join_session_folder
         from quoreduce.runtime.worker import Worker
 
         self._ray = ray
@@ -51,9 +57,9 @@ class RayWorker:
         self._pinned: set[int] = set()
         self._pin()
         # One folder for all workers of a node: what one has stored can still be read when that one is dead.
-        self._folder, self._lock = join_session_folder(store, f"{namespace.removeprefix(PREFIX)}-{node[:12]}")
+        self._hold = join_session_folder(store, f"{namespace.removeprefix('quoreduce-')}-{node[:12]}", swept)
         self._peers: dict[str, Any] = {}
-        self._worker = Worker(name, node, self._folder / name, self._fetch)
+        self._worker = Worker(name, node, self._hold.path / name, self._fetch)
 
     def info(self) -> bytes:
         """Return pid, core and type of CPU as text."""
@@ -78,10 +84,7 @@ class RayWorker:
 
     def tidy(self) -> bool:
         """Delete what this worker stored, and what dead ones left on this node."""
-        from quoreduce.runtime.store import sweep
-
-        shutil.rmtree(self._folder, ignore_errors=True)
-        sweep(self._folder.parent)
+        self._hold.remove()
         return True
 
     def _pin(self) -> None:
@@ -114,8 +117,11 @@ class _Actor:
 class RayExecutor:
     """Actors on the nodes of a Ray cluster, one replica at a time each."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, swept: bool = True) -> None:
+        """``swept``: its workers delete what dead sessions left on their nodes."""
         self._place = place
+        self._swept = swept
+        self._folder: Hold | None = None  # where a Ray of our own keeps what it keeps
         self._ray: Any = None
         self._owned = False
         self._namespace = f"quoreduce-{secrets.token_hex(8)}"
@@ -157,16 +163,21 @@ class RayExecutor:
                 "address": "local", "num_cpus": len(cores()), "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }  # fmt: skip
+            if self._swept:
+                sweep()
+            with interrupts.held():
+                self._folder = _folder_for_ray()
+            settings |= {"_temp_dir": str(self._folder.path)} if self._folder else {}
         else:
             settings["address"] = address
+        self._owned = True  # from now on there may be something to shut down
         try:
-            with _quiet():
+            with _quiet(), _own_signals():
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             where = f"Ray at {address}" if address else "a local Ray"
             raise HostError(f"cannot use {where}: {reason}; try --on local, or `quoreduce doctor`") from error
-        self._owned = True
         _mute()
 
     def _alive_nodes(self) -> list[dict[str, Any]]:
@@ -190,7 +201,7 @@ class RayExecutor:
         handle = actor_class.options(
             name=name, namespace=self._namespace, runtime_env={"env_vars": environment},
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(name, node_id, self._place.store, pinned, self._namespace)  # fmt: skip
+        ).remote(name, node_id, self._place.store, pinned, self._namespace, self._swept)  # fmt: skip
         domain = {
             "core": f"{node_id[:8]}/core{number}", "worker": f"worker{index}", "node": f"node-{node_id[:8]}",
         }.get(self._domain) or self._racks[node_id]  # fmt: skip
@@ -286,17 +297,22 @@ class RayExecutor:
             return None
 
     def close(self) -> None:
-        if self._ray is None or not self._ray.is_initialized():
+        if self._ray is None:
             return
-        with contextlib.suppress(Exception):
-            calls = [actor.handle.tidy.remote() for actor in self._actors.values()]
-            self._ray.wait(calls, num_returns=len(calls), timeout=5)
-        for actor in self._actors.values():
+        if self._ray.is_initialized():
             with contextlib.suppress(Exception):
-                self._ray.kill(actor.handle, no_restart=True)
-        self._actors.clear()
+                calls = [actor.handle.tidy.remote() for actor in self._actors.values()]
+                self._ray.wait(calls, num_returns=len(calls), timeout=TIDY_S)
+            for actor in self._actors.values():
+                with contextlib.suppress(Exception):
+                    self._ray.kill(actor.handle, no_restart=True)
+            self._actors.clear()
         if self._owned:
-            self._ray.shutdown()
+            with contextlib.suppress(Exception):
+                self._ray.shutdown()
+            self._owned = False
+        if self._folder is not None:
+            self._folder.remove()
 
 
 def _with_io_group(cls: type[RayWorker]) -> type[RayWorker]:
@@ -324,6 +340,28 @@ def _rack(node: dict[str, Any]) -> str:
         if labels.get(name):
             return f"rack-{labels[name]}"
     raise UsageError(f"--domain rack: node {node['NodeID'][:8]} has no label {RACK_LABELS[0]}: ray start --labels ...")
+
+
+def _folder_for_ray() -> Hold | None:
+    """A folder for sockets and logs of a Ray of our own; None if the path is too long for sockets: then Ray chooses."""
+    hold = make_folder(Path(tempfile.gettempdir()), "ray")
+    if len(str(hold.path)) <= RAY_FOLDER_CHARS_MAX:
+        return hold
+    hold.remove()
+    return None
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray has handlers of its own for SIGTERM, which end with another status than we say: keep ours."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(interrupts.retake)
+        with contextlib.suppress(ImportError, AttributeError):
+            from ray._private import utils
+
+            stack.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
+            utils.set_sigterm_handler = lambda handler: None
+        yield
 
 
 def _mute() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
-import shutil
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,12 +20,14 @@ import cloudpickle
 from msgspec import structs
 
 import quoreduce
+from quoreduce import interrupts
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, local_path, plan_splits
+from quoreduce.data.inputs import Split, is_uri, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
+from quoreduce.files import make_folder
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import ensure_kernels
@@ -48,6 +51,12 @@ Report = Callable[[Progress], None]
 class Session:
     """Workers on one machine or a cluster; a context manager. Jobs run one at a time.
 
+    It belongs to the process that opened it: a forked one can neither use nor close it. It is closed when the process ends,
+    by SIGINT, SIGTERM or SIGHUP too, if it was opened in the main thread and the script has no handlers of its own for them.
+
+    Attributes:
+        published: the output of the last job that was published.
+
     >>> with Session(Place(on="local")) as session:
     ...     result = session.run(job, ["input.txt"], "output", Options(f=1))
     """
@@ -61,25 +70,47 @@ class Session:
         self._generation = 0
         self._late: set[str] = set()
         self._known: set[str] = set()
+        self._pid = 0
+        self._took = False
+        self.published: str | None = None
 
     def __enter__(self) -> Session:
-        ensure_kernels(self._say)
-        self._executor = _executor(self.on, self.place)
-        try:
-            self._workers = {info.name: info for info in self._executor.start()}
-        except BaseException:
-            self.close()
-            raise
+        with interrupts.scope():
+            self._took = interrupts.take()
+            try:
+                ensure_kernels(self._say)
+                with interrupts.held():
+                    self._pid = os.getpid()
+                    self._executor = _executor(self.on, self.place)
+                self._workers = {info.name: info for info in self._executor.start()}
+                atexit.register(self.close)  # only now: it is to come before what a library that was loaded registers
+            except BaseException:
+                self._close()
+                self._give_back()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers and delete what they stored."""
-        if self._executor is not None:
-            self._executor.close()
-            self._executor = None
+        """Stop the workers and delete what they stored; in another process, or if it is closed, this does nothing."""
+        if self._executor is not None and self._pid == os.getpid():
+            with interrupts.scope():
+                self._close()
+                atexit.unregister(self.close)
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if self._took:
+            self._took = False
+            interrupts.give_back()
+
+    def _close(self) -> None:
+        with interrupts.held():
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.close()
 
     @property
     def domains(self) -> list[str]:
@@ -105,7 +136,10 @@ class Session:
             InputError, OutputError, UsageError: nothing was run. JobError: the job's own code failed. NoQuorum, TooFewDomains,
             NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
         """
-        options = options or Options()
+        with interrupts.scope():
+            return self._run(job, inputs, output, options or Options(), report)
+
+    def _run(self, job: Job, inputs: Sequence[str], output: str, options: Options, report: Report) -> Result:
         self._make_ready(options)
         if options.durable and local_path(output) is None:
             raise UsageError("--durable keeps its journal beside the output, so that has to be a directory, not a URI")
@@ -115,10 +149,10 @@ class Session:
         reducers = options.reducers or usual_reducers(splits, job)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
-            scratch = Path(_scratch(output, job_id))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
-            stack.callback(place.abort)
+            with interrupts.held():
+                scratch = _scratch(output, stack)
+                place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
+                stack.callback(place.abort)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
             setup = self._setup(job, pickle_job(job), options, splits, reducers, key)
             life = None
@@ -143,6 +177,10 @@ class Session:
 
     def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
         """The same for a job that was taken up already."""
+        with interrupts.scope():
+            return self._go_on(life, report)
+
+    def _go_on(self, life: Life, report: Report) -> Result:
         start, cpu = time.perf_counter(), time.process_time()
         self._make_ready(life.options)
         job, header = life.job(), life.header
@@ -178,7 +216,10 @@ class Session:
                 self._known |= driver.newcomers
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
-            place.finish(raw, driver.receipt(raw))
+            receipt = driver.receipt(raw)
+            with interrupts.held():
+                place.finish(raw, receipt)
+                self.published = output
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
         result.splits, result.parts = len(splits), setup.reducers
@@ -216,6 +257,8 @@ class Session:
         """Replace workers that are still busy with an earlier job, and see whether there are enough for this one."""
         if self._executor is None:
             raise UsageError("use a Session as a context manager: with Session(...) as session")
+        if self._pid != os.getpid():
+            raise UsageError(f"this Session belongs to process {self._pid}, which opened it: open one in this process")
         renew(self._executor, self._workers, self._late)
         need = options.replicas_needed
         have = self.domains
@@ -298,10 +341,14 @@ def _split_bytes(job: Job, options: Options) -> int:
     return max(width, options.split_bytes // width * width) if width else options.split_bytes
 
 
-def _scratch(output: str, job_id: str) -> str:
-    import tempfile
-
-    return os.path.join(tempfile.gettempdir(), f"quoreduce-upload-{job_id}")
+def _scratch(output: str, stack: contextlib.ExitStack) -> Path:
+    """A folder for the parts of an output behind a URI, until they are uploaded; others need none."""
+    root = Path(tempfile.gettempdir())
+    if not is_uri(output):
+        return root
+    hold = make_folder(root, "upload")
+    stack.callback(hold.remove)
+    return hold.path
 
 
 def _executor(on: str, place: Place) -> Executor:

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from quoreduce.errors import InputError
+from quoreduce.files import write_whole
 from quoreduce.runtime.port import WorkerInfo
 from quoreduce.tracker.suspicion import Known, Standing, stands_out
 
@@ -162,20 +163,13 @@ class Book:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other drivers out."""
-        with open(self.path.with_suffix(".lock"), "w") as lock:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(self.path.with_suffix(".lock"), flags, 0o600)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _write(self, places: dict[str, Record]) -> None:
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            with open(beside, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(self.path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
 
 
 def _bounded(places: dict[str, Record], now: float) -> dict[str, Record]:
