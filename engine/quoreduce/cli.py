@@ -9,12 +9,11 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quoreduce import __version__, terminal
+from quoreduce import __version__, interrupts, terminal
 from quoreduce.arguments import Parser
 from quoreduce.errors import FaultsMasked, HostError, QuoreduceError, UsageError
 from quoreduce.limits import NUMBERS, RECORDS
@@ -23,6 +22,7 @@ from quoreduce.printable import printable, printable_name
 if TYPE_CHECKING:
     from quoreduce.job import Job
     from quoreduce.runtime.options import Options, Place, Result
+    from quoreduce.runtime.session import Session
 
 EXIT_CODES = """exit codes:
   0  ok
@@ -31,7 +31,7 @@ EXIT_CODES = """exit codes:
   4  no quorum, too few failure domains, or the machine or a core failed
   5  the job is not deterministic
   6  attestation: evidence is refused, or cannot be made
-  130  interrupted
+  130  interrupted; 143, 129  terminated by SIGTERM, SIGHUP
   141  nobody reads standard output any more"""
 CHECK_SETTINGS = """settings:
   repeat   the same once more, in a new process         state    a second time in the same process
@@ -40,6 +40,11 @@ CHECK_SETTINGS = """settings:
   place    another TZ, LC_ALL, current directory        cpu      an older CPU type for numpy, the C library, BLAS
   numba    kernels compiled for an older CPU type"""
 DIAGNOSES_SHOWN = 10
+CLEAN_HELP = (
+    "delete what sessions that were killed left: stores of blocks and temporary files that bear our marker (what is left beside an "
+    "output goes when a job writes there again)"
+)
+PUBLISHED = "the output had been published before"
 FAULT_HELP = (
     "inject a fault: KIND:TARGET:COUNT[@REPLICA], e.g. flip:map:2, wrong:reduce:25%%, crash:all:1; kinds: flip wrong lie swap crash "
     "hang lose late wire slow; targets: map reduce all; REPLICA: first, last (default), any or a number; or stuck:DOMAIN, "
@@ -93,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="show versions, cores, memory, shared memory, and whether Ray can be reached")
     doctor.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: RAY_ADDRESS)")
     doctor.add_argument("--deep", action="store_true", help="compare installed files and compiled kernels with their digests; exit 4 if one differs")
+    doctor.add_argument("--store", metavar="DIR", help="look there, too, for what dead sessions left")
+    doctor.add_argument("--clean", action="store_true", help=CLEAN_HELP)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
@@ -222,6 +229,16 @@ def _place_options(command: argparse.ArgumentParser, on: str, workers: str) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    interrupts.take()
+    try:
+        with interrupts.scope():
+            return _checked(argv)
+    finally:
+        interrupts.give_back()
+
+
+def _checked(argv: Sequence[str] | None) -> int:
+    """Run a command; standard output that cannot be written is an error too, and a signal ends it through its clean-up."""
     try:
         with terminal.streams():
             return _main(argv)
@@ -230,31 +247,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return terminal.PIPE_CLOSED
         _complain(str(lost), lost)
         return HostError.exit_code
+    except (KeyboardInterrupt, interrupts.Terminated) as error:
+        return _ended_by_signal(error, argv is None)
 
 
 def _main(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(_COMMANDS[arguments.command](arguments))
     except QuoreduceError as error:
         _complain(str(error), error)
         return error.exit_code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"the machine failed: {where}{error.strerror or error}", error)
-        return HostError.exit_code
-    except KeyboardInterrupt as error:
-        _complain("interrupted, nothing was published", error)
-        return 130
-    except SystemExit as error:  # by SIGTERM
-        if getattr(error, "__notes__", ()):
-            _complain("terminated, nothing was published", error)
-        raise
     except OSError as error:
         reason = f"{printable_name(error.filename)}: {error.strerror}" if error.filename else str(error)
         _complain(f"the machine failed: {reason}", error)
@@ -267,15 +270,20 @@ def _main(argv: Sequence[str] | None) -> int:
         return QuoreduceError.exit_code
 
 
+def _ended_by_signal(error: KeyboardInterrupt | interrupts.Terminated, for_good: bool) -> int:
+    """Everything was left through its clean-up: say so. ``for_good``: the process is about to end."""
+    if for_good:
+        interrupts.ignore()
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        _complain(text if PUBLISHED in getattr(error, "__notes__", ()) else f"{text}, nothing was published", error)
+    return int(error.code) if isinstance(error, interrupts.Terminated) and isinstance(error.code, int) else 130
+
+
 def _complain(text: str, error: BaseException) -> None:
     """Say what was wrong in one line, and what was noted about it."""
     with contextlib.suppress(OSError):
         print("quoreduce:", printable("; ".join((text, *getattr(error, "__notes__", ())))), file=sys.stderr)
-
-
-def _terminate(number: int, frame: object) -> None:
-    """Leave through all clean-up, as for Ctrl-C."""
-    raise SystemExit(128 + number)
 
 
 def _run(a: argparse.Namespace) -> int:
@@ -339,9 +347,22 @@ def _run_job(a: argparse.Namespace, make: Callable[[], Job]) -> int:
         raise UsageError("name at least one INPUT, and the OUTPUT last")
     place, options = _place(a), _options(a)
     job = make()
-    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, Session(place, bar.say) as session:
-        result = session.run(job, a.paths[:-1], a.paths[-1], options, bar.update)
+    with progress_bar(not a.quiet and sys.stderr.isatty()) as bar:
+        session = Session(place, bar.say)
+        with _true_of(session), session:
+            result = session.run(job, a.paths[:-1], a.paths[-1], options, bar.update)
     return _report(result, a.json, a.strict)
+
+
+@contextlib.contextmanager
+def _true_of(session: Session) -> Iterator[None]:
+    """A signal may come when the output is in place already."""
+    try:
+        yield
+    except (KeyboardInterrupt, interrupts.Terminated) as error:
+        if session.published is not None:
+            error.add_note(PUBLISHED)
+        raise
 
 
 def _report(result: Result, as_json: bool, strict: bool) -> int:
@@ -364,7 +385,8 @@ def _resume(a: argparse.Namespace) -> int:
         named = pickle_job(find_job(a.job))
     with progress_bar(not a.quiet and sys.stderr.isatty()) as bar, reopen(a.output, named) as life:
         where = life.where(on=now.on, workers=now.workers, domain=now.domain, address=now.address, store=now.store)
-        with Session(where, bar.say) as session:
+        session = Session(where, bar.say)
+        with _true_of(session), session:
             result = session.go_on(life, bar.update)
     if not a.json:
         print(f"resumed: {result.recovered} tasks were agreed on before, and taken over")
@@ -497,7 +519,7 @@ def _chaos(a: argparse.Namespace) -> int:
 def _doctor(a: argparse.Namespace) -> int:
     from quoreduce.report.doctor import doctor
 
-    return doctor(a.address, a.json, a.deep)
+    return doctor(a.address, a.json, clean=a.clean, store=a.store, deep=a.deep)
 
 
 _COMMANDS = {

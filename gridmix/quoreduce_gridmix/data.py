@@ -17,21 +17,23 @@ A set is a directory with part-00000, part-00001, ... and ``_gridmix.json``, whi
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from quoreduce import files
 from quoreduce.data.commit import output_errors
 from quoreduce.data.sequencefile import block_frame, file_header, sync_marker
 from quoreduce.errors import HostError, InputError, OutputError, UsageError, one_line
@@ -60,6 +62,7 @@ SIZES = ("small", "medium", "large")
 SWEEP = "parts:"
 """``parts:N`` is the size of a job that reads the first N part files."""
 
+_PART = re.compile("part-[0-9]{5,}")
 _DESCRIPTION_BYTES_MAX = 256 * PARTS_MAX
 _STORED_BYTES_MAX = (1 << 16) - 1
 
@@ -145,19 +148,32 @@ def generate(
         raise UsageError(f"no set {kind!r} of {nbytes} bytes in {parts} parts by {workers} workers: sets are {', '.join(KINDS)}")
     target = Path(os.path.abspath(directory))
     _refuse_existing(target, overwrite)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
     count = min(workers or len(os.sched_getaffinity(0)), parts)
-    try:
-        with output_errors(target):
-            staging.mkdir(parents=True)
+    with _staged(target) as staging:
         made = _make_parts(_Order(kind, str(staging), nbytes, parts, seed), count, progress or (lambda done, total: None))
         data = DataSet(target, kind, nbytes, seed, made)
         with output_errors(target):
             (staging / DESCRIPTION).write_text(_describe(data))
-            _publish(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            _publish(staging, target, overwrite)
     return data
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to make it in; what of this bears our marker and its maker is dead is deleted before."""
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for dead in target.parent.glob(f".{glob.escape(target.name)}.*.staging"):
+            files.remove_dead(dead)
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.staging")
+        folder.mkdir()
+        hold = files.Hold(folder, ends=True)
+    try:
+        with output_errors(target):
+            (folder / "set").mkdir()
+        yield folder / "set"
+    finally:
+        hold.remove()
 
 
 def load(directory: str | os.PathLike[str]) -> DataSet:
@@ -398,17 +414,28 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         raise OutputError(f"{target} exists: use --overwrite to replace it")
     if target.is_symlink() or not target.is_dir() or (os.listdir(target) and not (target / DESCRIPTION).is_file()):
         raise OutputError(f"{target} is no set of GridMix's data: it is not replaced; choose another directory")
+    _refuse_foreign(target, target)
 
 
-def _publish(staging: Path, target: Path) -> None:
-    """Rename the whole to its place; an earlier set is put aside before and deleted after."""
-    old = staging.with_suffix(".old")
+def _refuse_foreign(target: Path, folder: Path) -> None:
+    """Refuse to replace a set beside whose parts there is something else."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name != DESCRIPTION and not (_PART.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
+                raise OutputError(f"{target} holds {entry.name!r}, which is no part of a set: remove it first, or choose another")
+
+
+def _publish(staging: Path, target: Path, overwrite: bool) -> None:
+    """Rename the whole to its place; an earlier set is put aside before and goes with what it was made in."""
+    _refuse_existing(target, overwrite)
+    old = staging.with_name("old")
     if target.exists():
         target.rename(old)
     try:
-        staging.rename(target)
-    except OSError:
         if old.exists():
+            _refuse_foreign(target, old)  # what came in since then
+        staging.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)

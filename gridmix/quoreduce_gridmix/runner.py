@@ -6,7 +6,6 @@ part files read for comparison between runs, never inside what is timed.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import structs
 
 from quoreduce.arguments import unknown_name
+from quoreduce.data.commit import output_errors, remove_output
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data
 from quoreduce_gridmix.noise import Noise, Watch
@@ -219,12 +219,17 @@ class _Runner:
                     yield structs.replace(run, extra=repetition >= repeat)
             clean += repetition >= 0 and not disturbed
         if not self.study.keep:
-            shutil.rmtree(self.folder)
-            with suppress(OSError):  # others' outputs may be there
+            for variant in self.study.variants:
+                _clear(self._folder_of(variant))
+            with suppress(OSError):  # others' outputs may be there, or files of the user's
+                self.folder.rmdir()
                 self.folder.parent.rmdir()
 
+    def _folder_of(self, variant: Variant) -> Path:
+        return self.folder / variant.name.replace(" ", "-").replace(",", "")
+
     def _run(self, variant: Variant, repetition: int) -> Run:
-        folder = self.folder / variant.name.replace(" ", "-").replace(",", "")
+        folder = self._folder_of(variant)
         _clear(folder)
         options = self.study.options(self.app, self.size, variant)
         inputs, stages, output, watch = self.files, [], folder, Watch()
@@ -275,13 +280,12 @@ def digest_parts(output: Path) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Delete the output of the run before, outside of what is timed."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
+    """Delete the outputs of the run before, outside of what is timed; OutputError if there is anything else."""
+    with output_errors(folder):
+        for stage in sorted(folder.glob("stage-*")):
+            remove_output(stage)
+        remove_output(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another output") from error
 
 
 def _stage(result: Result) -> Stage:

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quoreduce.data.journal import Begun, Decided, Launched, Record, decode
+from quoreduce.files import sweep
 from quoreduce.runtime.compile import use_kernels
-from quoreduce.runtime.store import sweep
 
 TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
 TEXT_BYTES, RECORDS = 160_000, 1500

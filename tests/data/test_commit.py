@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from quoreduce import files
 from quoreduce.data import commit
 from quoreduce.data.commit import OutputDir, UriOutput, open_output, output_errors
 from quoreduce.errors import JournalError, OutputError
@@ -373,7 +374,8 @@ def test_a_lock_on_a_file_that_its_owner_just_unlinked_is_not_a_lock(tmp_path: P
     def late(fd: int, operation: int) -> None:
         if not calls:
             (tmp_path / ".out.lock").unlink()
-        calls.append(fd)
+        if ".out.lock" in os.readlink(f"/proc/self/fd/{fd}"):
+            calls.append(fd)
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
@@ -389,6 +391,129 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".out.a.staging", ".out.lock"]
     run(tmp_path / "out", [b"x"])
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_only_looks_like_ours_beside_an_output_is_neither_used_nor_deleted(tmp_path: Path) -> None:
+    """Folders and locks are ours by what is written in them, not by their names."""
+    for name in ("empty of markers", "other"):
+        (tmp_path / f".out.{name.split()[0]}.staging" / "output").mkdir(parents=True)
+    (tmp_path / ".out.empty.staging" / "thesis.tex").write_text("mine")
+    shutil.copytree(tmp_path / ".out.other.staging", tmp_path / "outside")
+    (tmp_path / ".out.link.staging").symlink_to("outside")
+    files.Hold(tmp_path / "outside").release()
+    run(tmp_path / "out", [b"x"], overwrite=True)
+    assert (tmp_path / ".out.empty.staging" / "thesis.tex").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == [".out.empty.staging", ".out.link.staging", ".out.other.staging", "out", "outside"]
+    (tmp_path / ".new.lock").write_text("another program's")
+    assert f"{tmp_path}/.new.lock is not a lock of quoreduce" in refused(tmp_path / "new")
+    assert (tmp_path / ".new.lock").read_text() == "another program's"
+    os.mkfifo(tmp_path / ".pipe.lock")
+    assert "is not a lock of quoreduce" in refused(tmp_path / "pipe")
+
+
+def test_a_copy_of_what_we_left_is_not_ours(tmp_path: Path) -> None:
+    cut_short(tmp_path / "out", [b"one"])
+    (tmp_path / ".out.job.staging").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / ".out.job.staging")
+    (tmp_path / ".out.job.staging" / "journal").unlink()
+    run(tmp_path / "out", [b"x"], job_id="other")
+    assert (tmp_path / ".out.job.staging" / "attempts").is_dir()
+
+
+def test_a_run_whose_lock_was_deleted_is_let_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from quoreduce.data.commit import OutputDir as O; o = O(sys.argv[1], 0, [], 'a'); "
+        "print(flush=True); input(); o.finish(b'new')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        (tmp_path / ".out.lock").unlink()
+        assert "another run is writing" in refused(tmp_path / "out", overwrite=True)
+        first.communicate(b"\n")
+    assert first.returncode == 0
+    assert contents_of(tmp_path / "out") == {"_SUCCESS": b"new"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_lock_of_another_run_is_not_deleted(tmp_path: Path) -> None:
+    first = OutputDir(str(tmp_path / "out"), False, [], "job")
+    (tmp_path / ".out.lock").unlink()
+    (tmp_path / ".out.lock").write_bytes(b"quoreduce 1\n")
+    first.abort()
+    assert os.listdir(tmp_path) == [".out.lock"]
+
+
+def test_a_forked_process_leaves_the_output_to_its_parent(tmp_path: Path) -> None:
+    output = OutputDir(str(tmp_path / "out"), False, [], "job")
+    child = os.fork()
+    if child == 0:
+        output.abort()
+        output.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert "another run is writing" in refused(tmp_path / "out")
+    output.finish(NEW)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_output_that_has_no_place_any_more_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody makes OUT anew between the two renames of an overwrite."""
+    make(tmp_path / "out", "full")
+    output = OutputDir(str(tmp_path / "out"), True, [], "job")
+    rename = os.rename
+
+    def overtaken(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target.name == "old":
+            make(tmp_path / "out", "foreign")
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    with pytest.raises(OutputError, match="Directory not empty"):
+        output.finish(NEW)
+    output.abort()
+    assert contents_of(tmp_path / ".out.job.staging" / "old") == {"part-r-00000": b"old", "_SUCCESS": OLD}
+    shutil.rmtree(tmp_path / "out")
+    run(tmp_path / "other", [b"x"])
+    assert "exists" in refused(tmp_path / "out")
+    assert contents_of(tmp_path / "out") == {"part-r-00000": b"old", "_SUCCESS": OLD}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_without_descriptors_nothing_is_left(tmp_path: Path, before: bool) -> None:
+    """Whichever call is the first for which there is none: the run fails with a clear error, or ends."""
+    code = """
+import os, resource, sys
+from quoreduce.data.commit import OutputDir
+from quoreduce.errors import OutputError
+first = os.open("/dev/null", os.O_RDONLY)
+resource.setrlimit(resource.RLIMIT_NOFILE, (first + 1 + int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    output = OutputDir(sys.argv[1], False, [], "job")
+    try:
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        output.abort()
+        print("aborted")
+except OutputError as error:
+    print("refused", "Too many open files" in str(error))
+"""
+    ends = set()
+    for spare in range(14):
+        folder = tmp_path / str(spare)
+        folder.mkdir()
+        if before:
+            (folder / "deep").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder / "deep" / "out"), str(spare)], capture_output=True, text=True, check=False
+        )
+        assert not done.stderr, (spare, done.stderr)
+        assert os.listdir(folder) == (["deep"] if before else []), spare
+        assert not before or os.listdir(folder / "deep") == [], spare
+        ends.add(done.stdout)
+    assert ends == {"refused True\n", "aborted\n"}
 
 
 # --- bad places -------------------------------------------------------------------------------------------------------
@@ -414,6 +539,15 @@ def test_names_that_cannot_be_an_output_are_refused(path: str) -> None:
     assert "cannot be an output" in refused(path)
 
 
+def test_a_name_beside_which_there_is_no_place_for_ours_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 243, "x" * 256, "é" * 122):
+        assert "choose a shorter one" in refused(tmp_path / name)
+        assert "choose a shorter one" in refused(tmp_path / "deep" / name)
+    assert os.listdir(tmp_path) == []
+    run(tmp_path / ("x" * 242), [b"x"])
+    assert os.listdir(tmp_path) == ["x" * 242]
+
+
 @pytest.mark.parametrize("job_id", ["", "a.b", "a/b", "..", "x" * 65, "new\n"])
 def test_job_ids_that_could_be_misread_are_refused(tmp_path: Path, job_id: str) -> None:
     assert "job id" in refused(tmp_path / "out", job_id=job_id)
@@ -423,7 +557,7 @@ def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert "Not a directory" in refused(tmp_path / "file" / "out")
     assert "cannot write" in refused(tmp_path / "file" / "deep" / "out")
-    assert "File name too long" in refused(tmp_path / ("x" * 250))
+    assert "choose a shorter one" in refused(tmp_path / ("x" * 250))
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -577,6 +711,13 @@ def cut_short(path: Path, contents: list[bytes], job_id: str = "job") -> None:
     output.abort()
 
 
+def marked(path: Path) -> None:
+    """Leave a staging directory, and what is in it, as a run does that was killed."""
+    path.mkdir(parents=True)
+    staging = next(one for one in (path, *path.parents) if one.name.endswith(".staging"))
+    files.Hold(staging).release()
+
+
 def not_resumed(path: Path) -> str:
     with pytest.raises(JournalError) as caught:
         OutputDir.reopen(str(path))
@@ -630,8 +771,8 @@ def test_what_a_durable_job_left_is_given_up_with_overwrite_only(tmp_path: Path)
 
 def test_reopening_sweeps_what_other_runs_left(tmp_path: Path) -> None:
     cut_short(tmp_path / "out", [b"one"])
-    (tmp_path / ".out.dead.staging" / "output").mkdir(parents=True)
-    (tmp_path / ".out.done.staging").mkdir()
+    marked(tmp_path / ".out.dead.staging" / "output")
+    marked(tmp_path / ".out.done.staging")
     (tmp_path / ".out.done.staging" / "journal").touch()
     again = OutputDir.reopen(str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == [".out.job.staging", ".out.lock"]
@@ -657,20 +798,22 @@ def test_of_a_job_that_is_swept_the_journal_goes_first(tmp_path: Path, monkeypat
     journal = tmp_path / ".out.job.staging" / "journal"
     assert journal.exists()
     there: list[bool] = []
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: there.append(journal.exists()))
-    commit._remove_tree(journal.parent)
-    assert set(there) == {False}
+    monkeypatch.setattr(files, "remove_dead", lambda *_: there.append(journal.exists()))
+    commit._sweep(tmp_path / "out", overwrite=True)
+    assert there == [False]
 
 
 def test_what_cannot_be_swept_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object, **__: object) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    (tmp_path / "tree" / "deep").mkdir(parents=True)
+    marked(tmp_path / ".out.job.staging" / "deep")
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", busy)
-        commit._remove_tree(tmp_path / "tree")
-    assert (tmp_path / "tree" / "deep").exists()
+        commit._sweep(tmp_path / "out")
+    assert (tmp_path / ".out.job.staging" / "deep").exists()
+    commit._sweep(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
 
 
 def test_all_of_a_file_is_written_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,7 +831,7 @@ def test_others_may_read_a_lock(tmp_path: Path) -> None:
 
 def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
-    assert "cannot write" in refused(tmp_path / "out")
+    assert f"{tmp_path}/.out.lock is a symbolic link" in refused(tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == [".out.lock"]
 
 

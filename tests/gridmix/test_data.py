@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from quoreduce import files
 from quoreduce.data.sequencefile import read_sequence
 from quoreduce.errors import HostError, InputError, OutputError, UsageError
 from quoreduce_gridmix import data as grid
@@ -240,6 +241,10 @@ def test_an_existing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_set_is_replaced_as_a_whole(tmp_path: Path) -> None:
     grid.generate("varinfltext", tmp_path / "set", 1000, 5, workers=1)
+    (tmp_path / "set" / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which is no part of a set"):
+        grid.generate("fixcompseq", tmp_path / "set", 1000, 2, workers=1, overwrite=True)
+    (tmp_path / "set" / "thesis.tex").unlink()
     made = grid.generate("fixcompseq", tmp_path / "set", 1000, 2, workers=1, overwrite=True)
     assert sorted(os.listdir(tmp_path / "set")) == ["_gridmix.json", "part-00000", "part-00001"]
     assert grid.load(tmp_path / "set") == made
@@ -297,3 +302,11 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, change: dict[str, Any]
     with pytest.raises(UsageError, match="sets are varcompseq, fixcompseq, varinfltext"):
         grid.generate(**arguments)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_generator_left_goes_and_what_only_looks_so_stays(tmp_path: Path) -> None:
+    for name in ("dead", "mine"):
+        (tmp_path / f".set.{name}.staging" / "set").mkdir(parents=True)
+    files.Hold(tmp_path / ".set.dead.staging").release()
+    grid.generate("fixcompseq", tmp_path / "set", 1000, 1, workers=1)
+    assert sorted(os.listdir(tmp_path)) == [".set.mine.staging", "set"]

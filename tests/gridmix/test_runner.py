@@ -371,3 +371,17 @@ def test_an_output_without_parts_has_no_digest(tmp_path: Path) -> None:
 def test_a_study_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing to run"):
         Study((), ("small",), BOTH)
+
+
+def test_outputs_are_cleared_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "small" / "javaSort" / "plain"
+    (folder / "stage-1").mkdir(parents=True)
+    (folder / "stage-1" / "part-r-00000").touch()
+    (folder / "stage-1" / "_SUCCESS").touch()
+    runner._clear(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which no job wrote"):
+        runner._clear(folder)
+    assert (folder / "thesis.tex").exists()

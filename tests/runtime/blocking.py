@@ -7,12 +7,16 @@ one byte from ``gate``. The command line runs the same job as ``blocking.py:JOB`
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from quoreduce import Job
 
 EXECUTIONS_MAX = 64
+TIMEOUT_S = 120
 
 
 def blocking_job(folder: str) -> Job:
@@ -66,6 +70,30 @@ class Gate:
     def close(self) -> None:
         os.close(self._started)
         os.close(self._gate)
+
+
+class Command:
+    """The command line in a process of its own, with the blocking job at the gate."""
+
+    def __init__(self, gate: Gate, tmp_path: Path, on: str = "local") -> None:
+        self.store, self.outputs = tmp_path / "store", tmp_path / "outputs"
+        self.store.mkdir()
+        self.outputs.mkdir()
+        self.arguments = [
+            "run", f"{__file__}:JOB", str(gate.text), str(self.outputs / "out"), "--on", on, "--workers", "2",
+            "--domain", "worker", "--reducers", "1", "--store", str(self.store),
+        ]  # fmt: skip
+        environment = {**os.environ, "BLOCKING_FOLDER": str(gate.folder), "PYTHONPATH": str(Path(__file__).parent)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "quoreduce.cli", *self.arguments], env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.workers = [gate.reached(), gate.reached()]
+
+    def end(self, number: signal.Signals) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        stdout, stderr = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, stdout, stderr
 
 
 JOB = blocking_job(os.environ.get("BLOCKING_FOLDER", "."))

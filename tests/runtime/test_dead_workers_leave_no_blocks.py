@@ -37,7 +37,7 @@ def test_folders_of_dead_workers_go_with_the_next_job(how: str, tmp_path: Path) 
             count(session, text, tmp_path / f"out{i}", faults=("crash:map:2@first",) if how == "crash" else ())
         count(session, text, tmp_path / "out", faults=())
         names = {info.name for info in session.workers}
-        (folder,) = store.glob("quoreduce-*")
+        (folder,) = store.glob("quoreduce-*/session-*")
         assert {path.name for path in folder.iterdir() if path.is_dir()} <= names
     assert len({tuple(parts_of(tmp_path / f"out{i}")) for i in range(JOBS)}) == 1
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import blocking
 import pytest
-from blocking import Gate, blocking_job
+from blocking import TIMEOUT_S, Command, Gate, blocking_job
 from runs import left_in, parts_of, poll, running
 
 from quoreduce import Options, Result, Session
 from quoreduce.cli import main
 from quoreduce.runtime.options import Place
-from quoreduce.runtime.store import PREFIX, create_session_folder, sweep
-
-TIMEOUT_S = 120
 
 
 @pytest.fixture
@@ -101,36 +95,12 @@ def test_both_workers_are_killed_while_they_reduce(gate: Gate, tmp_path: Path) -
 # ---- the command line
 
 
-class Command:
-    """The command line in a process of its own, with the blocking job at the gate."""
-
-    def __init__(self, gate: Gate, tmp_path: Path, on: str = "local") -> None:
-        self.store, self.outputs = tmp_path / "store", tmp_path / "outputs"
-        self.store.mkdir()
-        self.outputs.mkdir()
-        self.arguments = [
-            "run", f"{blocking.__file__}:JOB", str(gate.text), str(self.outputs / "out"), "--on", on, "--workers", "2",
-            "--domain", "worker", "--reducers", "1", "--store", str(self.store),
-        ]  # fmt: skip
-        environment = {**os.environ, "BLOCKING_FOLDER": str(gate.folder), "PYTHONPATH": str(Path(blocking.__file__).parent)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "quoreduce.cli", *self.arguments], env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.workers = [gate.reached(), gate.reached()]
-
-    def end(self, number: signal.Signals) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        stdout, stderr = self.process.communicate(timeout=TIMEOUT_S)
-        return self.process.returncode, stdout, stderr
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_command_leaves_nothing(number: signal.Signals, code: int, gate: Gate, tmp_path: Path) -> None:
     command = Command(gate, tmp_path)
     returned, stdout, stderr = command.end(number)
     assert (returned, stdout) == (code, "")
-    assert stderr == ("quoreduce: interrupted, nothing was published\n" if code == 130 else "")
+    assert stderr == f"quoreduce: {'interrupted' if code == 130 else 'terminated'}, nothing was published\n"
     assert left_in(command.outputs) == []
     assert left_in(command.store) == []
     assert not any(map(running, command.workers))
@@ -148,7 +118,6 @@ def test_workers_of_a_killed_driver_end_by_themselves(
     assert "out" not in left_in(command.outputs)
     gate.open()
     monkeypatch.setenv("BLOCKING_FOLDER", str(gate.folder))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the command line's handler is not for this process
     arguments = [a if a != "local" else "inline" for a in command.arguments]
     assert main(arguments) == 0, capsys.readouterr().err
     assert parts_of(command.outputs / "out") == [gate.right]
@@ -174,15 +143,3 @@ def test_a_session_with_nothing_to_do_leaves_nothing(tmp_path: Path) -> None:
         assert all(map(running, pids))
     assert left_in(tmp_path / "store") == []
     assert not any(map(running, pids))
-
-
-def test_what_a_session_left_without_a_lock_is_swept(tmp_path: Path) -> None:
-    """Its owner was killed before it could lock it, or a worker wrote while others deleted. One that lives is let alone."""
-    folder, lock = create_session_folder(str(tmp_path))
-    (tmp_path / f"{PREFIX}dead" / "w0").mkdir(parents=True)
-    (tmp_path / "not ours").mkdir()
-    sweep(tmp_path)
-    assert left_in(tmp_path) == ["not ours", folder.name]
-    os.close(lock)
-    sweep(tmp_path)
-    assert left_in(tmp_path) == ["not ours"]

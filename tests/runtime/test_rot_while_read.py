@@ -28,7 +28,7 @@ def rotting_job(folder: str, store: str, error: bool) -> Job:
             time.sleep(0.001)
 
     def flip() -> None:
-        for path in Path(store).glob("quoreduce-*/*/segment-*"):
+        for path in Path(store).glob("quoreduce-*/*/*/segment-*"):
             raw = path.read_bytes()
             at = raw.find(VALUE.to_bytes(8, "little"))
             if at >= 0:

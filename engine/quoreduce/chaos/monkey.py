@@ -12,6 +12,7 @@ import errno
 import os
 import random
 import signal
+import stat
 import threading
 import time
 from collections import Counter
@@ -124,7 +125,7 @@ class Monkey:
     def _rot(self, strike: Strike) -> int:
         """Flip a bit in a stored block: in a byte that is not zero if one is found soon, for segments are not full."""
         rng = random.Random(strike.pick)
-        segments = sorted(self._work.glob("store/quoreduce-*/*/segment-*"))
+        segments = sorted(self._work.glob("store/quoreduce-*/*/*/segment-*"))
         return int(bool(segments) and flip_bit(rng.choice(segments), rng))
 
     def _part(self, strike: Strike) -> int:
@@ -193,10 +194,14 @@ def sweep_clocks(since: float, folder: Path = Path("/dev/shm")) -> int:
     for path in (*folder.glob("faketime_shm_*"), *folder.glob("sem.faketime_sem_*")):
         pid = path.name.rpartition("_")[2]
         with contextlib.suppress(OSError):
-            if pid.isdigit() and not lives(int(pid)) and path.stat().st_mtime >= since:
+            if pid.isdigit() and not lives(int(pid)) and _is_left(path.lstat(), since):
                 path.unlink()
                 swept += 1
     return swept
+
+
+def _is_left(status: os.stat_result, since: float) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mtime >= since
 
 
 def lives(pid: int) -> bool:

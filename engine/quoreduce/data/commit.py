@@ -8,11 +8,13 @@ A run that writes OUT in the directory PARENT owns, until it ends::
     PARENT/.OUT.JOB.staging/old/         with ``overwrite``: the output that OUT replaces, between two renames
     PARENT/.OUT.JOB.staging/journal      of a durable job, and
     PARENT/.OUT.JOB.staging/blocks/      what its maps stored, by life of the job
+    PARENT/.OUT.JOB.staging/.quoreduce-owner.*   who made it: what bears no such marker is not ours (quoreduce.files)
 
 OUT appears complete or not at all, because it appears by one rename of a directory that is already synced. A crash
 between the two renames of an overwrite leaves the old output in ``old/``; the next run puts it back before it starts.
-Whoever holds the lock may sweep every staging directory of OUT: their owners are dead. Attempts are not inside
-``output/``, so that a replica that writes on after the vote disturbs nothing.
+Whoever holds the lock may sweep the staging directories of OUT that are ours and whose owners are dead; one whose owner lives
+although the lock was free, for somebody deleted the file, is a run that goes on. Attempts are not inside ``output/``, so
+that a replica that writes on after the vote disturbs nothing.
 
 What a durable job left is not swept: :meth:`OutputDir.reopen` goes on with it. Its journal is made when all else is
 there, and is the first to go; so if there is a journal and no ``output/``, that was renamed to OUT: the job is done.
@@ -33,6 +35,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from quoreduce import files
 from quoreduce.data.inputs import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, JournalError, OutputError
 from quoreduce.ownership import why_foreign
@@ -44,6 +47,7 @@ RECEIPT = "_RECEIPT.json"
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # no dots: .OUT.JOB.staging must parse in one way only
 _CHUNK = 8 << 20
 _LOCK_TRIES = 100
+_LOCK_MAGIC = b"quoreduce "
 
 
 class Output(Protocol):
@@ -87,6 +91,21 @@ def open_output(
     return OutputDir(local, overwrite, inputs, job_id, sync)
 
 
+def remove_output(path: Path) -> None:
+    """Delete the output of a job, if it is there; if it holds anything else, OutputError, and nothing is deleted."""
+    with output_errors(path):
+        if not os.path.lexists(path):
+            return
+        if path.is_symlink() or not path.is_dir():
+            raise OutputError(f"{path} is not the output of a job, so it is not deleted; remove it first")
+        with os.scandir(path) as entries:
+            found = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
+        _refuse_foreign(str(path), found)
+        for name, _ in sorted(found, key=lambda one: one[0] != SUCCESS):
+            os.unlink(path / name)
+        os.rmdir(path)
+
+
 def part_name(part: int) -> str:
     """Return the file name of a part, ``part-r-00000`` and on."""
     return f"part-r-{part:05d}"
@@ -120,8 +139,12 @@ class OutputDir:
         _refuse_overlap(self.path, inputs)
         self._published: dict[int, int] = {}
         self._lock: int | None = None
+        self._hold: files.Hold | None = None
+        self._pid, self._reopened = os.getpid(), False
         self._created: list[Path] = []
         self.staging = self.path.parent / f".{self.path.name}.{job_id}.staging"
+        with output_errors(path):
+            _refuse_long(self.path, len(os.fsencode(self.staging.name)))
         try:
             with output_errors(path):
                 self._create_parents()
@@ -129,6 +152,11 @@ class OutputDir:
                 _sweep(self.path, overwrite)
                 self._refuse_existing()
                 self.staging.mkdir(mode=0o700)  # what lies in it is trusted by who goes on with a durable job
+                try:
+                    self._hold = files.Hold(self.staging)
+                except BaseException:
+                    self.staging.rmdir()  # it is empty
+                    raise
                 for name in ("attempts", "output"):
                     (self.staging / name).mkdir()
         except BaseException:
@@ -144,7 +172,8 @@ class OutputDir:
         """
         self = cls.__new__(cls)
         self.path = _resolve(path)
-        self._published, self._created, self._lock = {}, [], None
+        self._published, self._created, self._lock, self._hold = {}, [], None, None
+        self._pid, self._reopened = os.getpid(), False
         if not self.path.parent.is_dir():
             raise JournalError(f"nothing to resume: {self.path.parent} is no directory")
         with output_errors(path):
@@ -152,6 +181,7 @@ class OutputDir:
             try:
                 _sweep(self.path, spare=True)
                 self.staging = _kept(self.path)
+                self._reopened = True
             except BaseException:
                 self.release()
                 raise
@@ -166,6 +196,8 @@ class OutputDir:
         with output_errors(self.path):
             _restore(self.staging, self.path)
             self._refuse_existing()
+            if self._hold is None:
+                self._hold = files.Hold(self.staging)
             for part, attempt in agreed.items():
                 with suppress(FileNotFoundError):
                     (self.staging / "output" / part_name(part)).rename(self.attempt_path(part, attempt))
@@ -226,6 +258,7 @@ class OutputDir:
             self._refuse_existing()
             if self.path.exists():
                 self.path.rename(self.staging / "old")
+                self._refuse_foreign(self.staging / "old")  # what came in since then
             output.rename(self.path)
         try:
             if self._sync:
@@ -238,10 +271,14 @@ class OutputDir:
 
     def abort(self) -> None:
         """Remove the staging directory, the lock, and parents that were created and are empty."""
+        if self._pid != os.getpid():
+            return  # in a process that was forked from a run
         if self._lock is not None:
-            with suppress(OSError):  # what cannot be put back or removed now is by the next run
-                _restore(self.staging, self.path)
-                _remove_tree(self.staging)
+            if (self._hold is not None or self._reopened) and _is_done_with(self.staging, self.path):
+                if self._hold is not None:
+                    self._hold.remove()
+                else:
+                    files.remove_dead(self.staging)
             self.release()
         while self._created:
             with suppress(OSError):
@@ -249,9 +286,12 @@ class OutputDir:
 
     def release(self) -> None:
         """Let go of the lock and leave everything as it is: a durable job can be resumed. Then :meth:`abort` does nothing."""
-        if self._lock is not None:
+        if self._lock is not None and self._pid == os.getpid():
+            if self._hold is not None:
+                self._hold.release()
             with suppress(OSError):
-                self._lock_path.unlink()
+                if os.path.samestat(os.fstat(self._lock), os.lstat(self._lock_path)):
+                    self._lock_path.unlink()
             with suppress(OSError):
                 os.close(self._lock)
             self._lock = None
@@ -269,7 +309,10 @@ class OutputDir:
             raise OutputError(f"the output {self.path} exists; choose another, or replace it with --overwrite")
         if self.path.is_symlink() or not self.path.is_dir():
             raise OutputError(f"the output {self.path} is not a directory, so it is not overwritten; remove it first")
-        with os.scandir(self.path) as entries:
+        self._refuse_foreign(self.path)
+
+    def _refuse_foreign(self, path: Path) -> None:
+        with os.scandir(path) as entries:
             _refuse_foreign(str(self.path), [(e.name, e.is_file(follow_symlinks=False)) for e in entries])
 
 
@@ -327,11 +370,11 @@ class UriOutput:
                 self._upload(RECEIPT, io.BytesIO(receipt))
             self._upload(SUCCESS, io.BytesIO(manifest))
         self._finished = True
-        _remove_tree(self.staging)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def abort(self) -> None:
         """Delete the parts uploaded so far and the local files."""
-        _remove_tree(self.staging)
+        shutil.rmtree(self.staging, ignore_errors=True)
         if self._finished:
             return
         for part in self._published:
@@ -408,6 +451,15 @@ def _resolve(path: str) -> Path:
     return Path(os.path.realpath(head)) / name
 
 
+def _refuse_long(output: Path, staging_bytes: int) -> None:
+    """Refuse a name beside which there is no place for those of the lock and the staging directory."""
+    folder = next(parent for parent in output.parents if parent.exists())
+    least = staging_bytes - len(os.fsencode(output.name))
+    limit = os.pathconf(folder, "PC_NAME_MAX") - least
+    if len(os.fsencode(output.name)) > limit:
+        raise OutputError(f"the output's name has {staging_bytes - least} bytes, and at most {limit} here; choose a shorter one")
+
+
 def _refuse_overlap(output: Path, inputs: Sequence[str]) -> None:
     """Refuse an output that is, lies in or holds an input; globs count as the files they match."""
     for source in inputs:
@@ -438,7 +490,7 @@ def _refuse_foreign(name: str, entries: Sequence[tuple[str, bool]]) -> None:
     complete = any(entry == SUCCESS for entry, _ in entries)
     for entry, regular in entries:
         if not regular or not (entry.startswith("part-") or (complete and entry.startswith("_") and "/" not in entry)):
-            raise OutputError(f"{name} holds {entry!r}, which no job wrote, so it is not overwritten; remove it first")
+            raise OutputError(f"{name} holds {entry!r}, which no job wrote, so it is not overwritten or deleted; remove it first")
 
 
 def _published_before(published: dict[int, int], part: int, attempt: int) -> bool:
@@ -464,13 +516,16 @@ def _take_lock(path: Path, output: Path) -> int:
     """Lock ``path`` for this process's life and return its descriptor; OutputError if another run has it.
 
     The owner unlinks the file before it lets go, so a lock on a file that is no longer at ``path`` is worth nothing.
+    What lies there and is no lock of ours is refused: in the end it would be deleted.
     """
     for _ in range(_LOCK_TRIES):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = _open_lock(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    with suppress(OSError):  # an empty one will do
+                        os.pwrite(fd, b"%s%d\n" % (_LOCK_MAGIC, os.getpid()), 0)
                     return fd
         except BlockingIOError:
             os.close(fd)
@@ -482,12 +537,38 @@ def _take_lock(path: Path, output: Path) -> int:
     raise OutputError(f"another run is writing {output}; wait for it, or choose another output")
 
 
+def _open_lock(path: Path) -> int:
+    """Open the file of a lock, which is made if need be; OutputError if it is not one of ours."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OutputError(f"{path} is a symbolic link, where the lock of the output has to be; remove it") from error
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (status.st_size and os.pread(fd, len(_LOCK_MAGIC), 0) != _LOCK_MAGIC):
+            raise OutputError(f"{path} is not a lock of quoreduce, but has its name; move it away, or choose another output")
+        if status.st_uid != os.geteuid():
+            raise OutputError(f"{path} belongs to user {status.st_uid}, who may be writing there; choose another output")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _sweep(output: Path, overwrite: bool = False, spare: bool = False) -> None:
-    """Remove what killed runs left beside ``output``; the caller holds the lock.
+    """Remove what killed runs left beside ``output``; the caller holds the lock. What does not bear our marker is left alone.
 
     What a durable job left is removed with ``overwrite`` only; it is left alone with ``spare``, otherwise an OutputError.
     """
     for staging in _stagings(output):
+        state = files.state_of(staging)
+        if state == "alive":
+            raise OutputError(f"another run is writing {output} in {staging}; wait for it, or choose another output")
+        if state == "foreign":
+            continue
         if _resumable(staging) and not overwrite:
             if spare:
                 continue
@@ -497,8 +578,8 @@ def _sweep(output: Path, overwrite: bool = False, spare: bool = False) -> None:
                 f"a durable job was writing {output} and was cut short; go on with it: quoreduce resume {output}; "
                 "or give it up with --overwrite"
             )
-        _restore(staging, output)
-        _remove_tree(staging)
+        if _is_done_with(staging, output):
+            files.remove_dead(staging)
 
 
 def _stagings(output: Path) -> list[Path]:
@@ -520,9 +601,9 @@ def _kept(output: Path) -> Path:
     foreign = ""
     for staging in _stagings(output):
         why = why_foreign(staging)
-        if not why:
+        if not why and files.state_of(staging) == "dead":
             return staging
-        foreign = _not_ours(staging, why)
+        foreign = _not_ours(staging, why) if why else foreign
     if foreign:
         raise JournalError(f"nothing is resumed: {foreign}")
     if (output / SUCCESS).is_file():
@@ -532,6 +613,18 @@ def _kept(output: Path) -> Path:
 
 def _not_ours(staging: Path, why: str) -> str:
     return f"a durable job was cut short in {staging}, but that {why}, so it is not trusted, and not run"
+def _is_done_with(staging: Path, output: Path) -> bool:
+    """Put an old output back, if need be; tell whether the rest may go: not if the old output has no other place.
+
+    The journal is deleted before all else: half a job must not look as if it could be resumed.
+    """
+    with suppress(OSError):
+        _restore(staging, output)
+    if (staging / "old").exists() and (staging / "output").exists():
+        return False  # the new output was never moved in, and something else is in the place of the old one
+    with suppress(OSError):
+        (staging / JOURNAL).unlink()
+    return True
 
 
 def _restore(staging: Path, output: Path) -> None:
@@ -539,16 +632,6 @@ def _restore(staging: Path, output: Path) -> None:
     old = staging / "old"
     if not os.path.lexists(output) and old.is_dir():
         old.rename(output)
-
-
-def _remove_tree(path: Path) -> None:
-    with suppress(OSError):
-        (path / JOURNAL).unlink()
-    for _ in range(3):  # a replica that still writes can put a file into a directory that is being emptied
-        with suppress(OSError):  # rmtree raises what close() and fstat() say, whatever it is told to ignore
-            if not path.exists():
-                return
-            shutil.rmtree(path, ignore_errors=True)
 
 
 # --- syncing ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ import msgspec
 from quoreduce.data.commit import SUCCESS, output_errors, part_name
 from quoreduce.data.inputs import local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, OutputError, one_line
+from quoreduce.files import temporary_folder
 from quoreduce.reading import open_regular
 
 FORMAT_VERSION = 1
@@ -249,9 +249,9 @@ def verify_output(path: str | os.PathLike[str], digest_file: Callable[[Path], by
     local = local_path(name)
     if local is not None:
         return _verify(Path(local), local, digest_file)
-    with tempfile.TemporaryDirectory(prefix="quoreduce-verify.") as copy:
-        _download(name, copy)
-        return _verify(Path(copy), public_name(name), digest_file)
+    with temporary_folder("verify") as copy:
+        _download(name, str(copy))
+        return _verify(copy, public_name(name), digest_file)
 
 
 def _verify(directory: Path, name: str, digest_file: Callable[[Path], bytes]) -> VerifyReport:

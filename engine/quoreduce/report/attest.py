@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -241,16 +242,18 @@ def _hash_of(name: str) -> bytes:
 
 def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
     """Write a folder that is there whole or not at all."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}.new")
+    staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    made = False
     try:
         staging.mkdir(parents=True)
+        made = True
         for name, data in contents.items():
             (staging / name).write_bytes(data)
         staging.rename(out)
     except OSError as error:
+        if made:
+            shutil.rmtree(staging, ignore_errors=True)
         raise OutputError(f"cannot write {out}: {error.strerror}; choose another folder") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 # ---- verify

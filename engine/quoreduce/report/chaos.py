@@ -13,7 +13,6 @@ from quoreduce.chaos.plan import KINDS, STAGES, chosen_by, parse_job, parse_kind
 from quoreduce.chaos.tally import Campaign, Row
 from quoreduce.errors import HostError, OutputError
 from quoreduce.limits import NUMBERS
-from quoreduce.printable import printable
 from quoreduce.terminal import print_table
 
 COLUMNS = (

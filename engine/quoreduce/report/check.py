@@ -11,7 +11,6 @@ import dis
 import itertools
 import json
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from msgspec.structs import replace
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
 from quoreduce.errors import HostError, InputError, JobError
+from quoreduce.files import temporary_folder
 from quoreduce.job import Job, record_width
 from quoreduce.limits import NUMBERS
 from quoreduce.printable import printable
@@ -109,8 +109,8 @@ def _check(
     plan = Plan(pickle_job(job), picked, reducers or usual_reducers(picked, job), job.sample is not None)
     ensure_kernels(say)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="quoreduce-check-") as folder:
-        checker = _Checker(job, plan, Path(folder), start, limit_s)
+    with temporary_folder("check") as folder:
+        checker = _Checker(job, plan, folder, start, limit_s)
         report = checker.run(_affordable(job, wanted, bool(settings), checker.left_out))
     report.input_bytes = sum(split.length for split in planned)
     report.wall_s = time.monotonic() - start

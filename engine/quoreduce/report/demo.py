@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from quoreduce.errors import InputError, QuoreduceError
+from quoreduce.files import temporary_folder
 from quoreduce.jobs.find import find_job
 from quoreduce.printable import printable_name
 from quoreduce.report.generate import text_chunks, write_file
@@ -28,8 +27,7 @@ def demo(text: str | None, generated_mb: int, on: str) -> int:
     own = Path(text) if text else TEXT
     if text and not own.is_file():
         raise InputError(f"no such file: {text}")
-    folder = Path(tempfile.mkdtemp(prefix="quoreduce-demo-"))
-    try:
+    with temporary_folder("demo") as folder:
         use_kernels(_say)
         generated = folder / "generated.txt"
         _say(f"generating {generated_mb} MB of text ...")
@@ -39,8 +37,6 @@ def demo(text: str | None, generated_mb: int, on: str) -> int:
         with Session(Place(on=on), _say) as session:  # type: ignore[arg-type]
             _say(f"failure domains: {', '.join(session.domains)}")
             rows = [row for path in texts for row in _compare(session, path, folder)]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     _table(rows)
     return _verdict(rows)
 

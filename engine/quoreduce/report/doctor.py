@@ -10,9 +10,10 @@ import sys
 import tempfile
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from quoreduce import __version__
+from quoreduce import __version__, files
 from quoreduce.errors import HostError
 from quoreduce.printable import printable
 from quoreduce.runtime.compile import damaged_kernels
@@ -23,12 +24,20 @@ PACKAGES = ("ray", "numba", "numpy", "blake3", "pyarrow", "msgspec")
 SHARED_LEAST_BYTES = 1 << 30
 
 
-def doctor(address: str | None, as_json: bool, deep: bool = False) -> int:
+def doctor(address: str | None, as_json: bool, *, clean: bool = False, store: str | None = None, deep: bool = False) -> int:
     """Print what was found and what to do about it; return 0, or 4 if jobs cannot run here, or should not.
 
-    ``deep``: compare installed files and compiled kernels with their digests too.
+    ``clean``: delete what dead sessions left. ``store``: look for it there, too. ``deep``: compare installed files and compiled
+    kernels with their digests too.
     """
+    left = files.find_left(Path(store) if store else None)
+    gone = [one for one in left if clean and files.remove_dead(one.path)]
+    if clean:
+        files.sweep(Path(store) if store else None)
     state, advice = _look(address)
+    state["left by dead"] = "; ".join(_told(one, one in gone) for one in left) or "nothing"
+    if len(gone) < len(left):
+        advice.append("dead sessions left files: the next session deletes them, or quoreduce doctor --clean")
     more = _compare(state, advice) if deep else {}
     if as_json:
         print(json.dumps({**state, **more, "advice": advice}))
@@ -90,6 +99,11 @@ def _kernels(advice: list[str]) -> str:
     return f"{folder} ({len(damaged)} damaged, will be compiled anew)" if damaged else f"{folder} (compiled)"
 
 
+def _told(one: files.Left, gone: bool) -> str:
+    who = f"process{'es' * (len(one.pids) > 1)} {', '.join(map(str, one.pids))}" if one.pids else "an unknown process"
+    return f"{one.path}, {one.nbytes / 1e6:.1f} MB, of {who}{' (deleted)' * gone}"
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -101,7 +115,7 @@ def _ray(address: str | None, advice: list[str]) -> str:
     """Start or reach Ray as a job would, and say what is there."""
     from quoreduce.runtime.ray import RayExecutor
 
-    executor = RayExecutor(Place(on="ray", address=address, workers=1))
+    executor = RayExecutor(Place(on="ray", address=address, workers=1), swept=False)
     try:
         (worker,) = executor.start()
         nodes = executor.node_count()

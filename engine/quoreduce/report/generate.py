@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +33,13 @@ def generate(kind: str, count: int, file: str, seed: int, first: int, overwrite:
 
 def write_file(path: Path, chunks: Iterator[NDArray[np.uint8]]) -> int:
     """Write chunks to a new file beside ``path`` and rename it when it is whole; return its size in bytes."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    nbytes = 0
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    nbytes, made = 0, False
     try:
         with output_errors(path):
-            with open(part, "wb", buffering=0) as target:
+            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            made = True
+            with open(fd, "wb", buffering=0) as target:
                 for chunk in chunks:
                     view = chunk.data.cast("B")
                     while view:
@@ -44,7 +47,8 @@ def write_file(path: Path, chunks: Iterator[NDArray[np.uint8]]) -> int:
                     nbytes += chunk.nbytes
             part.rename(path)
     finally:
-        part.unlink(missing_ok=True)
+        if made:
+            part.unlink(missing_ok=True)
     return nbytes
 
 

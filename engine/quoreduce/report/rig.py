@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import Split, plan_splits
+from quoreduce.files import temporary_folder
 from quoreduce.job import Job
 from quoreduce.jobs.scan import scan_job
 from quoreduce.jobs.sort import JOB as SORT
@@ -184,8 +184,8 @@ class Rig:
 @contextmanager
 def rig(say: Say) -> Iterator[Rig]:
     """A rig of as many workers as there are cores."""
-    with TemporaryDirectory(prefix="quoreduce-simulate-") as name, Session(Place(on="local"), say) as session:
-        yield Rig(session, Path(name), say)
+    with temporary_folder("simulate") as folder, Session(Place(on="local"), say) as session:
+        yield Rig(session, folder, say)
 
 
 def _busy_s() -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 
 from quoreduce.runtime.port import Arrival, WorkerInfo
-from quoreduce.runtime.store import create_session_folder, remove_tree
+from quoreduce.runtime.store import create_session_folder
 from quoreduce.runtime.worker import Crash, Hang, Worker
 
 
@@ -16,7 +15,7 @@ class InlineExecutor:
 
     def __init__(self, workers: int, store: str | None = None) -> None:
         self._count = workers
-        self._folder, self._lock = create_session_folder(store)
+        self._hold = create_session_folder(store)
         self._workers: dict[str, Worker] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._gone: list[str] = []
@@ -28,7 +27,7 @@ class InlineExecutor:
     def _join(self, domain: str) -> WorkerInfo:
         name = f"{domain}.{self._generation}"
         self._generation += 1
-        self._workers[name] = Worker(name, "local", self._folder / name)
+        self._workers[name] = Worker(name, "local", self._hold.path / name)
         return WorkerInfo(name, domain, "local", None, os.getpid())
 
     def submit(self, worker: str, raw: bytes) -> None:
@@ -61,6 +60,4 @@ class InlineExecutor:
 
     def close(self) -> None:
         self._workers.clear()
-        remove_tree(self._folder)
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+        self._hold.remove()

@@ -15,12 +15,15 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quoreduce.errors import HostError, host_errors
+from quoreduce import interrupts
+from quoreduce.errors import HostError
+from quoreduce.files import remove_session
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
-from quoreduce.runtime.store import create_session_folder, remove_tree
+from quoreduce.runtime.store import create_session_folder, gone
 from quoreduce.runtime.wire import REPLY_BYTES_MAX
 
 _LENGTH = struct.Struct("<Q")
@@ -86,37 +89,58 @@ class LocalExecutor:
         self._cwd = folder
         self._pins = list(pins)
         self._domain = domain
-        self._folder, self._lock = create_session_folder(store)
-        self._life_read, self._life_write = os.pipe()
-        self._selector = selectors.DefaultSelector()
+        self._hold = create_session_folder(store)
+        try:
+            self._life_read, self._life_write = os.pipe()
+            self._selector = selectors.DefaultSelector()
+        except BaseException:
+            self._hold.remove()
+            raise
         self._processes: dict[str, _Process] = {}
         self._dead: dict[str, WorkerInfo] = {}
         self._generation = 0
+        _executors.add(self)
 
     def start(self) -> list[WorkerInfo]:
         usable = self._pins or cores()
         return [self._spawn(i, usable[i % len(usable)]).info for i in range(self._count)]
 
     def _spawn(self, number: int, core: int) -> _Process:
+        try:
+            with interrupts.held():
+                return self._spawned(number, core)
+        except OSError as error:
+            raise HostError(f"cannot start a worker: {error.strerror or error}") from error
+
+    def _spawned(self, number: int, core: int) -> _Process:
         name = f"w{number}.{self._generation}"
         self._generation += 1
-        with host_errors("cannot start a worker"):
-            ours, theirs = socket.socketpair()
-        # -P: modules come from where the driver's do, never from the current directory, which may be anybody's.
-        command = [sys.executable, "-P", "-m", "quoreduce.runtime.local", name, str(self._folder), str(core)]
-        command += [str(theirs.fileno()), str(self._life_read)]
-        # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
-        process = subprocess.Popen(
-            command, pass_fds=(theirs.fileno(), self._life_read), env={**_environment(), **self._env},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd=self._cwd,
-        )  # fmt: skip
-        theirs.close()
+        if not self._hold.path.is_dir():
+            raise HostError(gone(self._hold.path))
+        ours, theirs = socket.socketpair()
+        try:
+            process = self._popen(name, core, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         ours.setblocking(False)
         domain = {"core": f"core{core}", "worker": f"worker{number}"}.get(self._domain, "local")
         worker = _Process(name, process, ours, WorkerInfo(name, domain, "local", core, process.pid, self._place(core)))
         self._processes[name] = worker
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
+
+    def _popen(self, name: str, core: int, link: int) -> subprocess.Popen[bytes]:
+        # -P: modules come from where the driver's do, never from the current directory, which may be anybody's.
+        command = [sys.executable, "-P", "-m", "quoreduce.runtime.local", name, str(self._hold.path), str(core)]
+        command += [str(link), str(self._life_read)]
+        # A session of its own keeps a Ctrl-C on the terminal from reaching workers before the driver has tidied up.
+        return subprocess.Popen(
+            command, pass_fds=(link, self._life_read), env={**_environment(), **self._env},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd=self._cwd,
+        )  # fmt: skip
 
     def _place(self, core: int) -> str:
         return f"{socket.gethostname()}/core{core}" if self._domain in ("core", "worker") else ""
@@ -146,12 +170,13 @@ class LocalExecutor:
         return arrivals
 
     def _bury(self, worker: _Process) -> None:
-        self._selector.unregister(worker.link)
-        worker.link.close()
-        worker.process.kill()
-        worker.process.wait()
-        self._dead[worker.name] = worker.info
-        del self._processes[worker.name]
+        with interrupts.held():
+            self._selector.unregister(worker.link)
+            worker.link.close()
+            worker.process.kill()
+            worker.process.wait()
+            self._dead[worker.name] = worker.info
+            del self._processes[worker.name]
 
     def kill(self, worker: str) -> None:
         if known := self._processes.get(worker):
@@ -165,12 +190,29 @@ class LocalExecutor:
     def close(self) -> None:
         for worker in list(self._processes.values()):
             self._bury(worker)
+        self.forget()
+        self._hold.remove()
+
+    def forget(self) -> None:
+        """Close all descriptors. In a forked process: its workers are to end with the process that started them."""
+        for worker in self._processes.values():
+            worker.link.close()
+        self._processes.clear()
         os.close(self._life_write)
         os.close(self._life_read)
         self._selector.close()
-        remove_tree(self._folder)
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+        _executors.discard(self)
+
+
+_executors: weakref.WeakSet[LocalExecutor] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for executor in list(_executors):
+        executor.forget()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _environment() -> dict[str, str]:
@@ -195,7 +237,7 @@ def _receive(link: socket.socket, size: int) -> bytes:
 def _die_with_driver(life: int, folder: Path) -> None:
     """Wait for the driver's end of the pipe to close; then nothing of this session must stay behind."""
     os.read(life, 1)
-    remove_tree(folder)
+    remove_session(folder)
     os._exit(0)
 
 
@@ -211,7 +253,7 @@ def main(argv: list[str]) -> None:
     link = socket.socket(fileno=link_fd)
     try:
         worker = Worker(name, "local", folder / name)
-    except HostError as error:
+    except HostError as error:  # the session may be over
         print(f"quoreduce: worker {name}: {error}", file=sys.stderr, flush=True)
         os._exit(CRASH_STATUS)
     while True:

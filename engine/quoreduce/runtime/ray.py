@@ -10,15 +10,19 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from quoreduce import interrupts
 from quoreduce.errors import HostError, UsageError
+from quoreduce.files import Hold, make_folder, sweep
 from quoreduce.runtime import reach, wire
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
@@ -28,10 +32,11 @@ ANSWER_S = 1.0  # for an actor that may have started in time
 STARTS_MAX = 3
 FETCH_TIMEOUT_S = 60.0
 NODE_CHECK_S = 1.0
+TIDY_S = 5.0
+RAY_FOLDER_CHARS_MAX = 40  # a socket's name has 107 characters at most, of which Ray uses 66
 OBJECT_STORE_BYTES = 512 << 20
 RACK_LABELS = ("quoreduce.io/rack", "rack")
 CRASH_STATUS = 13
-TIDY_S = 5.0
 LOCAL = "local"  # the address that means: start one here
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray's uv hook can hang workers
@@ -42,11 +47,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 class RayWorker:
     """The actor: one :class:`quoreduce.runtime.worker.Worker`, which other nodes may ask for blocks meanwhile."""
 
-    def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str) -> None:
+    def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str, swept: bool) -> None:
         import ray
 
         from quoreduce.runtime.compile import use_kernels
-        from quoreduce.runtime.store import PREFIX, join_session_folder
+        from quoreduce.runtime.store import join_session_folder
         from quoreduce.runtime.worker import Worker, own_numba_cache
 
         self._ray = ray
@@ -56,11 +61,11 @@ class RayWorker:
         self._pinned: set[int] = set()
         self._pin()
         # One folder for all workers of a node: what one has stored can still be read when that one is dead.
-        self._folder, self._lock = join_session_folder(store, f"{namespace.removeprefix(PREFIX)}-{node[:12]}")
+        self._hold = join_session_folder(store, f"{namespace.removeprefix('quoreduce-')}-{node[:12]}", swept)
         self._peers: dict[str, Any] = {}
-        own_numba_cache(self._folder / f"{name}.numba")
+        own_numba_cache(self._hold.path / f"{name}.numba")
         use_kernels()  # this node's
-        self._worker = Worker(name, node, self._folder / name, self._fetch)
+        self._worker = Worker(name, node, self._hold.path / name, self._fetch)
 
     def info(self) -> bytes:
         """Return pid, core and type of CPU as text."""
@@ -85,10 +90,7 @@ class RayWorker:
 
     def tidy(self) -> bool:
         """Delete what this worker stored, and what dead ones left on this node."""
-        from quoreduce.runtime.store import sweep
-
-        shutil.rmtree(self._folder, ignore_errors=True)
-        sweep(self._folder.parent)
+        self._hold.remove()
         return True
 
     def _pin(self) -> None:
@@ -125,6 +127,7 @@ class _Connection:
     lock: threading.Lock = field(default_factory=threading.Lock)
     users: int = 0
     address: str = ""
+    folder: Hold | None = None  # where a Ray of our own keeps what it keeps
 
 
 _CONNECTION = _Connection()
@@ -133,8 +136,10 @@ _CONNECTION = _Connection()
 class RayExecutor:
     """Actors on the nodes of a Ray cluster, one replica at a time each."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, swept: bool = True) -> None:
+        """``swept``: its workers delete what dead sessions left on their nodes."""
         self._place = place
+        self._swept = swept
         self._ray: Any = None
         self._owned = False
         self._namespace = f"quoreduce-{secrets.token_hex(8)}"
@@ -149,7 +154,7 @@ class RayExecutor:
         self._hosts: dict[str, str] = {}  # node -> the machine's name
 
     def start(self) -> list[WorkerInfo]:
-        self._owned = _join(self._place.address or os.environ.get("RAY_ADDRESS") or LOCAL, self._namespace)
+        self._owned = _join(self._place.address or os.environ.get("RAY_ADDRESS") or LOCAL, self._namespace, self._swept)
         import ray
 
         self._ray = ray
@@ -187,7 +192,7 @@ class RayExecutor:
         handle = actor_class.options(
             name=name, namespace=self._namespace, runtime_env={"env_vars": environment},
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(name, node_id, self._place.store, pinned, self._namespace)  # fmt: skip
+        ).remote(name, node_id, self._place.store, pinned, self._namespace, self._swept)  # fmt: skip
         domain = {
             "core": f"{node_id[:8]}/core{number}", "worker": f"worker{index}", "node": f"node-{node_id[:8]}",
         }.get(self._domain) or self._racks[node_id]  # fmt: skip
@@ -306,7 +311,7 @@ class RayExecutor:
 # ---- the connection to Ray, one for the whole process
 
 
-def _join(address: str, namespace: str) -> bool:
+def _join(address: str, namespace: str, swept: bool) -> bool:
     """Connect this process to Ray, unless it is; return whether it is ours to end (with :func:`_leave`)."""
     with _CONNECTION.lock:
         if _CONNECTION.users == 0:
@@ -314,7 +319,7 @@ def _join(address: str, namespace: str) -> bool:
             if ray is not None and ray.is_initialized():
                 return False  # the caller's own
             if address == LOCAL:
-                connect(address, namespace)
+                _start_one(namespace, swept)
             else:
                 with reach.rehearsed(address):
                     import_module("ray")  # meanwhile: it takes a second
@@ -334,11 +339,32 @@ def _leave() -> None:
         if _CONNECTION.users == 0:
             import ray
 
-            ray.shutdown()
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            _remove_folder()
 
 
-def connect(address: str, namespace: str | None = None) -> None:
-    """Connect to Ray, or start one here (LOCAL); raise HostError, and leave nothing half done."""
+def _start_one(namespace: str, swept: bool) -> None:
+    """Start a Ray here, in a folder of ours that goes with it; ``swept``: delete first what dead sessions left."""
+    if swept:
+        sweep()
+    with interrupts.held():
+        _CONNECTION.folder = _folder_for_ray()
+    try:
+        connect(LOCAL, namespace, _CONNECTION.folder)
+    except BaseException:
+        _remove_folder()
+        raise
+
+
+def _remove_folder() -> None:
+    if _CONNECTION.folder is not None:
+        _CONNECTION.folder.remove()
+        _CONNECTION.folder = None
+
+
+def connect(address: str, namespace: str | None = None, folder: Hold | None = None) -> None:
+    """Connect to Ray, or start one here (LOCAL), with its files in ``folder``; if this fails nothing is left. HostError."""
     import ray
 
     settings: dict[str, Any] = {
@@ -346,8 +372,9 @@ def connect(address: str, namespace: str | None = None) -> None:
     }  # fmt: skip
     if address == LOCAL:
         settings |= {"num_cpus": len(cores()), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        settings |= {"_temp_dir": str(folder.path)} if folder else {}
     try:
-        with _quiet():
+        with _quiet(), _own_signals():
             ray.init(**settings)
     except Exception as error:
         with contextlib.suppress(Exception):
@@ -397,6 +424,28 @@ def _rack(node: dict[str, Any]) -> str:
         if labels.get(name):
             return f"rack-{labels[name]}"
     raise UsageError(f"--domain rack: node {node['NodeID'][:8]} has no label {RACK_LABELS[0]}: ray start --labels ...")
+
+
+def _folder_for_ray() -> Hold | None:
+    """A folder for sockets and logs of a Ray of our own; None if the path is too long for sockets: then Ray chooses."""
+    hold = make_folder(Path(tempfile.gettempdir()), "ray")
+    if len(str(hold.path)) <= RAY_FOLDER_CHARS_MAX:
+        return hold
+    hold.remove()
+    return None
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray has handlers of its own for SIGTERM, which end with another status than we say: keep ours."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(interrupts.retake)
+        with contextlib.suppress(ImportError, AttributeError):
+            from ray._private import utils
+
+            stack.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
+            utils.set_sigterm_handler = lambda handler: None
+        yield
 
 
 def _mute() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
-import shutil
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -20,12 +21,14 @@ import cloudpickle
 from msgspec import structs
 
 import quoreduce
+from quoreduce import interrupts
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, local_path, plan_splits
+from quoreduce.data.inputs import Split, is_uri, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
+from quoreduce.files import make_folder
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.compile import use_kernels
@@ -51,6 +54,12 @@ _PICKLING = threading.Lock()
 class Session:
     """Workers on one machine or a cluster; a context manager. Jobs run one at a time.
 
+    It belongs to the process that opened it: a forked one can neither use nor close it. It is closed when the process ends,
+    by SIGINT, SIGTERM or SIGHUP too, if it was opened in the main thread and the script has no handlers of its own for them.
+
+    Attributes:
+        published: the output of the last job that was published.
+
     >>> with Session(Place(on="local")) as session:
     ...     result = session.run(job, ["input.txt"], "output", Options(f=1))
 
@@ -71,16 +80,24 @@ class Session:
         self._generation = 0
         self._late: set[str] = set()
         self._known: set[str] = set()
+        self._pid = 0
+        self._took = False
+        self.published: str | None = None
 
     @host_errors("cannot start workers")
     def __enter__(self) -> Session:
-        with self._turns.first():
-            use_kernels(self._say)
-            self._executor = _executor(self.on, self.place)
+        with interrupts.scope(), self._turns.first():
+            self._took = interrupts.take()
             try:
+                use_kernels(self._say)
+                with interrupts.held():
+                    self._pid = os.getpid()
+                    self._executor = _executor(self.on, self.place)
                 self._workers = {info.name: info for info in self._executor.start()}
+                atexit.register(self.close)  # only now: it is to come before what a library that was loaded registers
             except BaseException:
                 self._stop()
+                self._give_back()
                 raise
         return self
 
@@ -89,17 +106,38 @@ class Session:
 
     @host_errors("cannot stop workers")
     def close(self) -> None:
-        """Stop the workers and delete what they stored; first the job that another thread runs, if any, is stopped."""
-        try:
-            self._turns.close()
-        finally:
-            self._stop()
+        """Stop the workers and delete what they stored; first the job that another thread runs, if any, is stopped.
+
+        In another process than the one that opened it this does nothing.
+        """
+        if self._pid == os.getpid():
+            with interrupts.scope():
+                try:
+                    self._turns.close()
+                finally:
+                    self._stop()
+                    atexit.unregister(self.close)
+                    self._give_back()
+
+    def _give_back(self) -> None:
+        if self._took:
+            self._took = False
+            interrupts.give_back()
 
     def _stop(self) -> None:
-        with self._stopping:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.close()
+        with interrupts.held():
+            with self._stopping:
+                executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.close()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One job: this thread's turn, which a signal ends through its clean-up."""
+        if self._pid not in (0, os.getpid()):
+            raise UsageError(f"this Session belongs to process {self._pid}, which opened it: open one in this process")
+        with interrupts.scope(), self._turns.take():
+            yield
 
     @property
     def domains(self) -> list[str]:
@@ -126,7 +164,7 @@ class Session:
             InputError, OutputError, UsageError: nothing was run. JobError: the job's own code failed. NoQuorum, TooFewDomains,
             NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
         """
-        with self._turns.take():
+        with self._turn():
             return self._run(job, inputs, output, options or Options(), report)
 
     def _run(self, job: Job, inputs: Sequence[str], output: str, options: Options, report: Report) -> Result:
@@ -139,10 +177,10 @@ class Session:
         reducers = options.reducers or usual_reducers(splits, job)
         job_id = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
-            scratch = Path(_scratch(output, job_id))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
-            stack.callback(place.abort)
+            with interrupts.held():
+                scratch = _scratch(output, stack)
+                place = open_output(output, options.overwrite, inputs, job_id, scratch, options.sync)
+                stack.callback(place.abort)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
             setup = self._setup(job, pickle_job(job), options, splits, reducers, key)
             life = None
@@ -165,13 +203,13 @@ class Session:
         """
         from quoreduce.runtime.durable import reopen
 
-        with self._turns.take(), reopen(output, None if job is None else pickle_job(job)) as life:
+        with self._turn(), reopen(output, None if job is None else pickle_job(job)) as life:
             return self._go_on(life, report)
 
     @host_errors("the machine failed")
     def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
         """The same for a job that was taken up already."""
-        with self._turns.take():
+        with self._turn():
             return self._go_on(life, report)
 
     def _go_on(self, life: Life, report: Report) -> Result:
@@ -211,7 +249,10 @@ class Session:
                 self._known |= driver.newcomers
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
-            place.finish(raw, driver.receipt(raw))
+            receipt = driver.receipt(raw)
+            with interrupts.held():
+                place.finish(raw, receipt)
+                self.published = output
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
         result.splits, result.parts = len(splits), setup.reducers
@@ -333,10 +374,14 @@ def _split_bytes(job: Job, options: Options) -> int:
     return max(width, options.split_bytes // width * width) if width else options.split_bytes
 
 
-def _scratch(output: str, job_id: str) -> str:
-    import tempfile
-
-    return os.path.join(tempfile.gettempdir(), f"quoreduce-upload-{job_id}")
+def _scratch(output: str, stack: contextlib.ExitStack) -> Path:
+    """A folder for the parts of an output behind a URI, until they are uploaded; others need none."""
+    root = Path(tempfile.gettempdir())
+    if not is_uri(output):
+        return root
+    hold = make_folder(root, "upload")
+    stack.callback(hold.remove)
+    return hold.path
 
 
 def _executor(on: str, place: Place) -> Executor:

@@ -8,12 +8,11 @@ that was too slow reads old bytes or none, and the digest tells.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quoreduce.errors import HostError, host_errors
+from quoreduce import files
+from quoreduce.errors import HostError
 
 U8 = NDArray[np.uint8]
 SEGMENT_ALIGN = 1 << 20
 POOL_BYTES_MAX = 4 << 30
-LOCK_NAME = "owner.lock"
-PREFIX = "quoreduce-"
 
 
 @dataclass(slots=True)
@@ -44,8 +42,8 @@ class BlockStore:
     def __init__(self, folder: Path, advice: str = "use --store DIR") -> None:
         self.folder = folder
         self._advice = advice
-        with host_errors("cannot make a folder for blocks"):
-            folder.mkdir(parents=True, exist_ok=True)
+        with _blameless(folder.parent):  # whose folder that is, nobody makes anew: its session may be over
+            folder.mkdir(exist_ok=True)
         self._free: list[Segment] = []
         self._held: dict[int, Segment] = {}
         self._count = 0
@@ -53,6 +51,7 @@ class BlockStore:
 
     def allocate(self, attempt: int, nbytes: int) -> U8:
         """Return u8[nbytes], zero or old bytes, in a segment that is ``attempt``'s from now on; HostError if space is out."""
+        self._free = [s for s in self._free if os.path.exists(s.path)]  # others may delete them meanwhile
         fitting = [s for s in self._free if nbytes <= s.memory.size <= 4 * nbytes + SEGMENT_ALIGN]
         if fitting:
             segment = min(fitting, key=lambda s: s.memory.size)
@@ -93,7 +92,9 @@ class BlockStore:
         So are those of workers that are ``gone``, whose folders are beside this one: they were kept to be read.
         """
         for name in gone:
-            remove_tree(self.folder.parent / name)
+            if os.path.basename(name) == name and name not in ("", ".", ".."):
+                with suppress(OSError):  # rmtree raises what close() and fstat() say, whatever it is told to ignore
+                    shutil.rmtree(self.folder.parent / name, ignore_errors=True)
         self._free += self._held.values()
         self._held.clear()
         total = 0
@@ -133,6 +134,8 @@ class BlockStore:
         path = str(self.folder / f"segment-{os.getpid()}-{self._count:05d}")
         try:
             return Segment(path, _mapped(path, size))
+        except FileNotFoundError as error:
+            raise HostError(gone(self.folder)) from error
         except OSError as error:
             _unlink(path)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
@@ -142,7 +145,7 @@ class BlockStore:
 
 def _mapped(path: str, size: int) -> U8:
     """Make a file of ``size`` bytes and map it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # Reserving the pages now turns a full file system into an error here, not into a SIGBUS at the first write.
         os.posix_fallocate(fd, 0, size)
@@ -179,81 +182,49 @@ class BlockReader:
         self._maps = {path: known for path, known in self._maps.items() if os.path.exists(path)}
 
 
-def create_session_folder(root: str | None) -> tuple[Path, int]:
-    """Make a folder for one session's stores, and sweep those that dead sessions left; return it and its lock's fd.
-
-    ``root``: where; default is shared memory if half of it is free, else the folder for temporary files.
-    """
-    base = Path(root) if root else _default_root()
-    with _folder_errors(base):
-        base.mkdir(parents=True, exist_ok=True)
-        sweep(base)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        return folder, _hold(folder)
-
-
-def join_session_folder(root: str | None, name: str) -> tuple[Path, int]:
-    """As :func:`create_session_folder`, for a folder that several workers share: it lives as long as any of them."""
-    base = Path(root) if root else _default_root()
-    with _folder_errors(base):
-        folder = base / f"{PREFIX}{name}"
-        lock = _hold(folder)  # before the sweep: the folder may be that of a worker which has just died
-        sweep(base)
-        return folder, lock
+def gone(folder: Path) -> str:
+    """What it means that a folder of ours is not there."""
+    return f"the folder for blocks {folder} is gone: something deleted it while it was in use"
 
 
 @contextmanager
-def _folder_errors(base: Path) -> Iterator[None]:
+def _blameless(folder: Path) -> Iterator[None]:
+    """What fails in a folder of ours is the environment's fault, and no job's code has to do with it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise HostError(gone(folder)) from error
+    except OSError as error:
+        raise HostError(f"cannot make a file for blocks in {folder}: {error.strerror}") from error
+
+
+def create_session_folder(root: str | None) -> files.Hold:
+    """Make a folder for one session's stores and hold it, and sweep what dead sessions left, there and wherever we keep any.
+
+    ``root``: where; default is shared memory if half of it is free, else the folder for temporary files.
+    """
+    return _held(root, lambda base: files.make_folder(base, "session"))
+
+
+def join_session_folder(root: str | None, name: str, swept: bool = True) -> files.Hold:
+    """As :func:`create_session_folder`, for a folder that several workers share: it lives as long as any of them."""
+    return _held(root, lambda base: files.join_folder(base, f"session-{name}"), swept)
+
+
+def _held(root: str | None, make: Callable[[Path], files.Hold], swept: bool = True) -> files.Hold:
+    base = Path(os.path.abspath(root)) if root else _default_root()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(f"cannot make a folder for blocks in {base}: {error.strerror}") from error
-
-
-def _hold(folder: Path) -> int:
-    """Lock a folder, which is made if need be, against sweepers; return the lock's fd."""
-    while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # swept between its making and its locking
-            lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if _is_file(lock, folder / LOCK_NAME):
-                return lock
-            os.close(lock)
-
-
-def _is_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def sweep(base: Path) -> None:
-    """Delete the session folders under ``base`` whose owner is dead (its lock is free)."""
-    for folder in base.glob(PREFIX + "*"):
-        try:  # made if need be: an owner may have died before it could lock it, or a worker while others deleted it
-            lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(folder)
-        except OSError:  # it is locked, or nobody can tell
-            pass
-        finally:
-            with suppress(OSError):
-                os.close(lock)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it; what cannot be removed stays, and nothing is raised."""
-    with suppress(OSError):  # rmtree raises what close() and fstat() say, whatever it is told to ignore
-        shutil.rmtree(path, ignore_errors=True)
+    hold = make(base)  # before the sweep: the folder may be that of a worker which has just died
+    if swept:
+        files.sweep(base)
+    return hold
 
 
 def _default_root() -> Path:
-    shared = Path("/dev/shm")
+    shared = files.SHARED_MEMORY
     if shared.is_dir() and os.access(shared, os.W_OK):
         status = os.statvfs(shared)
         if status.f_bavail * 2 >= status.f_blocks:

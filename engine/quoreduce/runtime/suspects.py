@@ -20,6 +20,7 @@ import msgspec
 
 from quoreduce import machine
 from quoreduce.errors import InputError
+from quoreduce.files import write_whole
 from quoreduce.ownership import why_foreign_fd
 from quoreduce.reading import open_regular
 from quoreduce.runtime.port import WorkerInfo
@@ -179,15 +180,7 @@ class Book:
             yield
 
     def _write(self, places: dict[str, Record]) -> None:
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            with open(_private(beside), "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(self.path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
 
 
 def _private(path: Path) -> int:

@@ -22,6 +22,7 @@ from quoreduce.data.digest import Digester, Sealed
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records
 from quoreduce.errors import BlockError, HostError, host_errors, one_line
+from quoreduce.interrupts import Terminated
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
 from quoreduce.runtime import faults, wire
@@ -84,6 +85,8 @@ class Worker:
             reply = wire.Reply(attempt, "host", error=str(error) or "out of memory")
         except OSError as error:
             reply = self._os_error(attempt, error)
+        except Terminated:
+            raise  # this process is to end, and no job's code has said so
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the job's code raises is an outcome that is voted on
             reply = _failure(attempt, error)
         fault: wire.Fault | None = getattr(request, "fault", None)
@@ -386,8 +389,14 @@ def _cpu_s() -> float:
 
 
 def _create(path: str, stack: ExitStack) -> int:
+    """Open a part's file; HostError if its folder is not there: no job's code is to blame for that."""
     with host_errors("cannot write"):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError as error:
+            folder = os.path.dirname(path)
+            why = "something deleted it while the job ran, or this node does not see it"
+            raise HostError(f"the folder {folder} is gone: {why}") from error
     stack.callback(_close, fd, path)
     return fd
 
