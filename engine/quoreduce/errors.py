@@ -120,6 +120,7 @@ def host_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HostError(one_line(f"no space left on device: {name or doing}; free some, or write somewhere else")) from error
+            full = f"no space left on device: {name or doing}; free some, or write somewhere else"
+            raise HostError(one_line(full)) from error
         where = f": {name}" if name else ""
         raise HostError(one_line(f"{doing}{where}: {error.strerror or error}")) from error

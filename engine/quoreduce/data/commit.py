@@ -264,8 +264,8 @@ class OutputDir:
             if self._sync:
                 _sync(self.path.parent)
         except OSError as error:
-            why = f"{self.path} is complete, but cannot be forced to disk: {error.strerror}; see to the disk, and copy it"
-            raise OutputError(why) from error
+            why = f"cannot be forced to disk: {error.strerror}; see to the disk, and copy it"
+            raise OutputError(f"{self.path} is complete, but {why}") from error
         finally:
             self.abort()
 

@@ -279,7 +279,8 @@ class Driver:
         if reply.status == "host":
             self._host_error(reply, self.workers[worker].domain)
         elif reply.status == "refused":
-            self._unread([known.launch.task, *(kept.launch.task for a in reply.bad if (kept := self._kept.get(a)))], reply.error)
+            lost = [kept.launch.task for attempt in reply.bad if (kept := self._kept.get(attempt))]
+            self._unread([known.launch.task, *lost], reply.error)
         parts = self.reducers if known.launch.task.kind == "map" else 1
         self._incidents.note(known.launch, self.workers[worker], reply, parts, self._kept)
         if reply.status == "ok":
@@ -317,7 +318,7 @@ class Driver:
         self._events.append(event)
 
     def _host_error(self, reply: wire.Reply, domain: str) -> None:
-        """Give up when the machines fail us in so many domains that those left could not agree; one that fails is masked."""
+        """Give up when machines fail us in so many domains that those left cannot agree; a single one is masked."""
         self._host_errors[domain] += 1
         sound = {info.domain for info in self.workers.values()} - self._host_errors.keys()
         if self._host_errors.total() >= HOST_ERRORS_MAX and len(sound) < self.options.replicas_needed:

@@ -29,8 +29,8 @@ class Plan:
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
         first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
-        max_attempts: bound on executions of one task until it wins its vote, and as many more until the job is done, for copies
-            that are lost (R3); None: 4(f+1)+8.
+        max_attempts: bound on executions of one task until it wins its vote, and as many more until the job is done,
+            for copies that are lost (R3); None: 4(f+1)+8.
 
     Raises:
         ValueError: for counts that make no sense.
@@ -158,9 +158,10 @@ class TaskState:
         return [attempt for attempt in self.running.values() if not attempt.slow]
 
     def fruitless(self) -> Reason:
-        """Why the bound was reached (R3): the job's fault, if outputs differ within domains and agree across none (R11).
+        """Why the bound was reached (R3).
 
-        Or that of what is stored: the task was won and its copies are lost again and again, or nobody could read what it reads.
+        Stored copies are lost: the task's own, after its vote, or those that it reads. Else there is no quorum: the job's
+        fault, if outputs differ within domains and agree across none (R11).
         """
         if self.winner is not None or (not self.ballot.camps and self.refused > self.crashed):
             return "copies_lost"

@@ -537,7 +537,7 @@ class JobTracker:
             self._win(state, winner, winner.output)
 
     def _win(self, state: TaskState, winner: Camp, output: Output) -> None:
-        state.winner, state.tries = winner, 0  # what is executed from now on is to bring a copy, and bounded anew, once (R3)
+        state.winner, state.tries = winner, 0  # what is executed from now on is to bring a copy: bounded anew, once (R3)
         lost = {id_: domain for camp in state.ballot.camps if camp is not winner for id_, domain in camp.attempts.items()}
         losers = set(lost.values())
         for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
