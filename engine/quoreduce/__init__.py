@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import quoreduce_kernels
 from quoreduce.job import Job
 
 if TYPE_CHECKING:
@@ -25,14 +24,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _prepare_kernels() -> None:
-    """What the first import of a kernel calls, in any process that has imported quoreduce: use the machine's compiled ones."""
+def prepare_kernels() -> None:
+    """Use this machine's compiled kernels. The first import of a kernel calls it, in any process that has imported quoreduce."""
     from quoreduce.runtime.compile import use_kernels
 
     use_kernels()
-
-
-quoreduce_kernels.prepare = _prepare_kernels
 
 
 def __getattr__(name: str) -> Any:

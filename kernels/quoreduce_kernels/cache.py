@@ -20,9 +20,7 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import quoreduce_kernels
+from typing import Any, NamedTuple
 
 VARIABLE = "QUOREDUCE_KERNELS"
 """Environment variable: the folder that this process and those that it starts load kernels from."""
@@ -123,8 +121,9 @@ def reader() -> Reader | None:
     """Return where this process loads kernels from; None if it has to compile them for itself."""
     global current
     if current is None:
-        if VARIABLE not in os.environ and quoreduce_kernels.prepare is not None:
-            quoreduce_kernels.prepare()
+        engine: Any = sys.modules.get("quoreduce")  # which this package does not import
+        if VARIABLE not in os.environ and engine is not None:
+            engine.prepare_kernels()
         if folder := os.environ.get(VARIABLE):
             try:
                 current = Reader(Path(folder))

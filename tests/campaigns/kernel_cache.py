@@ -1,8 +1,8 @@
 """Damage to compiled kernels on disk, and then real jobs: ``python tests/campaigns/kernel_cache.py --count 2000 --seed 1``.
 
 All replicas of a machine load the same compiled kernels, so no vote sees what is wrong with them. A *trial* damages AT_ONCE
-files of a copy of the folder of kernels, each mostly by one flipped bit, and runs a word count and a sort with two replicas of
-each task, in a process that has not loaded those kernels yet. Then, without exception:
+files (one, if it compiles) of a copy of the folder of kernels, each mostly by one flipped bit, and runs a word count and a sort
+with two replicas of each task, in a process that has not loaded those kernels yet. Then, without exception:
 
 - both outputs are the reference, byte for byte, and the process ends by itself, in time and without a traceback;
 - each file that was damaged was refused when it was loaded, and one line on stderr said so.
@@ -143,7 +143,7 @@ class Campaign:
     def trial(self, seed: int, at_once: int = AT_ONCE) -> None:
         """Some accidents, and both jobs."""
         rng, checked = random.Random(seed), seed % CHECKED_EVERY == 0
-        damaged = self._damage(rng, 1 if checked else at_once)
+        damaged = self._damage(rng, 1 if checked or seed % COMPILED_EVERY == 0 else at_once)
         start = time.monotonic()
         env = {"QUOREDUCE_CACHE": str(self._copy.parent)} if checked else {cache.VARIABLE: str(self._copy)}
         in_memory = seed % COMPILED_EVERY != 0 or cache.MANIFEST in damaged
