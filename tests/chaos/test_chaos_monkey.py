@@ -52,7 +52,7 @@ def test_what_finds_no_victim_is_not_counted_and_tried_again(tmp_path: Path, vic
     struck = monkey(tmp_path, Strike("kill", 0.0, 0), Strike("rot", 0.0, 1))
     struck.before()
     assert struck.finish() == {}
-    segment = tmp_path / "store" / "quoreduce-x" / "w0" / "segment-1-1"
+    segment = tmp_path / "store" / "quoreduce-0" / "session-x" / "w0" / "segment-1-1"
     segment.parent.mkdir(parents=True)
     segment.write_bytes(b"\1" * 100)
     struck(Progress(tasks=1))
