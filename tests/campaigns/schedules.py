@@ -67,6 +67,7 @@ class Tally(seeded.Tally):
             "answers held back for evidence": len(cluster.executed),
             "published parts": len(cluster.published),
             "outputs lost before they were published": int(cluster.lost_in_check),
+            "tasks whose copies can never be read": len(cluster.cursed),
         }
         self.met.update(name for name, n in counts.items() if n)
         self.sums.update(counts)

@@ -123,6 +123,7 @@ class Cluster:
     said: dict[Task, set[bytes]] = field(default_factory=dict)
     transcript: list[tuple[Event | None, list[Any]]] | None = None
     recovered: dict[Task, int] = field(default_factory=dict)  # task -> its attempt of an earlier life
+    cursed: frozenset[Task] = frozenset()  # no stored copy of these can ever be read
     maps: list[Task] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,6 +181,10 @@ class Cluster:
         assert not intact, f"{c.task} was agreed on in an earlier life, and its copy is there"
         self.executions[c.task.kind] += 1
         self.executions[str(c.task)] += 1
+        # To win, and once more to have a copy that lasts; a reduce begins anew with each map that was decided against it (R5).
+        rounds = 2 + self.contradicted * (c.task.kind == "reduce")
+        bound = rounds * self.plan.bound + self.plan.need + self.plan.first
+        assert self.executions[str(c.task)] <= bound, f"{c.task} is executed without end (R3)"
         self.launches[c.attempt] = c
         self.flying.append(c)
 
@@ -366,7 +371,7 @@ class Cluster:
     def _store(self, c: Launch, parts: Contents) -> Output:
         output = self.outputs[c.attempt] = output_of(parts)
         if c.store and c.attempt not in self.cancelled:
-            self.blocks[c.attempt] = Block(c.worker, parts)
+            self.blocks[c.attempt] = Block(c.worker, parts, gone=c.task in self.cursed)
         if c.attempt not in self.cancelled:
             self.said.setdefault(c.task, set()).add(output.digest)
             self.voters.setdefault((c.task, output.digest), set()).add(self.domain_of[c.worker])
@@ -435,7 +440,7 @@ class Cluster:
         What was stored can still be read, if it was not lost before.
         """
         plan = replace(self.plan, first_attempt=self.plan.first_attempt + A_LIFE)
-        new = Cluster(plan, make(plan), self.checked, transcript=self.transcript)
+        new = Cluster(plan, make(plan), self.checked, transcript=self.transcript, cursed=self.cursed)
         for task, agreed in self.agreed.items():
             stored = [
                 id_ for id_ in self.blocks.keys() - self.told_lost - self.discarded
@@ -525,10 +530,11 @@ class Faults:
     refusals: int = 0  # of what could be read
     stuck: tuple[str, ...] = ()
     broken_task: Task | None = None  # the job's own error
+    cursed: frozenset[Task] = frozenset()  # what is stored of them is never to be read: without end, unlike all others
 
     def none(self) -> bool:
         chances = (self.wrong_rate, self.crashes, self.losses, self.errors, self.malformed, self.refusals)
-        return not (any(chances) or self.stuck or self.broken_task)
+        return not (any(chances) or self.stuck or self.broken_task or self.cursed)
 
 
 def random_plan(rng: Random) -> Plan:
@@ -568,6 +574,14 @@ def random_faults(rng: Random, plan: Plan, domains: int) -> Faults:
     return faults
 
 
+def cursed_tasks(rng: Random, plan: Plan) -> frozenset[Task]:
+    """Tasks whose stored copies can never be read, as on a bad disk: mostly none."""
+    if rng.random() > 0.03:
+        return frozenset()
+    tasks = [Task("map", m) for m in range(plan.maps)] + [Task("reduce", r) for r in range(plan.reduces) if plan.confirm]
+    return frozenset(rng.sample(tasks, min(len(tasks), rng.choice((1, 1, 2, len(tasks))))))
+
+
 class Schedule:
     """One job under one random order of events."""
 
@@ -578,8 +592,11 @@ class Schedule:
         self.plan = random_plan(rng)
         self.domains = self.plan.need + rng.randrange(4) if rng.random() < 0.995 else rng.randrange(self.plan.need)
         self.faults = random_faults(rng, self.plan, self.domains)
+        self.faults.cursed = cursed_tasks(Random(f"{seed} cursed"), self.plan)
         self.faultless = self.faults.none()
-        self.cluster = Cluster(self.plan, make(self.plan), checked, transcript=[] if recorded else None)
+        self.cluster = Cluster(
+            self.plan, make(self.plan), checked, transcript=[] if recorded else None, cursed=self.faults.cursed
+        )  # fmt: skip
         self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
         self.spoilt: Counter[Task] = Counter()
         self.slow = rng.choice((None, None, "d0", "d1"))  # answers only when nobody else has anything to say
@@ -736,6 +753,10 @@ class Schedule:
                 assert result.reason == "too_few_domains"
             elif result.reason == "job_error":
                 assert result.task == self.faults.broken_task
+            elif result.reason == "copies_lost":
+                lost = sum(cluster.launches[id_].task == result.task for id_ in cluster.told_lost)
+                assert result.task is not None
+                assert self.faults.cursed or lost > self.plan.bound, f"nothing was lost for good, yet: {result}"
             elif self.faults.broken_task is None:
                 assert result.reason in ("no_quorum", "not_deterministic", "too_few_domains")
                 assert len(honest) < self.plan.need + 1 or self._unlucky(result.task, honest), (
@@ -744,6 +765,7 @@ class Schedule:
         else:
             assert isinstance(result, JobDone)
             assert self.faults.broken_task is None, "a job whose own code raises cannot be done"
+            assert not self.faults.cursed, "what can never be read is neither reduced nor published"
         if self.faultless and self.domains >= self.plan.need:
             assert isinstance(result, JobDone)
             done = Counter(task.kind for task in cluster.recovered)

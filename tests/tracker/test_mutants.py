@@ -73,6 +73,11 @@ MUTANTS = {
     "reduces read disputed outputs": ("tracker", "len(state.ballot.camps) == 1:", "state.ballot.camps:"),
     "replicas share a domain": ("placement", "if name not in asked:", "if True:"),
     "the bound is forgotten": ("tracker", "if state.tries < self.plan.bound:", "if True:"),
+    "the bound begins anew with every copy of a part": (
+        "tracker",
+        "state.published = winner.copies[0]",
+        "state.published = winner.copies[0]; state.tries = 0",
+    ),
     "an error is the job's own at once": (
         "tracker",
         "        winner = state.ballot.winner(self.plan.need)\n",

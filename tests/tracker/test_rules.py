@@ -170,6 +170,43 @@ def test_r3_an_up_front_plan_is_not_completed_beyond_the_bound_if_those_left_may
     assert len(job.of("map 0")) == 3
 
 
+@pytest.mark.parametrize("lost", ["map 0", "reduce 0", "sample 0"])
+def test_r3_copies_that_never_last_end_the_job(lost: str) -> None:
+    """A disk that cannot be read back: each copy is lost as soon as it was agreed on. The job ends, and says why."""
+    job = Play(domains=3, maps=2, reduces=2, sample=True, confirm=True, max_attempts=5)
+    while not job.agreed(lost):
+        job.reply(min(c.attempt for c in job.cluster.flying))
+    won = len(job.of(lost))
+    for _ in range(100):
+        if job.result is not None:
+            break
+        stored = [c.attempt for c in job.of(lost) if c.attempt in job.cluster.blocks and c.attempt not in job.cluster.told_lost]
+        if stored:
+            job.cluster.lose_block(stored[-1], told=True)
+        else:
+            job.answer(lost)
+    assert isinstance(job.result, JobFailed)
+    assert (job.result.reason, str(job.result.task)) == ("copies_lost", lost)
+    assert "6 stored copies were lost" in job.result.message
+    assert len(job.of(lost)) == won + 5
+
+
+def test_r3_a_reduce_whose_inputs_can_never_be_read_ends_the_job_and_not_as_a_lost_vote() -> None:
+    job = Play(domains=3, max_attempts=4)
+    job.answer("map 0", 0)
+    job.answer("map 0", 1)
+    for _ in range(50):
+        if job.result is not None:
+            break
+        for c in job.running("map 0"):
+            job.reply(c.attempt)
+        for c in job.running("reduce 0"):
+            job.cluster.refuse(job.cluster.flying.index(c), (c.sources[0][0].attempt,))
+    assert isinstance(job.result, JobFailed)
+    assert (job.result.reason, str(job.result.task)) == ("copies_lost", "reduce 0")
+    assert "what it reads cannot be read" in job.result.message
+
+
 # ---- R4: the vote is on the whole output ----------------------------------------------------------------------------
 
 
@@ -1144,7 +1181,7 @@ def test_answers_that_were_cancelled_are_counted_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("lost", ["map 0", "reduce 0"])
 def test_r3_what_was_made_and_lost_is_no_attempt_without_success(lost: str) -> None:
-    """The bound is on attempts since a task last got further, and here it is one."""
+    """The bound counts anew for copies of what has won the vote, and here it is one."""
     job = Play(domains=2, f=0, mode="original", max_attempts=1, confirm=True)
     job.answer("map 0", 0)
     if lost == "reduce 0":

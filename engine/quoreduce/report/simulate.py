@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quoreduce.errors import InputError, NoQuorum, NotDeterministic, OutputError, TooFewDomains, UsageError
+from quoreduce.errors import HostError, InputError, NoQuorum, NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.sim import USUAL, Calibration, Load, Outcome, Shape, parse_fault, simulate
 from quoreduce.sim.faults import KINDS
 from quoreduce.sim.simulation import TASKS_MAX
@@ -89,7 +89,7 @@ def _run(a: argparse.Namespace) -> int:
     print(json.dumps(out.as_dict()) if a.json else describe(out))
     return {
         "done": 0, "no_quorum": NoQuorum.exit_code, "too_few_domains": TooFewDomains.exit_code,
-        "not_deterministic": NotDeterministic.exit_code,
+        "not_deterministic": NotDeterministic.exit_code, "copies_lost": HostError.exit_code,
     }.get(out.end, 1) if not out.violations else 1  # fmt: skip
 
 

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 
 from quoreduce.runtime import wire
 from quoreduce.runtime.port import Executor, WorkerInfo
-from quoreduce.runtime.underway import DEADLINE_FIRST_S
+from quoreduce.runtime.underway import DEADLINE_FIRST_S, is_late
 from quoreduce.tracker import messages as m
+
+CHECKS_MAX = 4
 
 
 @dataclass(slots=True)
 class Checking:
-    """A part's digest that is being recomputed by ``worker`` before the part is published."""
+    """A part's digest that is being recomputed by ``worker`` before the part is published; its time is as in ``underway``."""
 
     agreed: m.Agreed
     worker: str
     deadline: float
+    waited: float = 0.0
+    grace: float = 0.0
 
 
 class Checks:
@@ -26,6 +30,8 @@ class Checks:
 
     Args:
         stride: width of the records in a part, in bytes. limit_s: for one check, which may have to wait for a task.
+
+    A part is checked CHECKS_MAX times at most: one on which every checker dies is given up, and is made once more (R3).
     """
 
     def __init__(self, executor: Executor, stride: int, limit_s: float) -> None:
@@ -33,6 +39,7 @@ class Checks:
         self._stride = stride
         self._limit_s = limit_s
         self._under_way: dict[int, Checking] = {}
+        self._begun: Counter[int] = Counter()  # by attempt
 
     @property
     def waiting(self) -> bool:
@@ -43,15 +50,18 @@ class Checks:
         self, agreed: m.Agreed, path: str, writer: WorkerInfo, usable: Collection[WorkerInfo], running: Iterable[str],
         late: Collection[str], now: float,
     ) -> bool:  # fmt: skip
-        """Have a part recomputed; False if there is nobody to do it. The other arguments are those of :func:`checker`.
+        """Have a part recomputed; False if there is nobody to do it, or it was tried too often.
+
+        The other arguments are those of :func:`checker`.
 
         Args:
             agreed, path: the part, and the file that ``writer`` wrote.
         """
         chosen = checker(writer, usable, running, (one.worker for one in self._under_way.values()), late)
-        if chosen is None:
+        if chosen is None or self._begun[agreed.attempt] >= CHECKS_MAX:
             return False
-        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s)
+        self._begun[agreed.attempt] += 1
+        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s, self._executor.waited_s(chosen))
         self._executor.submit(chosen, wire.encode(wire.CheckTask(agreed.attempt, path, self._stride)))
         return True
 
@@ -67,13 +77,19 @@ class Checks:
             del self._under_way[agreed.attempt]
         return gone
 
+    def postpone(self, away_s: float) -> None:
+        """The driver was away: that time is not the workers'."""
+        for one in self._under_way.values():
+            one.deadline += away_s
+
     def next_due(self) -> float:
         """The first deadline; infinity if no check is under way."""
         return min((one.deadline for one in self._under_way.values()), default=float("inf"))
 
     def expired(self, now: float) -> list[str]:
         """Workers that are past a deadline, which is reported once: the next is far away."""
-        late = [one for one in self._under_way.values() if one.deadline <= now]
+        waited = self._executor.waited_s
+        late = [one for one in self._under_way.values() if is_late(one, one.worker, now, waited)]
         for one in late:
             one.deadline = now + DEADLINE_FIRST_S
         return [one.worker for one in late]

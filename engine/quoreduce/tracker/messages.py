@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Kind = Literal["sample", "map", "reduce"]
-Reason = Literal["no_quorum", "not_deterministic", "job_error", "too_few_domains"]
+Reason = Literal["no_quorum", "not_deterministic", "job_error", "too_few_domains", "copies_lost"]
 
 
 @dataclass(frozen=True, slots=True)

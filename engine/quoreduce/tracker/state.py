@@ -29,7 +29,8 @@ class Plan:
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
         first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
-        max_attempts: bound on executions of one task without success (R3); None: 4(f+1)+8.
+        max_attempts: bound on executions of one task to win its vote, and as many again to have a stored copy of what won
+            (R3); None: 4(f+1)+8.
 
     Raises:
         ValueError: for counts that make no sense.
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def bound(self) -> int:
-        """Executions of one task without success after which the job fails (R3)."""
+        """Executions of one task without a quorum, or after it without a copy that lasts, at which the job fails (R3)."""
         return 4 * self.need + 8 if self.max_attempts is None else self.max_attempts
 
 
@@ -120,10 +121,11 @@ class TaskState:
         running: attempts that may still vote.
         asked: domain -> times it was asked; what R1 chooses by.
         executions: launched so far; the next replica's number.
-        tries: launched since the task last got further: what R3 bounds.
+        tries: launched to win the vote, and counted anew from there, to have a stored copy of what won: what R3 bounds.
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
         spares: launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
+        lost: stored copies that turned out to be gone or not to be readable.
         winner: the camp that won, for good.
         shown: a map's camp that reduces were given to read before the vote was won (R5).
         offered: a map's copies that a reduce launched now would read; empty while there are none or a dispute.
@@ -142,6 +144,7 @@ class TaskState:
     spares: int = 0
     crashed: int = 0
     refused: int = 0
+    lost: int = 0
     winner: Camp | None = None
     shown: Camp | None = None
     offered: tuple[Source, ...] = ()
@@ -157,9 +160,21 @@ class TaskState:
         return [attempt for attempt in self.running.values() if not attempt.slow]
 
     def fruitless(self) -> Reason:
-        """Why no quorum was reached: the job's fault, if outputs differ within domains and agree across none (R11)."""
+        """Why a task cannot be done within the bound (R3).
+
+        Stored copies are lost: its own, after the vote; or those that it reads, if no execution came to a vote. Else there is no
+        quorum: the job's fault, if outputs differ within domains and agree across none (R11).
+        """
+        if self.lost if self.winner is not None else self.refused and not self.ballot.camps:
+            return "copies_lost"
         alone = all(len(camp.domains) < 2 for camp in self.ballot.camps)
         return "not_deterministic" if alone and self.ballot.wavering() > 1 else "no_quorum"
+
+    def losses(self) -> str:
+        """What was lost, for the message of a job that failed with `copies_lost`."""
+        if self.winner is None:
+            return f"what it reads cannot be read: {self.story()}"
+        return f"what was agreed on cannot be read back: {self.lost} stored copies were lost in {self.executions} executions"
 
     def story(self) -> str:
         """What was seen, for the message of a job that failed."""

@@ -369,11 +369,14 @@ class JobTracker:
         if not self._lacking(state, state.running.values()):
             state.owed = 0
             return True
+        reason = state.fruitless()
+        if reason == "copies_lost":
+            self._fail(reason, state.task, state.losses())
+            return True
         domains = len(self._pool.domains)
         hint = (
             f" With {domains} domains, one that is wrong again and again cannot be outvoted; one more domain would mask it."
         ) * (domains <= self.plan.need)
-        reason = state.fruitless()
         if reason == "not_deterministic":
             hint = (
                 " Domains contradicted themselves and never each other: the job's own code is not deterministic "
@@ -528,6 +531,7 @@ class JobTracker:
 
     def _win(self, state: TaskState, winner: Camp, output: Output) -> None:
         state.winner = winner
+        state.tries = 0  # once: executions that make a lost copy again are bounded by the same number (R3)
         lost = {id_: domain for camp in state.ballot.camps if camp is not winner for id_, domain in camp.attempts.items()}
         losers = set(lost.values())
         for domain in dict.fromkeys(domain for camp in state.ballot.camps for domain in camp.attempts.values()):
@@ -565,13 +569,13 @@ class JobTracker:
         self._emit(Accused(state.task, id_, domain))
 
     def _judge_late(self, attempt: Attempt, lost: bool) -> None:
-        """A vote came after the task was won. Several votes of a domain on one task count once (R11)."""
+        """A vote came after the task was won. Several votes of a domain on one task, in this life, count once (R11)."""
         state, domain = attempt.state, attempt.domain
         before = [
             camp is not state.winner
             for camp in state.ballot.camps
             for id_, other in camp.attempts.items()
-            if other == domain and id_ != attempt.id
+            if other == domain and id_ != attempt.id and id_ >= self.plan.first_attempt
         ]
         self._pool.judge(domain, not before, lost and not any(before))
         self._compare(attempt, lost)
@@ -672,8 +676,6 @@ class JobTracker:
         self._snapshot = None
         if offered and state.winner is None:
             state.shown = camp
-        elif state.winner is not None and offered:
-            state.tries = 0
 
     def _weigh(self, copies: tuple[Source, ...], sign: int) -> None:
         if copies:
@@ -685,7 +687,6 @@ class JobTracker:
         """Announce the stored attempt of an agreed output that is to be used."""
         assert winner.output is not None, "errors end the job"
         state.published = winner.copies[0]
-        state.tries = 0
         self._emit(Agreed(state.task, state.published, winner.output, tuple(winner.domains)))
         if state.task.kind == "reduce":
             self._reduces_agreed += 1
@@ -732,6 +733,7 @@ class JobTracker:
         lost = [attempt for id_ in ids if (attempt := self._attempts[id_]).stored]
         for attempt in lost:
             attempt.stored = False
+            attempt.state.lost += 1
             self._held.pop(attempt.id, None)
             self._blocks.get(attempt.worker, {}).pop(attempt.id, None)
             if attempt.camp is not None and attempt.id in attempt.camp.copies:
