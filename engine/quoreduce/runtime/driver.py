@@ -17,7 +17,7 @@ from msgspec import structs
 
 from quoreduce import errors
 from quoreduce.data.commit import Output as OutputPlace
-from quoreduce.data.inputs import Split
+from quoreduce.data.inputs import Split, check_unchanged
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.checkers import Checking, Checks
@@ -292,6 +292,8 @@ class Driver:
         self._under_way.finished(known, time.monotonic(), self.retests.engage)
         if reply.status == "host":
             self._host.failed(reply)
+        elif reply.status == "failed":
+            self._suspect_input(known.launch.task)
         parts = self.reducers if known.launch.task.kind == "map" else 1
         self._incidents.note(known.launch, self.workers[worker], reply, parts, self._kept)
         if reply.status == "ok":
@@ -304,6 +306,13 @@ class Driver:
                 read = {source.attempt for copies in known.launch.sources for source in copies}
                 self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
         self._vote(known, reply, event, again=bool(known.fault and known.fault.kind == "late"))
+
+    def _suspect_input(self, task: m.Task) -> None:
+        """An execution failed: if what it read has changed since the job was planned, that is why (InputError)."""
+        if task.kind == "map":
+            check_unchanged(self.splits[task.index : task.index + 1])
+        elif task.kind == "sample":
+            check_unchanged(self.splits)
 
     def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
         """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""

@@ -22,7 +22,7 @@ import quoreduce
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, local_path, plan_splits
+from quoreduce.data.inputs import Split, check_unchanged, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError
 from quoreduce.job import Job, record_width
@@ -178,6 +178,7 @@ class Session:
                 self._known |= driver.newcomers
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
+            check_unchanged(splits)
             place.finish(raw, driver.receipt(raw))
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
