@@ -91,6 +91,8 @@ ON_FD(ssize_t, pread, "pread", (int fd, void *to, size_t n, off_t at), (fd, to, 
 ON_FD(ssize_t, pread64, "pread", (int fd, void *to, size_t n, off64_t at), (fd, to, n, at))
 ON_FD(ssize_t, preadv, "preadv", (int fd, const struct iovec *v, int n, off_t at), (fd, v, n, at))
 ON_FD(ssize_t, preadv64, "preadv", (int fd, const struct iovec *v, int n, off64_t at), (fd, v, n, at))
+ON_FD(ssize_t, preadv2, "preadv", (int fd, const struct iovec *v, int n, off_t at, int how), (fd, v, n, at, how))
+ON_FD(ssize_t, preadv64v2, "preadv", (int fd, const struct iovec *v, int n, off64_t at, int how), (fd, v, n, at, how))
 ON_FD(ssize_t, pwrite, "pwrite", (int fd, const void *from, size_t n, off_t at), (fd, from, n, at))
 ON_FD(ssize_t, pwrite64, "pwrite", (int fd, const void *from, size_t n, off64_t at), (fd, from, n, at))
 ON_FD(ssize_t, writev, "writev", (int fd, const struct iovec *v, int n), (fd, v, n))

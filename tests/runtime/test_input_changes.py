@@ -78,7 +78,7 @@ def test_a_page_that_has_rotted_in_the_cache_is_outvoted_and_no_core_is_blamed(
     probe.close()
     monkeypatch.setattr(inputs_module, "_map", rotten(inputs_module._map, 4))
     with meddled_session(2 * f + 1) as (session, _):
-        result = session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), Options(f=f, reducers=2))
+        result = session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), Options(f=f, reducers=2, direct_input=True))
     assert counted(parts_of(tmp_path / "out")) == coreutils(text.read_bytes())
     assert {one.kind for one in result.diagnoses} == {"input"}
     assert all("in the page cache and" in one.evidence and one.exonerates for one in result.diagnoses)
@@ -86,7 +86,8 @@ def test_a_page_that_has_rotted_in_the_cache_is_outvoted_and_no_core_is_blamed(
 
 
 def test_a_core_that_computes_wrong_is_still_blamed(verses: Path, tmp_path: Path) -> None:
+    options = Options(faults=("wrong:map:1@first",), reducers=2, direct_input=True)
     with meddled_session(3) as (session, _):
-        result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(faults=("wrong:map:1@first",), reducers=2))
+        result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), options)
     assert [one.kind for one in result.diagnoses] == ["compute"]
     assert sum(result.lost_votes.values()) == 1

@@ -175,19 +175,22 @@ class Detective:
         Whoever reads is on the accused worker's machine, whose cache it is, and in another domain: it may be the accused core
         that reads wrong.
         """
-        request, other = self.scene.request(own.launch), self.scene.request(winner.launch)
+        here, accused = incident.worker.node, incident.worker.domain
+        reader = next((w.name for w in self.scene.free() if w.node == here and w.domain != accused), None)
+        if reader is None:
+            return None
+        request, other = (self.scene.request(replace(one.launch, worker=reader)) for one in (own, winner))
         if not (isinstance(request, wire.MapTask) and isinstance(other, wire.MapTask)) or request.direct == other.direct:
             return None
-        free = [w for w in self.scene.free() if w.node == incident.worker.node and w.domain != incident.worker.domain]
         digests: list[bytes] = []
-        for direct in (False, True) if free else ():
+        for direct in (False, True):
+            left = self._end - self.scene.clock()
             self._number += 1
-            question = wire.InputTask(self._number, request.split, direct)
-            reply = self.scene.ask(free[0].name, question, max(0.0, self._end - self.scene.clock()))
+            reply = self.scene.ask(reader, wire.InputTask(self._number, request.split, direct), left) if left > 0 else None
             if reply is None or reply.status != "inspected" or reply.digest is None:
                 return None
             digests.append(reply.digest)
-        return (digests[0], digests[1]) if digests else None
+        return digests[0], digests[1]
 
     def _known(self, attempt: int) -> Kept | None:
         return self.scene.kept.get(attempt) or self.incidents.raised.get(attempt) or self._probed.get(attempt)

@@ -61,7 +61,7 @@ class Requests:
 
         Not where each domain has a machine of its own, for it has a page cache of its own then.
         """
-        if self.options.replicas_needed < 2 or launch.replica < self.options.f:
+        if not self.options.direct_input or self.options.replicas_needed < 2 or launch.replica < self.options.f:
             return False
         return len({info.node for info in self.workers.values()}) < len({info.domain for info in self.workers.values()})
 
