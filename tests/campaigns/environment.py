@@ -4,10 +4,11 @@
     python tests/campaigns/environment.py --count 12 --seed 0  some of them, drawn from the seed
     python tests/campaigns/environment.py --replay worker:pread:EIO:1:ever   one, with all that the command said
 
-A word count runs on local workers with `failing_calls.c` preloaded, which knows the files of the run: input, output, store. First it
-only counts the calls of each process. Then one run for each case: role, call, errno, which call of it fails first, and how often: once,
-or ever after (EINTR, which a kernel does not give for ever, three times). What must hold: the command ends in time; its exit code is
-documented; no traceback; the output is right if it says so, else it is not there. The end is 0 if all held, else 1.
+A word count runs on local workers with `failing_calls.c` preloaded, which knows the files of the run: input, output, store.
+First it only counts the calls of each process. Then there is one run for each case: role, call, errno, which call of it fails
+first, and how often: once, or ever after (EINTR, which a kernel does not give for ever, three times). What must hold: the
+command ends in time; its exit code is documented; no traceback; the output is right if it says so, else it is not there. The
+end is 0 if all held, else 1.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ class Rig:
         for name in ("out", "store"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir()
-        arguments = [sys.executable, "-m", "quoreduce.cli", "run", "wordcount", str(self.folder / "in/text"), str(self.folder / "out/o")]
-        arguments += ["--on", "local", "--workers", "2", "--domain", "worker", "--store", str(self.folder / "store"), "--reducers", "2"]
-        arguments += ["--split-mb", "0.02", "--durable", "--deadline", "20"]
+        places = [str(self.folder / "in/text"), str(self.folder / "out/o")]
+        arguments = [sys.executable, "-m", "quoreduce.cli", "run", "wordcount", *places]
+        arguments += ["--on", "local", "--workers", "2", "--domain", "worker", "--store", str(self.folder / "store")]
+        arguments += ["--reducers", "2", "--split-mb", "0.02", "--durable", "--deadline", "20", "--direct-input"]
         paths = ":".join(str(self.folder / name) + "/" for name in ("in", "out", "store"))
         process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env={**os.environ, "LD_PRELOAD": str(self.library), "FAILING_PATHS": paths, **env},
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env={**os.environ, "LD_PRELOAD": str(self.library), "FAILING_PATHS": paths, **env},
         )  # fmt: skip
         try:
             _, said = process.communicate(timeout=LIMIT_S)

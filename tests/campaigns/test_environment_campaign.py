@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from environment import EVER, Case, Rig, cases
 
 SAMPLE = (
-    "worker:preadv:EIO:1:ever", "worker:mmap:EMFILE:1:ever", "worker:fallocate:ENOSPC:1:ever", "worker:open:ESTALE:3:ever",
+    "worker:pread:EIO:1:ever", "worker:mmap:EMFILE:1:ever", "worker:fallocate:ENOSPC:1:ever", "worker:open:ESTALE:3:ever",
     "driver:rename:EIO:1:1", "driver:fsync:ENOSPC:1:ever",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, kjv: Path) -> Iterator[Rig]:
+def rig(tmp_path_factory: pytest.TempPathFactory, kjv: Path) -> Rig:
     if shutil.which("gcc") is None:
         pytest.skip("the calls are made to fail by a library that gcc compiles: there is no gcc")
-    yield Rig(tmp_path_factory.mktemp("environment"), kjv.read_bytes()[:60_000])
+    return Rig(tmp_path_factory.mktemp("environment"), kjv.read_bytes()[:60_000])
 
 
 def test_all_calls_of_a_run_are_known_to_the_campaign(rig: Rig) -> None:
     calls = rig.calls()
-    assert {"open", "mmap", "fallocate", "write", "close", "preadv"} <= {call for role, call in calls if role == "worker"}
+    assert {"open", "mmap", "fallocate", "write", "close", "pread"} <= {call for role, call in calls if role == "worker"}
     assert {"open", "stat", "rename", "fsync", "flock", "write", "unlink"} <= {call for role, call in calls if role == "driver"}
     assert {one.error for one in cases(calls)} == {"EIO", "ENOSPC", "EMFILE", "EINTR", "ESTALE"}
 
