@@ -180,6 +180,8 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     vote.add_argument("-f", "--faults-tolerated", type=NUMBERS["f"], default=1, metavar="F", help="faulty replicas of a task to tolerate (default 1)")
     vote.add_argument("--mode", choices=["original", "basic", "bft"], default="bft", help="original: run once; basic: 2f+1 times; bft (default)")
     vote.add_argument("--digest", choices=["blake3", "fast", "checksum"], help="fast: for accidental faults only; checksum: --mode original only")
+    vote.add_argument("--direct-input", action="store_true",
+                      help="all replicas but the first f read the input past the page cache: slower, docs/inputs.md")  # fmt: skip
     vote.add_argument("--no-diagnose", action="store_true", help="do not find out what masked faults were (after the job, for up to 5 s)")
     vote.add_argument("--strict", action="store_true", help="exit 3 if faults were masked")
     for name, text in (
@@ -416,6 +418,7 @@ def _options(a: argparse.Namespace) -> Options:
         strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
         digest_outputs=a.digest_outputs, tight_storage=a.tight_storage, spares=not a.no_spares, deadline_s=a.deadline, attempts_max=a.attempts_max,
         attest=Attest(**given) if a.attest else None, durable=a.durable, diagnose=not a.no_diagnose, suspects=a.suspects,
+        direct_input=a.direct_input,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from quoreduce.data import inputs as inputs_module
 from quoreduce.data.block import Block
 from quoreduce.data.formats import RecordFormat, parse_format
+from quoreduce.data.inflate import gz_chunks, zst_chunks
 from quoreduce.data.inputs import Split, open_records, open_split, plan_splits, public_name
 from quoreduce.data.sequencefile import SequenceWriter
 from quoreduce.errors import HostError, InputError, UsageError
@@ -908,7 +909,7 @@ def test_a_gz_member_is_decompressed_piece_by_piece(tmp_path: Path) -> None:
     path = tmp_path / "zeros.gz"
     path.write_bytes(gzip.compress(bytes(5 << 20)))
     with path.open("rb") as raw:
-        sizes = [len(chunk) for chunk in inputs_module._gz_chunks(raw)]
+        sizes = [len(chunk) for chunk in gz_chunks(raw)]
     assert (sum(sizes), max(sizes) <= 1 << 20) == (5 << 20, True)
 
 
@@ -920,5 +921,5 @@ def test_a_zst_member_is_read_piece_by_piece() -> None:
             asked.append(n)
             return whole.read(n)
 
-    assert b"".join(inputs_module._zst_chunks(Pieces())) == TEXT  # type: ignore[arg-type]
+    assert b"".join(zst_chunks(Pieces())) == TEXT  # type: ignore[arg-type]
     assert asked == [1 << 20, 1 << 20]

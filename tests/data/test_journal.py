@@ -149,7 +149,7 @@ def test_the_bytes_never_change() -> None:
     unsaid = {"path": "", "data": b"", "records_in": 0, "bytes_in": 0, "counters": {}}
     header = {
         "version": "1", "name": "job", "job": b"pickle", "options": b"o", "place": b"p", "inputs": ["/in"], "format": "lines",
-        "split_bytes": 7, "sources": [["/in/a", 9, 1]], "splits": b"s" * 32, "reducers": 2, "key": b"",
+        "split_bytes": 7, "sources": [["/in/a", 9, 1, 0, 0, 0, ""]], "splits": b"s" * 32, "reducers": 2, "key": b"",
     }  # fmt: skip
     chain, raw = blake3(b"quoreduce job 1\n").digest(), b"quoreduce job 1\n"
     for record in (

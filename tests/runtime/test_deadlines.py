@@ -139,3 +139,48 @@ def test_a_worker_that_never_begins_is_replaced(verses: Path, tmp_path: Path) ->
         meddler.requests = lambda worker, request: worker != silent
         session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.01, deadline_s=1.0))
         assert silent not in {info.name for info in session.workers}
+
+
+@pytest.mark.parametrize("when", ["waiting", "working"])
+def test_a_driver_that_was_stopped_blames_no_worker(when: str, verses: Path, tmp_path: Path) -> None:
+    """25 s in which the driver is not there to listen are not the workers' time."""
+    with meddled_session(2) as (session, meddler):
+        stops = ["waiting", "working"]
+
+        def stop(where: str) -> None:
+            if where == when and where in stops and len(meddler._queue) >= 1:
+                stops.clear()
+                meddler.clock.now += 25.0
+
+        def hear(worker: str, reply: wire.Reply) -> list[Said]:
+            stop("waiting" if reply.status == "ok" else "")
+            return [reply]
+
+        meddler.replies = hear
+        options = Options(reducers=1, deadline_s=10, split_mb=0.05)
+        before = {info.name for info in session.workers}
+        result = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), options, lambda progress: stop("working"))
+        assert {info.name for info in session.workers} == before
+    assert not stops, "the driver was stopped while something was under way"
+    assert (result.diagnoses, result.reexecutions, result.faults.detected) == ([], 0, 0)
+
+
+class Task:
+    """Something with a deadline."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline, self.waited, self.grace = deadline, 0.0, 0.0
+
+
+def test_a_deadline_moves_by_the_time_without_a_core_and_not_for_ever() -> None:
+    task, waited = Task(10.0), 0.0
+    assert not underway.is_late(task, "w", 9.9, lambda worker: 1e9)
+    waited = 4.0
+    assert not underway.is_late(task, "w", 10.0, lambda worker: waited)
+    assert task.deadline == 14.0
+    assert underway.is_late(task, "w", 14.0, lambda worker: waited), "it waited no more: this is a hang"
+    waited = 1e6
+    assert not underway.is_late(task, "w", 14.0, lambda worker: waited)
+    assert task.deadline == 10.0 + underway.GRACE_MAX_S
+    waited = 2e6
+    assert underway.is_late(task, "w", 10.0 + underway.GRACE_MAX_S, lambda worker: waited)

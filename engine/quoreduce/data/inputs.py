@@ -4,9 +4,13 @@ An input is a file, a directory (its files, not its subdirectories; names that b
 as Hadoop does), a glob, or a URI that pyarrow.fs knows (s3, gs, hdfs; ``file:`` URIs are plain paths). Members that end
 in ``.gz`` or ``.zst`` are one split each.
 
-Local files are mapped, not read: the array that :func:`open_split` yields is a read-only view of the page cache. The
-size is checked against the plan before anything is mapped, since touching a page past the end of a shrunk file kills
-the process (SIGBUS); a file that is truncated *while* a kernel runs over it still does.
+Local files are mapped, not read: the array that :func:`open_split` yields is a read-only view of the page cache. Size and
+identity (:mod:`quoreduce.data.identity`) are checked against the plan before anything is mapped, and once more before the
+job publishes (:func:`check_unchanged`). Touching a page past the end of a shrunk file kills the process (SIGBUS): a file
+that is truncated *while* a kernel runs over it still does.
+
+A split can be read past the page cache instead (``direct``), into private memory: a page that has rotted there would give
+all replicas on a machine the same wrong bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ import re
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -28,7 +33,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from quoreduce.data import identity
+from quoreduce.data.direct import DirectFile, open_direct
 from quoreduce.data.formats import ReadAt, RecordFormat, record_range
+from quoreduce.data.identity import Identity
+from quoreduce.data.inflate import Corrupt, gz_chunks, zst_chunks
 from quoreduce.data.sequencefile import RECORDS_BYTES_MAX, decode_records, read_header, sync_range
 from quoreduce.errors import HostError, InputError, UsageError
 
@@ -44,7 +53,7 @@ SPLITS_MAX = 1 << 20
 MEMBER_BYTES_MAX = 16 << 30
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 _CHUNK = 1 << 20
-_ZST_CHUNK = 1 << 12  # a 4-byte zstd block can stand for 128 KiB: small bites bound what one of them turns into
+_REQUESTS_AT_ONCE = 16
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _KINDS = {
     stat.S_IFIFO: "a fifo",
@@ -54,11 +63,15 @@ _KINDS = {
 }
 
 
-class Split(msgspec.Struct, frozen=True):
+LocalFile = IO[bytes] | DirectFile
+
+
+class Split(msgspec.Struct, frozen=True, omit_defaults=True):
     """A range of an input whose records one map task reads; it is sent to workers.
 
     ``path`` is an absolute path, or a URI if ``uri``; ``start`` and ``length`` are in bytes of the file as stored;
-    ``size`` is the file's size in bytes when the job was planned; ``index`` counts the splits of the job.
+    ``size`` is the file's size in bytes when the job was planned, and ``identity`` which file it was; ``index`` counts the splits
+    of the job.
     """
 
     path: str
@@ -68,12 +81,14 @@ class Split(msgspec.Struct, frozen=True):
     compression: Literal["none", "gz", "zst"]
     uri: bool
     index: int
+    identity: Identity | None = None
 
 
 class _Member(NamedTuple):
     path: str
     size: int
     uri: bool
+    identity: Identity | None = None
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------
@@ -201,7 +216,8 @@ def _file_member(path: str) -> _Member:
             raise InputError(f"{path} is {kind}; copy what it gives into a file first")
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return _Member(path, os.fstat(fd).st_size, False)
+            status = os.fstat(fd)
+            return _Member(path, status.st_size, False, identity.of_file(status))
         finally:
             os.close(fd)
     except OSError as error:
@@ -211,7 +227,7 @@ def _file_member(path: str) -> _Member:
 
 def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int) -> Iterator[Split]:
     """Yield the splits of one file, numbered from ``index``."""
-    path, size, uri = member
+    path, size, uri, which = member
     if size == 0 and fmt.kind != "sequence":
         return
     compression: Literal["none", "gz", "zst"] = "none"
@@ -223,11 +239,11 @@ def _splits_of(member: _Member, fmt: RecordFormat, split_bytes: int, index: int)
         _check_width(public_name(path), size, fmt)
         step = max(1, split_bytes // fmt.width) * fmt.width
     if fmt.kind == "sequence" and compression == "none" and not uri:
-        _check_header(Split(path, 0, size, size, "none", False, index))
+        _check_header(Split(path, 0, size, size, "none", False, index, which))
     if index + -(-size // step) > SPLITS_MAX:
         raise InputError(f"{public_name(path)} takes the job over {SPLITS_MAX} splits; use a larger --split-mb")
     for start in range(0, size, step):
-        yield Split(path, start, min(step, size - start), size, compression, uri, index)
+        yield Split(path, start, min(step, size - start), size, compression, uri, index, which)
         index += 1
 
 
@@ -238,7 +254,7 @@ def _check_width(name: str, size: int, fmt: RecordFormat) -> None:
 
 def _check_header(split: Split) -> None:
     with _open_file(split) as file:
-        read_header(_reader(file.fileno(), split), split.size, public_name(split.path))
+        read_header(_reader(file, split), split.size, public_name(split.path))
 
 
 def _hidden(path: str) -> bool:
@@ -292,7 +308,7 @@ def _uri_members(uri: str) -> list[_Member]:
             return _uri_directory(uri, filesystem, path, "*")
         if info.type != fs.FileType.File:
             raise InputError(f"no such file or directory: {public_name(uri)}; check the name of the input")
-        return [_Member(uri, int(info.size), True)]
+        return [_Member(uri, int(info.size), True, _identities(filesystem, [info])[0])]
 
 
 def _uri_directory(uri: str, filesystem: Any, path: str, pattern: str) -> list[_Member]:
@@ -301,14 +317,34 @@ def _uri_directory(uri: str, filesystem: Any, path: str, pattern: str) -> list[_
 
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=False))
     files = sorted(
-        (info.path.rpartition("/")[2], int(info.size))
-        for info in found
-        if info.type == fs.FileType.File and not _hidden(info.path) and fnmatchcase(info.base_name, pattern)
-    )
+        (
+            info for info in found
+            if info.type == fs.FileType.File and not _hidden(info.path) and fnmatchcase(info.base_name, pattern)
+        ),
+        key=lambda info: str(info.path),
+    )  # fmt: skip
     if not files:
         raise InputError(f"{public_name(uri)} has no input files that match {pattern!r} (_* and .* are not read)")
     base = urlsplit(uri).path.rstrip("/")
-    return [_Member(_with_path(uri, f"{base}/{quote(name)}"), size, True) for name, size in files]
+    return [
+        _Member(_with_path(uri, f"{base}/{quote(info.path.rpartition('/')[2])}"), int(info.size), True, which)
+        for info, which in zip(files, _identities(filesystem, files), strict=True)
+    ]
+
+
+def _identities(filesystem: Any, infos: Sequence[Any]) -> list[Identity]:
+    """The identities of remote files. To learn an object's version takes a request for each: some are under way at a time."""
+
+    def tag(info: Any) -> str:
+        with filesystem.open_input_file(info.path) as file:
+            return identity.tag_of(file.metadata())
+
+    if filesystem.type_name in identity.TAGGED:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            tags = list(pool.map(tag, infos))
+    else:
+        tags = [""] * len(infos)
+    return [Identity(int(info.mtime_ns or 0), tag=tag) for info, tag in zip(infos, tags, strict=True)]
 
 
 def _with_path(uri: str, path: str) -> str:
@@ -327,6 +363,7 @@ def open_split(
     scratch_dir: str | os.PathLike[str],
     max_member_bytes: int = MEMBER_BYTES_MAX,
     populate: bool = True,
+    direct: bool = False,
 ) -> Iterator[U8]:
     """Yield u8[n], read-only: the bytes of exactly the records that start in the split. Not for ``sequence``.
 
@@ -338,12 +375,13 @@ def open_split(
         scratch_dir: directory for the decompressed bytes of a gz or zst member (a file without a name).
         max_member_bytes: bound on the bytes of a decompressed member, and on what is read of a URI into memory.
         populate: bring all of the split in at once; False if only a little of it will be looked at.
+        direct: read a local file past the page cache, where its file system can.
 
     Raises:
-        InputError: the file is gone, has changed its size, cannot be read, is corrupt, or exceeds the bound.
+        InputError: the file is gone, is another one than was planned, cannot be read, is corrupt, or exceeds the bound.
         HostError: no space for decompressed bytes.
     """
-    array, mapping = _open(split, fmt, scratch_dir, max_member_bytes, populate)
+    array, mapping = _open(split, fmt, scratch_dir, max_member_bytes, populate, direct)
     try:
         yield array
     finally:
@@ -355,40 +393,40 @@ def open_split(
 
 @contextmanager
 def open_records(
-    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], populate: bool = True
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], populate: bool = True, direct: bool = False
 ) -> Iterator[U8 | Block]:
     """Yield what a map gets: for ``sequence`` a block of keys and values, else what :func:`open_split` yields.
 
     Args and errors as for :func:`open_split`.
     """
     if fmt.kind == "sequence":
-        yield read_sequence_split(split, scratch_dir)
+        yield read_sequence_split(split, scratch_dir, direct=direct)
         return
-    with open_split(split, fmt, scratch_dir, populate=populate) as array:
+    with open_split(split, fmt, scratch_dir, populate=populate, direct=direct) as array:
         yield array
 
 
 def read_sequence_split(
-    split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_MAX
+    split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_MAX, direct: bool = False
 ) -> Block:
     """Return the records of a SequenceFile whose sync points lie in the split: a block of keys and values, in memory.
 
     Args:
         split: as planned; a gz or zst member is one split. scratch_dir: as for :func:`open_split`.
-        bytes_max: bound on the decoded records, in bytes.
+        bytes_max: bound on the decoded records, in bytes. direct: as for :func:`open_split`.
 
     Raises:
         InputError: as for :func:`open_split`, and whatever is wrong in the file, with its name and the byte.
         HostError: no space for decompressed bytes.
     """
     if split.compression != "none":
-        with _inflate(split, scratch_dir, MEMBER_BYTES_MAX) as spilled:
+        with _inflate(split, scratch_dir, MEMBER_BYTES_MAX, direct) as spilled:
             size = os.fstat(spilled.fileno()).st_size
             whole = msgspec.structs.replace(split, start=0, length=size, size=size)
-            return _decode_mapped(whole, spilled.fileno(), bytes_max)
+            return _decode_mapped(whole, spilled, bytes_max)
     if not split.uri:
-        with _open_file(split) as file:
-            return _decode_mapped(split, file.fileno(), bytes_max)
+        with _open_file(split, direct) as file:
+            return _decode_mapped(split, file, bytes_max)
     with _open_raw(split) as file:
 
         def read_at(at: int, n: int) -> bytes:
@@ -398,16 +436,16 @@ def read_sequence_split(
         return _decode_split(split, read_at, lambda begin, stop: _read_range(read_at, begin, stop), bytes_max)
 
 
-def _decode_mapped(split: Split, fd: int, bytes_max: int) -> Block:
+def _decode_mapped(split: Split, file: LocalFile, bytes_max: int) -> Block:
     mappings: list[mmap.mmap | None] = []
 
     def view(begin: int, stop: int) -> U8:
-        array, mapping = _map(fd, split.path, begin, stop, split.length)
+        array, mapping = _map(file, split.path, begin, stop, split.length)
         mappings.append(mapping)
         return array
 
     try:
-        return _decode_split(split, _reader(fd, split), view, bytes_max)
+        return _decode_split(split, _reader(file, split), view, bytes_max)
     except OSError as error:
         raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
     finally:
@@ -432,47 +470,86 @@ def _read_range(read_at: ReadAt, begin: int, stop: int) -> U8:
     return np.frombuffer(data, np.uint8)
 
 
-def _reader(fd: int, split: Split) -> ReadAt:
+def _reader(file: LocalFile, split: Split) -> ReadAt:
+    if isinstance(file, DirectFile):
+        return lambda offset, n: _some(file.pread(n, offset), split)
+    fd = file.fileno()
     return lambda offset, n: _some(os.pread(fd, n, offset), split)
 
 
 def _open(
-    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int, populate: bool
-) -> tuple[U8, mmap.mmap | None]:
+    split: Split, fmt: RecordFormat, scratch_dir: str | os.PathLike[str], bytes_max: int, populate: bool,
+    direct: bool,
+) -> tuple[U8, mmap.mmap | None]:  # fmt: skip
     if fmt.kind == "sequence":
         raise UsageError("the records of a SequenceFile are no run of bytes: use open_records")
     if split.compression != "none":
-        with _inflate(split, scratch_dir, bytes_max) as spilled:
+        with _inflate(split, scratch_dir, bytes_max, direct) as spilled:
             size = os.fstat(spilled.fileno()).st_size
             _check_width(f"{public_name(split.path)} decompressed", size, fmt)
-            return _map(spilled.fileno(), split.path, 0, size, size)
+            return _map(spilled, split.path, 0, size, size)
     if split.uri:
         return _read_uri(split, fmt, bytes_max), None
-    with _open_file(split) as file:
-        fd = file.fileno()
+    with _open_file(split, direct) as file:
         try:
-            begin, stop = record_range(_reader(fd, split), fmt, split.start, split.start + split.length, split.size)
+            begin, stop = record_range(_reader(file, split), fmt, split.start, split.start + split.length, split.size)
         except OSError as error:
             raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
-        return _map(fd, split.path, begin, stop, split.length if populate else mmap.PAGESIZE)
+        return _map(file, split.path, begin, stop, split.length if populate else mmap.PAGESIZE)
 
 
-def _open_file(split: Split) -> IO[bytes]:
+def _open_file(split: Split, direct: bool = False) -> LocalFile:
     """Open the split's local file and check that it is still the one that was planned."""
-    try:
-        file = os.fdopen(os.open(split.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {split.path}: {_reason(error)}") from error
+    file: LocalFile | None = open_direct(split.path) if direct else None
+    if file is None:
+        try:
+            file = os.fdopen(os.open(split.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise _unreadable(split.path, error) from error
     info = os.fstat(file.fileno())
-    if not stat.S_ISREG(info.st_mode) or info.st_size != split.size:
+    why = _change(split, info.st_size, identity.of_file(info))
+    if why or not stat.S_ISREG(info.st_mode):
         file.close()
-        raise _changed(split, info.st_size)
+        raise _changed(split, why or "it is no regular file now")
     return file
 
 
-def _changed(split: Split, size: int) -> InputError:
-    name = public_name(split.path)
-    return InputError(f"{name} changed while the job ran: {split.size} bytes at first, now {size}; run the job again")
+def _change(split: Split, size: int, now: Identity) -> str:
+    """What has changed since the job was planned, in words, or ""."""
+    if size != split.size:
+        return f"{split.size} bytes at first, now {size}"
+    return identity.change(split.identity, now) if split.identity is not None else ""
+
+
+def _changed(split: Split, why: str) -> InputError:
+    return InputError(f"{public_name(split.path)} changed while the job ran: {why}; run the job again")
+
+
+def _unreadable(path: str, error: BaseException) -> InputError | HostError:
+    """That a file cannot be opened or read; that it is for want of memory or file numbers says nothing about the file."""
+    host = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return (HostError if host else InputError)(f"cannot read {public_name(path)}: {_reason(error)}")
+
+
+def check_unchanged(splits: Sequence[Split]) -> None:
+    """Raise InputError if a file of ``splits`` is not any more what it was when the job was planned, or is gone."""
+    files = {split.path: split for split in splits}
+    for split in files.values():
+        if split.uri:
+            filesystem, path = open_filesystem(split.path)
+            with uri_errors(split.path):
+                info = filesystem.get_file_info(path)
+                why = "it is gone"
+                if info.is_file:
+                    why = _change(split, int(info.size), _identities(filesystem, [info])[0])
+        else:
+            try:
+                status = os.stat(split.path)
+            except OSError as error:
+                raise _changed(split, _reason(error)) from error
+            why = _change(split, status.st_size, identity.of_file(status))
+        if why:
+            raise _changed(split, why)
 
 
 def _some(chunk: bytes, split: Split) -> bytes:
@@ -481,12 +558,24 @@ def _some(chunk: bytes, split: Split) -> bytes:
     return chunk
 
 
-def _map(fd: int, name: str, begin: int, stop: int, touch: int) -> tuple[U8, mmap.mmap | None]:
-    """Map [begin, stop) of ``fd``; the first ``touch`` bytes are brought in at once, not fault by fault."""
+def _map(file: LocalFile, name: str, begin: int, stop: int, touch: int) -> tuple[U8, mmap.mmap | None]:
+    """Map [begin, stop) of ``file``; the first ``touch`` bytes are brought in at once, not fault by fault.
+
+    Of a file that is read past the page cache it is a copy of these bytes, without a mapping.
+    """
     import numpy as np
 
     if begin == stop:
         return np.frombuffer(b"", np.uint8), None
+    if isinstance(file, DirectFile):
+        try:
+            array = file.view(begin, stop)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        if array.size != stop - begin:
+            raise InputError(f"{public_name(name)} became shorter while the job ran; run the job again")
+        return array, None
+    fd = file.fileno()
     skip = begin % mmap.ALLOCATIONGRANULARITY
     try:
         mapping = mmap.mmap(fd, stop - begin + skip, access=mmap.ACCESS_READ, offset=begin - skip)
@@ -504,10 +593,10 @@ def _map(fd: int, name: str, begin: int, stop: int, touch: int) -> tuple[U8, mma
 # --- compressed members -----------------------------------------------------------------------------------------------
 
 
-def _inflate(split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int) -> IO[bytes]:
+def _inflate(split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int, direct: bool) -> IO[bytes]:
     """Decompress the whole member into a file without a name in ``scratch_dir``."""
     name, total = public_name(split.path), 0
-    with _open_raw(split) as raw:
+    with _open_raw(split, direct) as raw:
         try:
             spilled = tempfile.TemporaryFile(dir=scratch_dir)  # noqa: SIM115 (the caller closes it)
         except OSError as error:
@@ -533,29 +622,32 @@ def _discard(spilled: IO[bytes]) -> None:
         spilled.close()
 
 
-def _open_raw(split: Split) -> Any:
-    """Open the stored bytes of a split, local or not, as a binary file."""
+def _open_raw(split: Split, direct: bool = False) -> Any:
+    """Open the stored bytes of a split, local or not, as a binary file, and check that it is still the one that was planned."""
     if not split.uri:
-        return _open_file(split)
+        return _open_file(split, direct)
     filesystem, path = open_filesystem(split.path)
     with uri_errors(split.path):
         file = filesystem.open_input_file(path)
         size = int(file.size())
-    if size != split.size:
+        tag = identity.tag_of(file.metadata()) if filesystem.type_name in identity.TAGGED else ""
+        planned = split.identity or Identity()  # the time of change is compared before publishing: here it costs a request
+        why = _change(split, size, Identity(planned.mtime_ns, tag=tag))
+    if why:
         file.close()
-        raise _changed(split, size)
+        raise _changed(split, why)
     return file
 
 
 def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
     """Yield the decompressed bytes of ``raw``; whatever is wrong with them is an InputError that names the file."""
     name = public_name(split.path)
-    unzip = _gz_chunks if split.compression == "gz" else _zst_chunks
+    unzip = gz_chunks if split.compression == "gz" else zst_chunks
     chunks = iter(unzip(raw))
     while True:
         try:
             chunk = next(chunks, None)
-        except (EOFError, gzip.BadGzipFile, zlib.error, _Corrupt) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, Corrupt) as error:
             what = "gzip" if split.compression == "gz" else "zstd"
             raise InputError(f"{name} is corrupt or truncated ({what}: {_reason(error)}); fetch it again") from error
         except OSError as error:
@@ -563,36 +655,6 @@ def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
         if chunk is None:
             return
         yield chunk
-
-
-class _Corrupt(Exception):
-    """A zstd stream that is no whole number of frames."""
-
-
-def _gz_chunks(raw: IO[bytes]) -> Iterable[bytes]:
-    with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _zst_chunks(raw: IO[bytes]) -> Iterable[bytes]:
-    """Decompress frame by frame: the library's own stream reader takes a truncated frame for the end."""
-    import zstandard
-
-    decompressor, frame = zstandard.ZstdDecompressor(), None
-    while block := raw.read(_CHUNK):
-        data = memoryview(block)
-        while data:
-            bite, data = data[:_ZST_CHUNK], data[_ZST_CHUNK:]
-            while bite:
-                frame = decompressor.decompressobj() if frame is None or frame.eof else frame
-                try:
-                    yield frame.decompress(bite)
-                except zstandard.ZstdError as error:
-                    raise _Corrupt(str(error)) from error
-                bite = memoryview(frame.unused_data)
-    if frame is not None and not frame.eof:
-        raise _Corrupt("the last frame has no end")
 
 
 # --- reading URIs -----------------------------------------------------------------------------------------------------
@@ -617,7 +679,7 @@ class _Range:
         with uri_errors(self.split.path):
             chunk = self.file.read_at(n, at)
         if len(chunk) != n:
-            raise _changed(self.split, at + len(chunk))
+            raise _changed(self.split, f"{self.split.size} bytes at first, now {at + len(chunk)}")
         self.data += chunk
 
     def read_at(self, offset: int, n: int) -> bytearray:

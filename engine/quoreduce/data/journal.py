@@ -26,6 +26,7 @@ from typing import Literal
 import msgspec
 from blake3 import blake3
 
+from quoreduce.data.identity import Identity, change
 from quoreduce.errors import JournalError, one_line
 from quoreduce.ownership import why_foreign_fd
 from quoreduce.reading import open_regular
@@ -38,11 +39,28 @@ _CHAIN_BYTES = 32
 
 
 class Source(msgspec.Struct, frozen=True, array_like=True):
-    """An input file as it was when the job was planned: size in bytes, time of change in ns since 1970."""
+    """An input file as it was when the job was planned: size in bytes, time of change in ns since 1970, and the rest of its
+    :class:`~quoreduce.data.identity.Identity`, which older journals lack."""
 
     path: str
     size: int
     mtime_ns: int
+    device: int = 0
+    inode: int = 0
+    place: int = 0
+    tag: str = ""
+
+    @classmethod
+    def of(cls, path: str, size: int, which: Identity) -> Source:
+        """The file at ``path``, whose identity is known."""
+        return cls(path, size, which.mtime_ns, which.device, which.inode, which.place, which.tag)
+
+    def same(self, other: Source) -> bool:
+        """Whether the other is this file, as far as can be told (:func:`quoreduce.data.identity.change`)."""
+        return (self.path, self.size) == (other.path, other.size) and not change(self._identity(), other._identity())
+
+    def _identity(self) -> Identity:
+        return Identity(self.mtime_ns, self.device, self.inode, self.place, self.tag)
 
 
 class Header(msgspec.Struct, frozen=True, tag="header"):

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from quoreduce.errors import HostError
 from quoreduce.runtime import wire
 from quoreduce.runtime.port import Executor, WorkerInfo
-from quoreduce.runtime.underway import DEADLINE_FIRST_S
+from quoreduce.runtime.underway import DEADLINE_FIRST_S, is_late
 from quoreduce.tracker import messages as m
 
 
 @dataclass(slots=True)
 class Checking:
-    """A part's digest that is being recomputed by ``worker`` before the part is published."""
+    """A part's digest that is being recomputed by ``worker`` before the part is published; its time is as in ``underway``."""
 
     agreed: m.Agreed
     worker: str
     deadline: float
+    waited: float = 0.0
+    grace: float = 0.0
 
 
 class Checks:
@@ -67,7 +69,7 @@ class Checks:
         if chosen is None:
             return False
         self._begun[task] += 1
-        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s)
+        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s, self._executor.waited_s(chosen))
         self._executor.submit(chosen, wire.encode(wire.CheckTask(agreed.attempt, path, self._stride)))
         return True
 
@@ -83,13 +85,19 @@ class Checks:
             del self._under_way[agreed.attempt]
         return gone
 
+    def postpone(self, away_s: float) -> None:
+        """The driver was away: that time is not the workers'."""
+        for one in self._under_way.values():
+            one.deadline += away_s
+
     def next_due(self) -> float:
         """The first deadline; infinity if no check is under way."""
         return min((one.deadline for one in self._under_way.values()), default=float("inf"))
 
     def expired(self, now: float) -> list[str]:
         """Workers that are past a deadline, which is reported once: the next is far away."""
-        late = [one for one in self._under_way.values() if one.deadline <= now]
+        waited = self._executor.waited_s
+        late = [one for one in self._under_way.values() if is_late(one, one.worker, now, waited)]
         for one in late:
             one.deadline = now + DEADLINE_FIRST_S
         return [one.worker for one in late]

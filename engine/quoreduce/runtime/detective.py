@@ -64,7 +64,7 @@ class Scene:
     agreed: Mapping[m.Task, m.Agreed]
     free: Callable[[], list[WorkerInfo]]
     request: Callable[[m.Launch], wire.Request]
-    ask: Callable[[str, wire.InspectTask | wire.ProbeTask, float], wire.Reply | None]
+    ask: Callable[[str, wire.InspectTask | wire.InputTask | wire.ProbeTask, float], wire.Reply | None]
     part: Callable[[int], str | None]
     attempt_path: Callable[[int, int], str]
     clock: Callable[[], float]
@@ -156,7 +156,10 @@ class Detective:
         stored = None if partition is None else self._stored(incident.attempt, partition)
         if stored is not None and vote.digests is not None and incident.attempt not in self.incidents.dropped:
             vote = replace(vote, copy=self._state(stored, *vote.digests))
-        vote = self._again(vote, incident, winner)
+        if task.kind == "map":
+            vote = replace(vote, inputs=self._inputs_now(incident, own, winner))
+        if vote.inputs is None or vote.inputs[0] == vote.inputs[1]:
+            vote = self._again(vote, incident, winner)
         if vote.copy == "none" and vote.digests is not None and partition is not None:
             probed = self._stored(self._same_probe(task, vote), partition)
             vote = vote if probed is None else replace(vote, copy=self._state(probed, *vote.digests))
@@ -165,6 +168,29 @@ class Detective:
         if partition is not None and not vote.raised and verdict.kind != "metadata":
             difference = self._differing(task, partition, number or 0, vote, incident.attempt)
         return _said(incident, verdict, difference)
+
+    def _inputs_now(self, incident: Incident, own: Kept, winner: Kept) -> tuple[bytes, bytes] | None:
+        """Read the split of a map through the page cache and past it, if the two replicas read it in different ways.
+
+        Whoever reads is on the accused worker's machine, whose cache it is, and in another domain: it may be the accused core
+        that reads wrong.
+        """
+        here, accused = incident.worker.node, incident.worker.domain
+        reader = next((w.name for w in self.scene.free() if w.node == here and w.domain != accused), None)
+        if reader is None:
+            return None
+        request, other = (self.scene.request(replace(one.launch, worker=reader)) for one in (own, winner))
+        if not (isinstance(request, wire.MapTask) and isinstance(other, wire.MapTask)) or request.direct == other.direct:
+            return None
+        digests: list[bytes] = []
+        for direct in (False, True):
+            left = self._end - self.scene.clock()
+            self._number += 1
+            reply = self.scene.ask(reader, wire.InputTask(self._number, request.split, direct), left) if left > 0 else None
+            if reply is None or reply.status != "inspected" or reply.digest is None:
+                return None
+            digests.append(reply.digest)
+        return digests[0], digests[1]
 
     def _known(self, attempt: int) -> Kept | None:
         return self.scene.kept.get(attempt) or self.incidents.raised.get(attempt) or self._probed.get(attempt)

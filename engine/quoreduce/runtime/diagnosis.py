@@ -3,6 +3,7 @@
 ========================================================================================= ================= ====================
 what is known                                                                             class             accused
 ========================================================================================= ================= ====================
+a map's vote was lost, and its split reads otherwise in the page cache than on the disk   input             nobody
 a vote was lost, and a domain that voted right gives something else when asked again      non-determinism   nobody
 a vote was lost; the digest is not that of the bytes, or only the counts are wrong        metadata          who voted
 a vote was lost; what was stored is neither what was voted on nor right                   store             who voted
@@ -24,7 +25,7 @@ from typing import Literal
 
 from quoreduce.data.locate import Spot, Value
 
-Kind = Literal["compute", "store", "network", "metadata", "non-determinism", "crash", "hang"]
+Kind = Literal["compute", "store", "network", "metadata", "input", "non-determinism", "crash", "hang"]
 Repeats = Literal["yes", "no", "unknown"]
 CopyState = Literal["none", "unseen", "gone", "right", "claimed", "other"]
 FEW_BITS = 8
@@ -120,6 +121,7 @@ class LostVote:
         copy: its stored copy of that partition: there is none, nobody could look at it, it is gone, or its digest, recomputed
             elsewhere, is the right one, the one that it claimed, another.
         unasked: why the domain was not asked again, if it was not.
+        inputs: of the task's split, read by somebody else through the page cache and past it: both digests, if that was tried.
     """
 
     domain: str
@@ -131,10 +133,14 @@ class LostVote:
     digests: tuple[bytes, bytes] | None = None
     copy: CopyState = "none"
     unasked: str = ""
+    inputs: tuple[bytes, bytes] | None = None
 
 
 def judge_vote(vote: LostVote) -> Verdict:
     """Say what a lost vote was."""
+    if vote.inputs is not None and vote.inputs[0] != vote.inputs[1]:
+        cached, stored = (digest.hex()[:12] for digest in vote.inputs)
+        return Verdict("input", f"its split reads {cached} in the page cache and {stored} on the disk", exonerates=True)
     if why := _not_deterministic(vote):
         return Verdict("non-determinism", why, "unknown", exonerates=True)
     repeats, again = _repeats(vote)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,12 +17,13 @@ from msgspec import structs
 
 from quoreduce import errors
 from quoreduce.data.commit import Output as OutputPlace
-from quoreduce.data.inputs import Split
+from quoreduce.data.inputs import Split, check_unchanged
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.checkers import Checking, Checks
 from quoreduce.runtime.faults import FaultPlan
 from quoreduce.runtime.figures import KINDS_ANSWERED, KINDS_SILENT, Progress, account
+from quoreduce.runtime.hostfaults import OUT_OF_MEMORY, HostFaults
 from quoreduce.runtime.incidents import GARBAGE, Incident, Incidents, Kept
 from quoreduce.runtime.options import Options, Result
 from quoreduce.runtime.outcome import event_of
@@ -31,7 +31,7 @@ from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
 from quoreduce.runtime.requests import Requests
 from quoreduce.runtime.retests import Retests
 from quoreduce.runtime.stragglers import Watch, input_nbytes
-from quoreduce.runtime.underway import DEADLINE_FIRST_S, DEADLINE_START_S, Running, UnderWay
+from quoreduce.runtime.underway import DEADLINE_FIRST_S, DEADLINE_START_S, Attention, Running, UnderWay
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.tracker import JobTracker, Plan
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from quoreduce.runtime.gate import Gate
 
 ADMIT_S = 5.0
-HOST_ERRORS_MAX = 3
-RESTARTS_WITHOUT_WORK_MAX = 3
 PUNCH_SHARE = 0.25
 TICK_S = 0.2
 _REASONS: dict[str, type[errors.QuoreduceError]] = {
@@ -85,8 +83,8 @@ class Driver:
     _agreed: dict[m.Task, m.Agreed] = field(default_factory=dict)
     _setup_pending: dict[str, float] = field(default_factory=dict)
     _unloadable: set[str] = field(default_factory=set)
-    _idle_deaths: int = 0
-    _host_errors: Counter[str] = field(default_factory=Counter)  # domain -> how often its machine failed us
+    _host: HostFaults = field(init=False)
+    _attention: Attention = field(init=False)
     _detected: int = 0
     _cleared: set[str] = field(default_factory=set)
     _incidents: Incidents = field(default_factory=Incidents)
@@ -108,7 +106,9 @@ class Driver:
         self.retests = Retests(self.executor, self.faults, self.job)
         # Inline, one execution waits for the other, which does not make it slow.
         watch = Watch() if o.spares and self.result.on != "inline" else None
-        self._under_way = UnderWay(o.deadline_s, o.f, watch)
+        self._under_way = UnderWay(o.deadline_s, o.f, watch, self.executor.waited_s)
+        self._host = HostFaults(self.splits)
+        self._attention = Attention(time.monotonic())
         self._requests = Requests(o, self.splits, self.output, self._kept, self.workers, everywhere=self.life is not None)
         limit_s = 2 * (o.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
         self._checks = Checks(self.executor, record_width(self.job.output) or 128, limit_s, self.tracker.plan.bound)
@@ -146,7 +146,11 @@ class Driver:
             self._diagnose()
 
     def _step(self) -> None:
-        for arrival in self.executor.wait(self._timeout()):
+        self._listen(asked_s=0.0)
+        timeout_s = self._timeout()
+        arrivals = self.executor.wait(timeout_s)
+        self._listen(asked_s=timeout_s)
+        for arrival in arrivals:
             self._arrive(arrival)
             self._drain()  # before the next arrival: a worker that is gone must not be in the tracker's reach
         for event in self._replays:
@@ -166,6 +170,17 @@ class Driver:
         self.progress.votes = self.tracker.ledger.votes
         self.progress.faults = self._count_detected()
         self.report(self.progress)
+
+    def _listen(self, asked_s: float) -> None:
+        """If the driver was not there for a while, beyond what it meant to wait, that time is not the workers' (R9)."""
+        away_s = self._attention.away_s(time.monotonic(), asked_s)
+        if away_s:
+            self._under_way.postpone(away_s)
+            self._checks.postpone(away_s)
+            self.retests.postpone(away_s)
+            self._setup_pending = {worker: deadline + away_s for worker, deadline in self._setup_pending.items()}
+            if self.gate is not None:
+                self.gate.postpone(away_s)
 
     def _drain(self) -> None:
         """Hand events to the tracker, and do what it says."""
@@ -274,13 +289,16 @@ class Driver:
         if self._under_way.cancelled.pop(reply.attempt, None):
             self._vote(known, reply, event, again=False)
             return
-        self._idle_deaths = 0
+        self._host.worked()
         self._under_way.finished(known, time.monotonic(), self.retests.engage)
         if reply.status == "host":
-            self._host_error(reply, self.workers[worker].domain)
+            sound = {info.domain for info in self.workers.values()}
+            self._host.failed(reply, self.workers[worker].domain, sound, self.options.replicas_needed)
         elif reply.status == "refused":
             lost = [kept.launch.task for attempt in reply.bad if (kept := self._kept.get(attempt))]
             self._unread([known.launch.task, *lost], reply.error)
+        elif reply.status == "failed":
+            self._suspect_input(known.launch.task)
         parts = self.reducers if known.launch.task.kind == "map" else 1
         self._incidents.note(known.launch, self.workers[worker], reply, parts, self._kept)
         if reply.status == "ok":
@@ -293,6 +311,13 @@ class Driver:
                 read = {source.attempt for copies in known.launch.sources for source in copies}
                 self._events += [m.BlockLost(attempt) for attempt in reply.bad if attempt in read]
         self._vote(known, reply, event, again=bool(known.fault and known.fault.kind == "late"))
+
+    def _suspect_input(self, task: m.Task) -> None:
+        """An execution failed: if what it read has changed since the job was planned, that is why (InputError)."""
+        if task.kind == "map":
+            check_unchanged(self.splits[task.index : task.index + 1])
+        elif task.kind == "sample":
+            check_unchanged(self.splits)
 
     def _vote(self, known: Running, reply: wire.Reply, event: m.Event, again: bool) -> None:
         """Hand an answer to the tracker, and once more if it comes ``again``; of an attested job, when there is evidence."""
@@ -317,17 +342,13 @@ class Driver:
         self._detected += 1
         self._events.append(event)
 
-    def _host_error(self, reply: wire.Reply, domain: str) -> None:
-        """Give up when machines fail us in so many domains that those left cannot agree; a single one is masked."""
-        self._host_errors[domain] += 1
-        sound = {info.domain for info in self.workers.values()} - self._host_errors.keys()
-        if self._host_errors.total() >= HOST_ERRORS_MAX and len(sound) < self.options.replicas_needed:
-            raise errors.HostError(reply.error)
-
     def _bury(self, arrival: Arrival) -> None:
         """A worker is gone (R9): report it, and put another in its place if it has one."""
         info = self.workers.pop(arrival.worker)
         gone = self._under_way.lost(arrival.worker)
+        if arrival.worker not in self._incidents.killed and self._host.out_of_memory(arrival.status):
+            self._incidents.killed[arrival.worker] = (OUT_OF_MEMORY, False)
+            self._host.starved([one.launch for one in gone])
         if arrival.worker not in self._barred:
             self._incidents.death(info, arrival.status, arrival.hung, [one.launch for one in gone])
         for one in gone:
@@ -336,9 +357,7 @@ class Driver:
         self._check_again(arrival.worker)
         self.retests.lost(arrival.worker)
         if self._setup_pending.pop(arrival.worker, None) is not None and arrival.worker in self.newcomers:
-            self._idle_deaths += 1  # of those that this job began with only their successors tell whether workers can begin
-            if self._idle_deaths >= RESTARTS_WITHOUT_WORK_MAX:
-                raise errors.HostError("workers die before they begin: run `quoreduce doctor`")
+            self._host.died_idle()  # of those that this job began with only their successors tell whether workers can begin
         replacement = None
         if arrival.worker not in self._barred:
             replacement = self.executor.replace(arrival.worker)
@@ -361,6 +380,7 @@ class Driver:
 
     def _expire(self) -> None:
         """Kill workers that are past a deadline; their death arrives like any other."""
+        self._listen(asked_s=0.0)
         now = time.monotonic()
         for running in self._under_way.expired(now):
             self._kill(running.launch.worker, f"no answer for {now - running.started:.1f} s, so it was killed")

@@ -20,7 +20,8 @@ from blake3 import blake3
 import quoreduce
 from quoreduce.data.commit import Output, OutputDir, output_errors
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, is_uri, open_filesystem, plan_splits, public_name, uri_errors
+from quoreduce.data.identity import Identity
+from quoreduce.data.inputs import Split, is_uri, plan_splits, public_name
 from quoreduce.data.journal import Begun, Decided, ForeignJournal, Gone, Header, Journal, Launched, Record, Source
 from quoreduce.errors import JobError, JournalError, NotDeterministic
 from quoreduce.job import Job
@@ -277,7 +278,9 @@ def _unchanged(place: OutputDir, header: Header) -> Sequence[Split]:
     """Plan the splits again, and see that the inputs are what they were."""
     splits = plan_splits(header.inputs, parse_format(header.format), header.split_bytes)
     before, now = {one.path: one for one in header.sources}, {one.path: one for one in _sources(splits)}
-    changed = sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
+    changed = sorted(
+        path for path in before.keys() | now.keys() if path not in before or path not in now or not before[path].same(now[path])
+    )
     if changed or _digest(splits) != header.splits:
         which = public_name(changed[0]) if changed else "it is cut into other splits"
         raise JournalError(f"the input has changed since the job began: {which}; {_advice(place)}")
@@ -285,21 +288,13 @@ def _unchanged(place: OutputDir, header: Header) -> Sequence[Split]:
 
 
 def _sources(splits: Sequence[Split]) -> tuple[Source, ...]:
-    """The files that are read, each with the time when it was changed."""
+    """The files that are read, each with its identity."""
     files = {split.path: split for split in splits if split.start == 0}
-    return tuple(Source(path, split.size, _mtime_ns(split)) for path, split in files.items())
+    return tuple(Source.of(path, split.size, split.identity or Identity()) for path, split in files.items())
 
 
 def _digest(splits: Sequence[Split]) -> bytes:
     return blake3(wire.encode_splits(tuple(splits))).digest()
-
-
-def _mtime_ns(split: Split) -> int:
-    if not split.uri:
-        return os.stat(split.path).st_mtime_ns
-    filesystem, path = open_filesystem(split.path)
-    with uri_errors(split.path):
-        return int(filesystem.get_file_info(path).mtime_ns or 0)
 
 
 def _advice(place: OutputDir) -> str:

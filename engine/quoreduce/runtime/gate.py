@@ -278,6 +278,12 @@ class Gate:
                 late.append(name)
         return late
 
+    def postpone(self, away_s: float) -> None:
+        """The driver was away: that time is not the workers'."""
+        for member in self._members.values():
+            if member.idle_since is not None:
+                member.idle_since += away_s
+
     def next_due_s(self, now: float) -> float:
         """Seconds until a batch is due; infinity if none is open."""
         due = [member.batcher.deadline_ms for member in self._members.values() if member.alive and member.answers]

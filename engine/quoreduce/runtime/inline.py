@@ -55,6 +55,9 @@ class InlineExecutor:
         if self._workers.pop(worker, None) is not None:
             self._gone.append(worker)
 
+    def waited_s(self, worker: str) -> float:
+        return 0.0
+
     def replace(self, worker: str) -> WorkerInfo | None:
         return self._join(worker.rpartition(".")[0])
 

@@ -23,6 +23,7 @@ from quoreduce import interrupts
 from quoreduce.errors import HostError
 from quoreduce.files import remove_session
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
+from quoreduce.runtime.pressure import waited_s
 from quoreduce.runtime.store import create_session_folder, gone
 from quoreduce.runtime.wire import REPLY_BYTES_MAX
 
@@ -181,6 +182,10 @@ class LocalExecutor:
     def kill(self, worker: str) -> None:
         if known := self._processes.get(worker):
             known.process.send_signal(signal.SIGKILL)
+
+    def waited_s(self, worker: str) -> float:
+        known = self._processes.get(worker)
+        return waited_s(known.process.pid) if known is not None else 0.0
 
     def replace(self, worker: str) -> WorkerInfo | None:
         info = self._dead.pop(worker)

@@ -77,6 +77,8 @@ class Options:
         attest: how the job is attested; None: it is not.
         durable: keep a journal beside the output, so that the job can be resumed when its driver is killed (docs/durable.md).
         diagnose: find out what masked faults were (docs/diagnosis.md); costs nothing where there are none.
+        direct_input: all replicas of a map but the first f read local inputs past the page cache (R6, docs/inputs.md), where
+            domains share a machine: what has rotted there is outvoted. It costs the time to read the disk.
         suspects: heed and update the record of suspect cores and nodes (docs/suspects.md); None: unless faults are injected.
     """
 
@@ -102,6 +104,7 @@ class Options:
     durable: bool = False
     diagnose: bool = True
     suspects: bool | None = None
+    direct_input: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, NUMBERS)

@@ -81,6 +81,9 @@ class Executor(Protocol):
     def kill(self, worker: str) -> None:
         """Kill a worker at once; its death is reported by :meth:`wait`."""
 
+    def waited_s(self, worker: str) -> float:
+        """Seconds that a worker was ready to run and waited for a core, since it began; 0 if that is not known."""
+
     def replace(self, worker: str) -> WorkerInfo | None:
         """Start a worker in place of a dead one, in the same failure domain if it still exists; None if there is no place."""
 

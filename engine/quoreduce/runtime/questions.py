@@ -29,7 +29,7 @@ class Questions:
         self._arrive = arrive
         self._clock = clock
 
-    def ask(self, worker: str, request: wire.InspectTask | wire.ProbeTask, limit_s: float) -> wire.Reply | None:
+    def ask(self, worker: str, request: wire.InspectTask | wire.InputTask | wire.ProbeTask, limit_s: float) -> wire.Reply | None:
         """Put a request to a worker and wait for its answer; None if it dies, or takes longer, for which it is killed."""
         self._executor.submit(worker, wire.encode(request))
         end = self._clock() + limit_s

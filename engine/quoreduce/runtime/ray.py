@@ -279,6 +279,9 @@ class RayExecutor:
         if worker in self._actors:
             self._gone += self._bury(worker)
 
+    def waited_s(self, worker: str) -> float:
+        return 0.0  # an actor may be on another machine, and its threads are Ray's
+
     def replace(self, worker: str) -> WorkerInfo | None:
         dead = self._dead.pop(worker)
         if dead.node_id not in {node["NodeID"] for node in self._alive_nodes()}:

@@ -39,7 +39,8 @@ class Requests:
         if task.kind == "sample":
             return wire.SampleTask(launch.attempt, fault)
         if task.kind == "map":
-            return wire.MapTask(launch.attempt, task.index, self.splits[task.index], self.side, launch.store, fault)
+            split, direct = self.splits[task.index], self._direct(launch)
+            return wire.MapTask(launch.attempt, task.index, split, self.side, launch.store, fault, direct)
         sources = tuple(tuple(self._stored(s, task.index) for s in copies) for copies in launch.sources)
         paths = tuple(self._paths(task.index, launch.attempt)) if launch.store else ()
         # Of any f+1 replicas that agree one is not among the first f: it watches what they share, and the others need not (R6).
@@ -54,6 +55,15 @@ class Requests:
                 p = kept.reply.parts[part]
                 ranges.setdefault(kept.worker.name, []).append((kept.reply.path, p.offset, p.nbytes))
         return {worker: wire.Discard((), tuple(items)) for worker, items in ranges.items()}
+
+    def _direct(self, launch: m.Launch) -> bool:
+        """Whether a map is to read past the page cache (R6): of any f+1 replicas that agree one is not among the first f.
+
+        Not where each domain has a machine of its own, for it has a page cache of its own then.
+        """
+        if not self.options.direct_input or self.options.replicas_needed < 2 or launch.replica < self.options.f:
+            return False
+        return len({info.node for info in self.workers.values()}) < len({info.domain for info in self.workers.values()})
 
     def _paths(self, part: int, attempt: int) -> list[str]:
         """Where an attempt writes: one file, or without tight storage (R7) as many as a replicating file system would."""

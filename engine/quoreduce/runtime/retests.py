@@ -61,6 +61,10 @@ class Retests:
         """A worker is gone, and with it its test: that is no answer."""
         self._under_way = {number: one for number, one in self._under_way.items() if one[0].worker != worker}
 
+    def postpone(self, away_s: float) -> None:
+        """The driver was away: that time is not the workers'."""
+        self._under_way = {number: (test, due + away_s) for number, (test, due) in self._under_way.items()}
+
     def late(self, now: float) -> list[str]:
         """Workers whose test is past its deadline."""
         return [test.worker for test, deadline in self._under_way.values() if deadline <= now]

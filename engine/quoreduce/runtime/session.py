@@ -25,7 +25,7 @@ from quoreduce import interrupts
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, is_uri, local_path, plan_splits
+from quoreduce.data.inputs import Split, check_unchanged, is_uri, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
 from quoreduce.files import make_folder
@@ -250,6 +250,7 @@ class Session:
             manifest = _manifest(job, options, splits, setup.key, driver)
             raw = manifest.encode()
             receipt = driver.receipt(raw)
+            check_unchanged(splits)
             with interrupts.held():
                 place.finish(raw, receipt)
                 self.published = output

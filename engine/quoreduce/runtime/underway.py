@@ -1,12 +1,14 @@
 """The executions of a job that are under way: how long each may take, and who is overdue.
 
-It has no clock: ``now`` is the driver's, in seconds, and so are all deadlines.
+It has no clock: ``now`` is the driver's, in seconds, and so are all deadlines. A deadline counts the worker's own time: it moves
+by the time in which the driver did not listen (:class:`Attention`), and by the time in which the worker waited for a core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from quoreduce.runtime import wire
 from quoreduce.runtime.stragglers import Watch
@@ -17,6 +19,21 @@ DEADLINE_LEAST_S = 10.0
 DEADLINE_FACTOR = 20.0
 DEADLINE_START_S = 60.0
 PATIENCE_START_S = 20.0
+LAPSE_S = 1.0
+GRACE_MAX_S = 600.0
+Waited = Callable[[str], float]
+"""Seconds for which a worker has waited for a core since it began."""
+
+
+class Timed(Protocol):
+    """Something that a worker is to do before a ``deadline``.
+
+    ``waited``: see :data:`Waited`, when it was looked at last. ``grace``: what was added to the deadline for it.
+    """
+
+    deadline: float
+    waited: float
+    grace: float
 
 
 @dataclass(slots=True)
@@ -28,6 +45,33 @@ class Running:
     started: float
     fault: wire.Fault | None
     nbytes: int
+    waited: float = 0.0
+    grace: float = 0.0
+
+
+class Attention:
+    """Notices when the driver itself was not there: stopped by a signal, starved, or busy with a slow disk."""
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+
+    def away_s(self, now: float, asked_s: float = 0.0) -> float:
+        """Seconds since the last look beyond the ``asked_s`` that the driver meant to wait; 0 if they are few."""
+        away, self._last = now - self._last - asked_s, now
+        return away if away > LAPSE_S else 0.0
+
+
+def is_late(one: Timed, worker: str, now: float, waited: Waited) -> bool:
+    """Whether a worker is past a deadline, which first moves by the time that it waited for a core, by GRACE_MAX_S at most."""
+    if one.deadline > now:
+        return False
+    total = waited(worker)
+    more = min(total - one.waited, GRACE_MAX_S - one.grace)
+    one.waited = total
+    if more > 0:
+        one.deadline += more
+        one.grace += more
+    return one.deadline <= now
 
 
 class UnderWay:
@@ -35,15 +79,18 @@ class UnderWay:
 
     Args:
         deadline_s: for every execution; None: it follows from how long such tasks take. f: replicas more than one.
-        watch: tells who is overdue; None if nobody is to be overtaken.
+        watch: tells who is overdue; None if nobody is to be overtaken. waited: for how long a worker has waited for a core.
     """
 
-    def __init__(self, deadline_s: float | None, f: int, watch: Watch | None) -> None:
+    def __init__(
+        self, deadline_s: float | None, f: int, watch: Watch | None, waited: Waited = lambda worker: 0.0
+    ) -> None:
         self.running: dict[int, Running] = {}
         self.cancelled: dict[int, Running] = {}
         self._fixed_s = deadline_s
         self._f = f
         self._watch = watch
+        self._waited = waited
         self._slowest: dict[str, float] = {}  # task kind -> seconds
 
     def __iter__(self) -> Iterator[Running]:
@@ -73,7 +120,8 @@ class UnderWay:
     def begin(self, launch: m.Launch, fault: wire.Fault | None, nbytes: int, now: float, pending: bool, engaged: bool) -> None:
         """Note a launch. ``pending``: its worker has yet to begin the job; ``engaged``: or a known-answer test before it."""
         limit_s = max(self._deadline(launch), DEADLINE_START_S if pending or engaged else 0.0)
-        self.running[launch.attempt] = Running(launch, now + limit_s, now + PATIENCE_START_S * pending, fault, nbytes)
+        waited = self._waited(launch.worker)
+        self.running[launch.attempt] = Running(launch, now + limit_s, now + PATIENCE_START_S * pending, fault, nbytes, waited)
 
     def cancel(self, attempt: int) -> Running | None:
         """The tracker no longer wants an attempt; None if it is not running."""
@@ -94,7 +142,7 @@ class UnderWay:
         self._slowest[kind] = max(self._slowest.get(kind, 0.0), now - one.started)
         for running in self.running.values():
             if running.launch.task.kind == kind and not engaged(running.launch.worker):
-                running.deadline = min(running.deadline, running.started + self._deadline(running.launch))
+                running.deadline = min(running.deadline, running.started + self._deadline(running.launch) + running.grace)
 
     def lost(self, worker: str) -> list[Running]:
         """A worker is gone; return what it had under way."""
@@ -115,10 +163,17 @@ class UnderWay:
         for running in self.running.values():
             if running.launch.worker == worker:
                 running.started, running.deadline = now, now + self._deadline(running.launch)
+                running.waited, running.grace = self._waited(worker), 0.0
+
+    def postpone(self, away_s: float) -> None:
+        """The driver was away: that time is not the workers'."""
+        for one in self:
+            one.started += away_s
+            one.deadline += away_s
 
     def expired(self, now: float) -> list[Running]:
         """Those that are past their deadline, which is reported once: the next is far away."""
-        late = [one for one in self if one.deadline <= now]
+        late = [one for one in self if is_late(one, one.launch.worker, now, self._waited)]
         for one in late:
             one.deadline = now + DEADLINE_FIRST_S
         return late

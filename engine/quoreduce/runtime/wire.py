@@ -88,7 +88,7 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class MapTask(msgspec.Struct, frozen=True, tag="map"):
-    """Run a map over a split; keep its blocks if ``store``."""
+    """Run a map over a split; keep its blocks if ``store``; read the split past the page cache if ``direct``."""
 
     attempt: int
     index: int
@@ -96,6 +96,7 @@ class MapTask(msgspec.Struct, frozen=True, tag="map"):
     side: bytes
     store: bool
     fault: Fault | None = None
+    direct: bool = False
 
 
 class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
@@ -149,6 +150,14 @@ class InspectTask(msgspec.Struct, frozen=True, tag="inspect"):
     first: int = 0
     count: int = 0
     level: int = 0
+
+
+class InputTask(msgspec.Struct, frozen=True, tag="input"):
+    """Read a split, past the page cache if ``direct``, and tell the digest of its records; ``attempt`` numbers the question."""
+
+    attempt: int
+    split: Split
+    direct: bool
 
 
 class SelfTest(msgspec.Struct, frozen=True, tag="selftest"):
@@ -214,8 +223,8 @@ class Quoted(msgspec.Struct, frozen=True, array_like=True):
 
 
 Request = (
-    Setup | MapTask | ReduceTask | SampleTask | CheckTask | ProbeTask | InspectTask | SelfTest | Discard | RootTask | CommitTask
-    | SealTask
+    Setup | MapTask | ReduceTask | SampleTask | CheckTask | ProbeTask | InspectTask | InputTask | SelfTest | Discard | RootTask
+    | CommitTask | SealTask
 )
 
 
@@ -281,8 +290,8 @@ def encode(message: Request | Reply | Admission | Committed | Quoted | Hardware 
 
 
 def encode_splits(splits: tuple[Split, ...]) -> bytes:
-    """Encode splits, as their digest is made."""
-    return _encoder.encode(splits)
+    """Encode splits, as their digest is made: where they lie, and not which file it was when the job was planned."""
+    return _encoder.encode(tuple(msgspec.structs.replace(split, identity=None) for split in splits))
 
 
 def decode_evidence(raw: bytes, kind: type[T]) -> T:

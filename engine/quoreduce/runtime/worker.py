@@ -116,6 +116,8 @@ class Worker:
                 return self._run(request.task)
             case wire.InspectTask():
                 return inspect_copy(request, self.read, self._digester, record_width(self._job.output))
+            case wire.InputTask():
+                return self._input(request)
             case wire.SelfTest():
                 from quoreduce.runtime import selftest
 
@@ -166,7 +168,7 @@ class Worker:
             task.store or task.fault is not None, self._digester, allocate, self._setup.maps,
         )  # fmt: skip
         try:
-            with open_records(task.split, self._format, self.store.folder) as data:
+            with open_records(task.split, self._format, self.store.folder, direct=task.direct) as data:
                 outputs = self._partitions(self._job.map(data, ctx), ctx)
                 bytes_in = int(data.nbytes)
                 del data
@@ -281,6 +283,11 @@ class Worker:
         if task.fault:
             (part,) = self._after(task.fault, (part,), "", ())
         return wire.Reply(task.attempt, "ok", (part,), data=data)
+
+    def _input(self, task: wire.InputTask) -> wire.Reply:
+        with open_records(task.split, self._format, self.store.folder, direct=task.direct) as data:
+            raw = data.buffer if isinstance(data, Block) else data
+            return wire.Reply(task.attempt, "inspected", digest=Digester("blake3").of(raw), bytes_in=int(data.nbytes))
 
     def _discard(self, request: wire.Discard) -> None:
         for attempt in request.attempts:

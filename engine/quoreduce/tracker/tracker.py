@@ -575,13 +575,13 @@ class JobTracker:
         self._emit(Accused(state.task, id_, domain))
 
     def _judge_late(self, attempt: Attempt, lost: bool) -> None:
-        """A vote came after the task was won. Several votes of a domain on one task count once (R11)."""
+        """A vote came after the task was won. Several votes of a domain on one task, in this life, count once (R11)."""
         state, domain = attempt.state, attempt.domain
         before = [
             camp is not state.winner
             for camp in state.ballot.camps
             for id_, other in camp.attempts.items()
-            if other == domain and id_ != attempt.id
+            if other == domain and id_ != attempt.id and id_ >= self.plan.first_attempt
         ]
         self._pool.judge(domain, not before, lost and not any(before))
         self._compare(attempt, lost)
