@@ -270,7 +270,7 @@ def test_advice_is_about_the_options_of_check(text: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be(text: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"hopeless: map 0: map failed at record 0 .* LookupError: never"):
         check(faulty("hopeless"), [str(text)])
-    with pytest.raises(UsageError, match="unknown setting 'moon'"):
+    with pytest.raises(UsageError, match="there is no 'moon': use repeat"):
         check(faulty("fine"), [str(text)], settings=("moon",))
     with pytest.raises(UsageError, match="sample"):
         check(faulty("fine"), [str(text)], sample_mb=0)
