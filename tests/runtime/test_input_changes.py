@@ -52,17 +52,46 @@ def test_a_file_that_is_renamed_over_in_mid_run_is_an_input_error(after: int, ve
 Mapped = Callable[..., tuple[Any, Any]]
 
 
-def rotten(real: Mapped, offset: int) -> Mapped:
-    """A page cache in which a bit of the input has flipped; what is read past it is right."""
+def rotten(real: Mapped, offset: int, reads_before: int = 0) -> Mapped:
+    """A page cache in which a bit of the input flips after it was read so many times; what is read past it is right."""
+    reads = 0
 
     def view(file: Any, name: str, begin: int, stop: int, touch: int) -> tuple[Any, Any]:
+        nonlocal reads
         array, mapping = real(file, name, begin, stop, touch)
         if name.endswith("rotten") and not isinstance(file, inputs_module.DirectFile) and begin <= offset < stop:
-            array = np.array(array)
-            array[offset - begin] ^= 1
+            reads += 1
+            if reads > reads_before:
+                array = np.array(array)
+                array[offset - begin] ^= 1
         return array, mapping
 
     return view
+
+
+def text_on_disk(tmp_path: Path, verses: Path) -> Path:
+    """A text where files can be read past the page cache; its first words are single letters."""
+    text = tmp_path / "rotten"
+    text.write_bytes(b"a b c d e f g h\n" + verses.read_bytes())
+    probe = open_direct(str(text))
+    if probe is None:
+        pytest.skip(f"the file system of {tmp_path} cannot read past the page cache")
+    probe.close()
+    return text
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_page_that_rots_between_two_reads_does_not_win_and_no_core_is_blamed(
+    workers: int, verses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first replica read it right. The third one reads the disk: from the cache it would make the wrong output win."""
+    text = text_on_disk(tmp_path, verses)
+    monkeypatch.setattr(inputs_module, "_map", rotten(inputs_module._map, 4, reads_before=1))
+    with meddled_session(workers) as (session, _):
+        result = session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), Options(reducers=2))
+    assert counted(parts_of(tmp_path / "out")) == coreutils(text.read_bytes())
+    assert {one.kind for one in result.diagnoses} == {"input"}
+    assert (result.lost_votes, result.suspects) == ({}, {})
 
 
 @pytest.mark.parametrize("f", [1, 2])
@@ -70,12 +99,7 @@ def test_a_page_that_has_rotted_in_the_cache_is_outvoted_and_no_core_is_blamed(
     f: int, verses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All replicas are on one machine: those beyond the first f read the disk."""
-    text = tmp_path / "rotten"
-    text.write_bytes(b"a b c d e f g h\n" + verses.read_bytes())
-    probe = open_direct(str(text))
-    if probe is None:
-        pytest.skip(f"the file system of {tmp_path} cannot read past the page cache")
-    probe.close()
+    text = text_on_disk(tmp_path, verses)
     monkeypatch.setattr(inputs_module, "_map", rotten(inputs_module._map, 4))
     with meddled_session(2 * f + 1) as (session, _):
         result = session.run(WORDCOUNT, [str(text)], str(tmp_path / "out"), Options(f=f, reducers=2, direct_input=True))

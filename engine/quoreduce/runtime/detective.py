@@ -31,6 +31,7 @@ from quoreduce.runtime.diagnosis import (
     judge_copy,
     judge_death,
     judge_vote,
+    repeated,
 )
 from quoreduce.runtime.incidents import Incident, Incidents, Kept
 from quoreduce.runtime.outcome import outcome
@@ -156,10 +157,12 @@ class Detective:
         stored = None if partition is None else self._stored(incident.attempt, partition)
         if stored is not None and vote.digests is not None and incident.attempt not in self.incidents.dropped:
             vote = replace(vote, copy=self._state(stored, *vote.digests))
-        if task.kind == "map":
-            vote = replace(vote, inputs=self._inputs_now(incident, own, winner))
+        if self._read_differently(own, winner):
+            vote = replace(vote, inputs=self._inputs_now(incident, own))
         if vote.inputs is None or vote.inputs[0] == vote.inputs[1]:
             vote = self._again(vote, incident, winner)
+        if vote.inputs is None and repeated(vote):  # as it would if its input had rotted before it was read
+            vote = replace(vote, inputs=self._inputs_now(incident, own))
         if vote.copy == "none" and vote.digests is not None and partition is not None:
             probed = self._stored(self._same_probe(task, vote), partition)
             vote = vote if probed is None else replace(vote, copy=self._state(probed, *vote.digests))
@@ -169,18 +172,23 @@ class Detective:
             difference = self._differing(task, partition, number or 0, vote, incident.attempt)
         return _said(incident, verdict, difference)
 
-    def _inputs_now(self, incident: Incident, own: Kept, winner: Kept) -> tuple[bytes, bytes] | None:
-        """Read the split of a map through the page cache and past it, if the two replicas read it in different ways.
+    def _read_differently(self, own: Kept, winner: Kept) -> bool:
+        """Whether one of two replicas of a map read its split through the page cache, and the other past it."""
+        if own.launch.task.kind != "map":
+            return False
+        first, second = self.scene.request(own.launch), self.scene.request(winner.launch)
+        return isinstance(first, wire.MapTask) and isinstance(second, wire.MapTask) and first.direct != second.direct
+
+    def _inputs_now(self, incident: Incident, own: Kept) -> tuple[bytes, bytes] | None:
+        """Read the split of a map through the page cache and past it.
 
         Whoever reads is on the accused worker's machine, whose cache it is, and in another domain: it may be the accused core
         that reads wrong.
         """
         here, accused = incident.worker.node, incident.worker.domain
         reader = next((w.name for w in self.scene.free() if w.node == here and w.domain != accused), None)
-        if reader is None:
-            return None
-        request, other = (self.scene.request(replace(one.launch, worker=reader)) for one in (own, winner))
-        if not (isinstance(request, wire.MapTask) and isinstance(other, wire.MapTask)) or request.direct == other.direct:
+        request = self.scene.request(own.launch)
+        if reader is None or not isinstance(request, wire.MapTask):
             return None
         digests: list[bytes] = []
         for direct in (False, True):

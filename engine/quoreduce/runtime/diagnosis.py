@@ -148,6 +148,11 @@ def judge_vote(vote: LostVote) -> Verdict:
     return Verdict(kind, why + again, repeats)
 
 
+def repeated(vote: LostVote) -> bool:
+    """Whether what a domain gave comes again: from it, or from one that was right before."""
+    return _repeats(vote)[0] == "yes" or bool(_not_deterministic(vote))
+
+
 def _not_deterministic(vote: LostVote) -> str:
     """Why it is the job's fault, if it is: one of those that voted right gave something else to the same input.
 

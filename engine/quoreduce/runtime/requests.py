@@ -57,11 +57,14 @@ class Requests:
         return {worker: wire.Discard((), tuple(items)) for worker, items in ranges.items()}
 
     def _direct(self, launch: m.Launch) -> bool:
-        """Whether a map is to read past the page cache (R6): of any f+1 replicas that agree one is not among the first f.
+        """Whether a map is to read past the page cache (R6).
 
+        Those beyond the first plan do: if a page has rotted between two reads, a third one from the cache would make the wrong
+        output win. With ``direct_input`` all but the first f do: of any f+1 replicas that agree one is not among these.
         Not where each domain has a machine of its own, for it has a page cache of its own then.
         """
-        if not self.options.direct_input or self.options.replicas_needed < 2 or launch.replica < self.options.f:
+        o = self.options
+        if o.replicas_needed < 2 or launch.replica < (o.f if o.direct_input else o.replicas_first):
             return False
         return len({info.node for info in self.workers.values()}) < len({info.domain for info in self.workers.values()})
 
