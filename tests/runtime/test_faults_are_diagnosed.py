@@ -101,6 +101,11 @@ def test_how_a_process_died_is_said(run: Runner, text: Path) -> None:
     assert "exit status 13" in the_one(struck(run, "local", text, "crash:map:1")).evidence
 
 
+def test_a_lost_vote_is_diagnosed_when_its_worker_is_dead(run: Runner, text: Path) -> None:
+    result = struck(run, "local", text, "flip:map:1", "crash:map:100%@last", "crash:reduce:100%@last", workers=2)
+    assert {one.kind for one in result.diagnoses} == {"compute", "crash"}
+
+
 def test_a_domain_that_dies_again_and_again_repeats_it(run: Runner, text: Path) -> None:
     result = struck(run, "inline", text, "crash:map:100%@0", workers=2)
     times = {domain: [one.domain for one in result.diagnoses].count(domain) for domain in result.domains}

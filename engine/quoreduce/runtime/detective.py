@@ -174,10 +174,16 @@ class Detective:
 
     def _read_differently(self, own: Kept, winner: Kept) -> bool:
         """Whether one of two replicas of a map read its split through the page cache, and the other past it."""
-        if own.launch.task.kind != "map":
-            return False
-        first, second = self.scene.request(own.launch), self.scene.request(winner.launch)
-        return isinstance(first, wire.MapTask) and isinstance(second, wire.MapTask) and first.direct != second.direct
+        first, second = self._map(own.launch), self._map(winner.launch)
+        return first is not None and second is not None and first.direct != second.direct
+
+    def _map(self, launch: m.Launch) -> wire.MapTask | None:
+        """The request that executes a map, by a worker that is there; None for other tasks, or if none is."""
+        worker = next((w.name for w in self.scene.free()), None)
+        if launch.task.kind != "map" or worker is None:
+            return None
+        request = self.scene.request(replace(launch, worker=worker))
+        return request if isinstance(request, wire.MapTask) else None
 
     def _inputs_now(self, incident: Incident, own: Kept) -> tuple[bytes, bytes] | None:
         """Read the split of a map through the page cache and past it.
@@ -187,8 +193,8 @@ class Detective:
         """
         here, accused = incident.worker.node, incident.worker.domain
         reader = next((w.name for w in self.scene.free() if w.node == here and w.domain != accused), None)
-        request = self.scene.request(own.launch)
-        if reader is None or not isinstance(request, wire.MapTask):
+        request = self._map(own.launch)
+        if reader is None or request is None:
             return None
         digests: list[bytes] = []
         for direct in (False, True):
