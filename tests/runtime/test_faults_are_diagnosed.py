@@ -102,7 +102,7 @@ def test_how_a_process_died_is_said(run: Runner, text: Path) -> None:
 
 
 def test_a_lost_vote_is_diagnosed_when_its_worker_is_dead(run: Runner, text: Path) -> None:
-    result = struck(run, "local", text, "flip:map:1", "crash:map:100%@last", "crash:reduce:100%@last", workers=2)
+    result = struck(run, "inline", text, "flip:map:1", "crash:reduce:100%", workers=2)
     assert {one.kind for one in result.diagnoses} == {"compute", "crash"}
 
 
