@@ -42,10 +42,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # ---- whole or not at all
 
 
-def write_whole(path: Path, data: bytes, sync: bool = True) -> None:
+def write_whole(path: Path, data: bytes, sync: bool = True, mode: int = 0o644) -> None:
     """Write ``path`` so that it is there whole or not at all, also after a loss of power if ``sync``; OSError if it cannot be."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as file:
             file.write(data)

@@ -662,17 +662,17 @@ def test_what_is_no_journal_is_not_followed_and_not_waited_for(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
-def test_a_run_beside_a_foreign_journal_does_not_advise_to_resume_it(
+def test_a_foreign_journal_neither_stops_a_run_nor_is_touched_by_it(
     one_mapped: Session, verses: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out.parent.chmod(0o1777)
-    os.chown(staging(out), OTHER, -1)
+    foreign = staging(out)
+    os.chown(foreign, OTHER, -1)
+    before = sorted(path.name for path in foreign.rglob("*"))
     capsys.readouterr()
-    assert main(["run", "wordcount", str(verses), str(out), "--inline"]) == 2
-    said = capsys.readouterr().err
-    assert f"belongs to another user (uid {OTHER}), so it is not trusted" in said
-    assert "choose another output" in said
-    assert "quoreduce resume" not in said
+    assert main(["run", "wordcount", str(verses), str(out), "--on", "inline"]) == 0
+    assert "quoreduce resume" not in capsys.readouterr().err
+    assert sorted(path.name for path in foreign.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")

@@ -72,7 +72,7 @@ def test_what_took_too_long_is_not_tried_again() -> None:
 
 def test_all_actors_have_one_deadline_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """They start at the same time: a hundred that hang are not waited for a hundred times."""
-    monkeypatch.setattr(ray_module, "_join", lambda address, namespace: False)
+    monkeypatch.setattr(ray_module, "_join", lambda address, namespace, swept: False)
     executor = Flaky(0)
     assert len(executor.start()) == 3
     assert len(executor.ends) == 3

@@ -180,7 +180,7 @@ class Book:
             yield
 
     def _write(self, places: dict[str, Record]) -> None:
-        write_whole(self.path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1))
+        write_whole(self.path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, places)), indent=1), mode=0o600)
 
 
 def _private(path: Path) -> int:
