@@ -290,7 +290,7 @@ def test_our_folder_has_to_be_this_users_alone(roots: tuple[Path, Path], tmp_pat
         create_session_folder(str(ours.parent))
     ours.unlink()
     ours.mkdir()
-    ours.chmod(0o770)
+    ours.chmod(0o772)
     with pytest.raises(HostError, match="can be written by"):
         create_session_folder(str(ours.parent))
     ours.chmod(0o700)
