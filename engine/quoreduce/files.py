@@ -34,6 +34,7 @@ from quoreduce.ownership import why_foreign_itself
 MARKER = ".quoreduce-owner"
 ELSEWHERE = ".elsewhere"
 SHARED_MEMORY = Path("/dev/shm")
+NAME_CHARS = 12  # of a folder's name, behind its kind
 _MAGIC = 1
 _MARKER_BYTES_MAX = 1024
 _TRIES = 100
@@ -397,7 +398,7 @@ def usual_roots() -> list[Path]:
 
 def make_folder(root: Path, kind: str) -> Hold:
     """Make a folder ``kind``-... in our folder under ``root`` and hold it; it goes when the process ends."""
-    return _made(root, lambda: f"{kind}-{secrets.token_hex(6)}", shared=False)
+    return _made(root, lambda: f"{kind}-{secrets.token_hex(NAME_CHARS // 2)}", shared=False)
 
 
 def join_folder(root: Path, name: str) -> Hold:

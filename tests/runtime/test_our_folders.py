@@ -22,6 +22,7 @@ from quoreduce.errors import HostError
 from quoreduce.files import MARKER, Hold
 from quoreduce.report import demo as demo_module
 from quoreduce.report import doctor as doctor_module
+from quoreduce.runtime import ray as ray_module
 from quoreduce.runtime import store as store_module
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.store import create_session_folder, join_session_folder
@@ -363,6 +364,22 @@ except OSError:
 """
     subprocess.run([sys.executable, "-c", code, str(roots[1])], check=True)
     assert left_in(roots[1]) == []
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_ray_of_our_own_keeps_its_files_where_they_go_with_it(
+    short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in TMPDIR/ray, where they would stay, because TMPDIR is too long for sockets."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as root:
+        monkeypatch.setattr(ray_module, "SHORT_ROOT", Path(root))
+        monkeypatch.setattr(ray_module, "RAY_FOLDER_CHARS_MAX", len(str(Path(root) / OURS / "ray-")) + files.NAME_CHARS)
+        monkeypatch.setattr(tempfile, "tempdir", root if short else str(tmp_path / "a name that is too long for sockets in it"))
+        hold = ray_module._folder_for_ray()
+        assert hold is not None
+        assert hold.path.parent == Path(root) / OURS
+        hold.remove()
+        assert left_in(Path(root)) == []
 
 
 def test_a_temporary_folder_goes_with_the_process_or_with_the_next_session(roots: tuple[Path, Path]) -> None:
