@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -27,15 +28,19 @@ from pathlib import Path
 from typing import Literal
 
 from quoreduce.errors import HostError
+from quoreduce.machine import our_folder, our_path
+from quoreduce.ownership import why_foreign_itself
 
 MARKER = ".quoreduce-owner"
 ELSEWHERE = ".elsewhere"
 SHARED_MEMORY = Path("/dev/shm")
+NAME_CHARS = 12  # of a folder's name, behind its kind
 _MAGIC = 1
 _MARKER_BYTES_MAX = 1024
 _TRIES = 100
 _REMOVAL_TRIES = 5  # a process that still writes can put a file into a folder that is being emptied
 _SPARE_DESCRIPTORS = 6  # to remove a folder takes one for each level, and there may be no others left
+_OUR_NAME = re.compile(r"[a-z]+-[0-9a-z-]+")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -68,20 +73,6 @@ def sync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def why_foreign(path: Path) -> str:
-    """Say why a file or folder may have been written by others than this user: "" if it cannot.
-
-    It can if it is a link, belongs to another user, or others may write it. Its folder is another question: ask for that too.
-    Raises OSError if it is not there.
-    """
-    status = os.lstat(path)
-    if stat.S_ISLNK(status.st_mode):
-        return "it is a symbolic link"
-    if status.st_uid != os.geteuid():
-        return f"it belongs to user {status.st_uid}"
-    return "others may write it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 # ---- who made a folder
@@ -134,9 +125,12 @@ def _decode(raw: bytes, folder: os.stat_result) -> Owner | None:
         owner = Owner(**json.loads(raw))
     except (ValueError, TypeError, RecursionError):
         return None
-    here = (_MAGIC, os.geteuid(), folder.st_dev, folder.st_ino)
+    here = (_MAGIC, os.geteuid(), folder.st_ino)
     well_formed = isinstance(owner.pid, int) and isinstance(owner.start, int)
-    return owner if well_formed and (owner.quoreduce, owner.uid, owner.device, owner.inode) == here else None
+    if not well_formed or (owner.quoreduce, owner.uid, owner.inode) != here:
+        return None
+    same_device = owner.device == folder.st_dev or owner.boot != _boot_id()  # many devices get new numbers at each boot
+    return owner if same_device else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,18 +390,6 @@ def _remove_folder(parent: int, name: str, device: int) -> None:
 # ---- our folder under each root
 
 
-def own_folder(root: Path) -> Path:
-    """Return ``root``/quoreduce-UID, which is made if need be; HostError if it is not this user's alone."""
-    path = root / f"quoreduce-{os.geteuid()}"
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    status = os.lstat(path)
-    reason = why_foreign(path) if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode) else "it is no folder"
-    if reason:
-        raise HostError(f"{path} is not this user's alone: {reason}; remove it, or use --store DIR or TMPDIR")
-    return path
-
-
 def usual_roots() -> list[Path]:
     """Where every session looks for what dead ones left: shared memory, if there is any, and the folder for temporary files."""
     shared = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) else []
@@ -416,7 +398,7 @@ def usual_roots() -> list[Path]:
 
 def make_folder(root: Path, kind: str) -> Hold:
     """Make a folder ``kind``-... in our folder under ``root`` and hold it; it goes when the process ends."""
-    return _made(root, lambda: f"{kind}-{secrets.token_hex(6)}", shared=False)
+    return _made(root, lambda: f"{kind}-{secrets.token_hex(NAME_CHARS // 2)}", shared=False)
 
 
 def join_folder(root: Path, name: str) -> Hold:
@@ -428,7 +410,7 @@ def _made(root: Path, name: Callable[[], str], shared: bool) -> Hold:
     root = Path(os.path.abspath(root))
     for _ in range(_TRIES):
         try:
-            path = own_folder(root) / name()
+            path = our_folder(root) / name()
             with suppress(*([FileExistsError] if shared else [])):
                 os.mkdir(path, 0o700)
             try:
@@ -457,7 +439,7 @@ def _point_to(path: Path, root: Path) -> Path | None:
     usual = usual_roots()[0]
     for _ in range(_TRIES if root != usual else 0):
         try:
-            pointer = own_folder(usual) / f"{path.name}{ELSEWHERE}"
+            pointer = our_folder(usual) / f"{path.name}{ELSEWHERE}"
             os.symlink(path, pointer)
             return pointer
         except FileExistsError:
@@ -471,7 +453,7 @@ def _point_to(path: Path, root: Path) -> Path | None:
 
 def remove_session(path: Path) -> None:
     """Delete a folder that :func:`make_folder` made, on behalf of its maker who has ended, and the word of it."""
-    pointer = usual_roots()[0] / f"quoreduce-{os.geteuid()}" / f"{path.name}{ELSEWHERE}"
+    pointer = our_path(usual_roots()[0]) / f"{path.name}{ELSEWHERE}"
     remove_ours(path)
     with suppress(OSError):
         if _pointed_at(pointer) == path:
@@ -489,7 +471,8 @@ def _leave(parents: Collection[Path]) -> None:
 def _pointed_at(pointer: Path) -> Path | None:
     """The folder that a link tells of; None if it is none of ours. OSError if it is no link."""
     path = Path(os.readlink(pointer))
-    fits = path.name + ELSEWHERE == pointer.name and path.parent.name == f"quoreduce-{os.geteuid()}"
+    named = _OUR_NAME.fullmatch(path.name) and path.name + ELSEWHERE == pointer.name
+    fits = named and path.parent == our_path(path.parent.parent)
     return path if fits and path.is_absolute() and os.lstat(pointer).st_uid == os.geteuid() else None
 
 
@@ -506,20 +489,20 @@ class Left:
 
 
 def _folders(roots: Collection[Path]) -> Iterator[tuple[Path, Path | None]]:
-    """All folders in ours under these roots, and those of which there is word there (with the word)."""
+    """All folders with names that we give in ours under these roots, and those of which there is word there (with the word)."""
     for root in dict.fromkeys(roots):
-        ours = root / f"quoreduce-{os.geteuid()}"
+        ours = our_path(root)
         try:
-            if why_foreign(ours) or not ours.is_dir():
+            if why_foreign_itself(ours) or not ours.is_dir():
                 continue
             names = sorted(os.listdir(ours))
         except OSError:
             continue
         for name in names:
             with suppress(OSError):
-                if not name.endswith(ELSEWHERE):
+                if _OUR_NAME.fullmatch(name):
                     yield ours / name, None
-                elif (path := _pointed_at(ours / name)) is not None:
+                elif name.endswith(ELSEWHERE) and (path := _pointed_at(ours / name)) is not None:
                     yield path, ours / name
 
 

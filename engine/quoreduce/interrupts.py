@@ -1,8 +1,9 @@
 """Signals that end a process: SIGINT, SIGTERM and SIGHUP reach the code as an exception, once, and never at a bad moment.
 
 The first one raises KeyboardInterrupt (SIGINT) or :class:`Terminated`, so that everything is left through its clean-up. Until
-that has come out of the outermost :class:`scope`, further ones are ignored: they want what is being done already. In a section
-that is :class:`held` none is raised before its end: what is made there is known to those who delete it.
+that has come out of the outermost :class:`scope`, further ones are ignored for AGAIN_S seconds: they want what is being done
+already. After that one raises anew: what is raised in a ``__del__`` or a callback of C is lost, and a clean-up may hang. In a
+section that is :class:`held` none is raised before its end: what is made there is known to those who delete it.
 
 Signals are taken only where nobody else has: in the main thread, and where they would do what they do by default. One that is
 ignored (``nohup``), or for which the user's script has a handler, stays as it is.
@@ -13,9 +14,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 
+AGAIN_S = 10.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handlers = Mapping[signal.Signals, Callable[[int, FrameType | None], object] | signal.Handlers]
 _DEFAULTS: Handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
@@ -42,13 +45,14 @@ class _State:
         self.pending = 0
         self.raised = 0
         self.ending = False
+        self.raised_at = 0.0
 
 
 _state = _State()
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
-    if _state.ending:
+    if _state.ending and time.monotonic() - _state.raised_at < AGAIN_S:
         return
     if _state.sections:
         _state.pending = _state.pending or number
@@ -58,7 +62,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
 
 def _raise(number: int) -> None:
     _state.pending = 0
-    _state.ending = _state.scopes > 0
+    _state.ending, _state.raised_at = _state.scopes > 0, time.monotonic()
     _state.raised = 0 if number == signal.SIGINT or not _state.scopes else number
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
@@ -124,7 +128,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 class scope:  # noqa: N801 - used as a statement
-    """What is left as a whole when a signal comes: the first one raises, further ones are ignored until it is left."""
+    """What is left as a whole when a signal comes: the first one raises, further ones are ignored for a while."""
 
     def __enter__(self) -> None:
         self._counts = _in_main_thread()

@@ -1,18 +1,19 @@
-"""What is on this machine for this user: home, and the folders of caches and state (XDG). Standard library and errors only.
+"""What is on this machine for this user: home, the folders of caches and state (XDG), and ours for what lasts a session.
 
 A user may have no home: HOME is not set and the user is not in the password file, as in many containers; or it cannot be written.
-Then a folder in the temporary directory serves, which belongs to this user and is closed to others.
+Then a folder in the temporary directory serves, which belongs to this user, and which nobody else may write.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from quoreduce.errors import HostError
+from quoreduce.ownership import why_foreign_itself
 
 NAME = "quoreduce"
 
@@ -49,17 +50,31 @@ def _folder(variable: str, below_home: str, below_private: str) -> Path:
     return private_folder() / below_private
 
 
-def private_folder() -> Path:
-    """``quoreduce-UID`` in the temporary directory, made with mode 0700; HostError if it is not this user's alone."""
-    path = Path(tempfile.gettempdir(), f"{NAME}-{os.geteuid()}")
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        status = os.lstat(path)
-    except OSError as error:
-        raise HostError(f"cannot make {path}: {error.strerror}; set HOME or TMPDIR to a folder that you may write") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise HostError(f"{path} is not a folder of yours that is closed to others (mode 0700): remove it, or set HOME or TMPDIR")
+def our_path(root: Path) -> Path:
+    """Where the folder of this user is under ``root``: ``quoreduce-UID``."""
+    return root / f"{NAME}-{os.geteuid()}"
+
+
+def our_folder(root: Path) -> Path:
+    """The same, made with mode 0700 if need be; HostError if it is not a folder that only this user may write, else OSError."""
+    path = our_path(root)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    reason = why_foreign_itself(path) or ("" if path.is_dir() else "is no folder")
+    if reason:
+        right = "has to be a folder that only you may write"
+        raise HostError(f"{path} {reason}, and {right}: remove it, or use --store DIR or TMPDIR")
     return path
+
+
+def private_folder() -> Path:
+    """The folder of this user in the temporary directory; HostError if it is not this user's alone, or cannot be made."""
+    root = Path(tempfile.gettempdir())
+    try:
+        return our_folder(root)
+    except OSError as error:
+        where = our_path(root)
+        raise HostError(f"cannot make {where}: {error.strerror}; set HOME or TMPDIR to a folder that you may write") from error
 
 
 def expanded(path: str) -> Path:

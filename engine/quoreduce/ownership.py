@@ -23,14 +23,19 @@ def why_foreign_fd(fd: int, ours_only: bool = True) -> str:
     return _why(os.fstat(fd), ours_only)
 
 
+def why_foreign_itself(path: Path, ours_only: bool = True) -> str:
+    """The same for what lies at ``path``, whatever the folders above it are; a link is not followed, and not trusted."""
+    return _why(os.lstat(path), ours_only)
+
+
 def why_foreign(path: Path, ours_only: bool = True) -> str:
-    """The same for what lies at ``path`` (a link is not followed), and for each folder above it.
+    """The same for what lies at ``path``, and for each folder above it.
 
     A folder above it may be root's, too; others may write it only where none but its owner can rename what is in it (the sticky
     bit, as of /tmp). Raises OSError if it cannot be looked at.
     """
     folder = Path(os.path.realpath(path.parent))
-    why = _why(os.lstat(folder / path.name), ours_only)
+    why = why_foreign_itself(folder / path.name, ours_only)
     for above in (folder, *folder.parents) if not why else ():
         found = os.lstat(above)
         reason = _why(found, ours_only=False)
@@ -40,6 +45,8 @@ def why_foreign(path: Path, ours_only: bool = True) -> str:
 
 
 def _why(found: os.stat_result, ours_only: bool) -> str:
+    if stat.S_ISLNK(found.st_mode):
+        return "is a symbolic link"
     if not _owned(found, ours_only):
         return f"belongs to {_user(found.st_uid)}"
     if found.st_mode & stat.S_IWOTH:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -420,6 +421,20 @@ def test_a_copy_of_what_we_left_is_not_ours(tmp_path: Path) -> None:
     assert (tmp_path / ".out.job.staging" / "attempts").is_dir()
 
 
+def test_after_a_reboot_what_was_left_is_ours_although_its_disk_has_another_number(tmp_path: Path) -> None:
+    """Devices of NFS, btrfs and LVM, among others, are numbered anew at each boot, and on each machine."""
+    cut_short(tmp_path / "out", [b"one"])
+    (marker,) = (tmp_path / ".out.job.staging").glob(files.MARKER + ".*")
+    owner = json.loads(marker.read_bytes())
+    marker.write_text(json.dumps({**owner, "boot": "an earlier one", "device": owner["device"] + 1}))
+    assert files.state_of(tmp_path / ".out.job.staging") == "dead"
+    again = OutputDir.reopen(str(tmp_path / "out"))
+    assert again.staging == tmp_path / ".out.job.staging"
+    again.release()
+    run(tmp_path / "out", [b"x"], job_id="other", overwrite=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_run_whose_lock_was_deleted_is_let_alone(tmp_path: Path) -> None:
     code = (
         "import sys; from quoreduce.data.commit import OutputDir as O; o = O(sys.argv[1], 0, [], 'a'); "
@@ -684,7 +699,16 @@ def test_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fcntl, "flock", lambda *_: os.stat("/nowhere"))
     refused(tmp_path / "third")
     assert len(os.listdir("/proc/self/fd")) == before
-    assert sorted(os.listdir(tmp_path)) == [".third.lock", "out"]
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def test_on_a_file_system_without_locks_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert f"cannot write {tmp_path}/new/out: No locks available" in refused(tmp_path / "new" / "out")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_lock_that_never_holds_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quoreduce import ownership
-from quoreduce.ownership import why_foreign, why_foreign_fd
+from quoreduce.ownership import why_foreign, why_foreign_fd, why_foreign_itself
 
 OTHER = 54321
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
@@ -54,7 +54,7 @@ def test_a_folder_in_which_others_may_put_another_file(file: Path, mode: int) ->
     os.chown(file.parent, -1, OTHER)
     file.parent.chmod(mode)
     assert why_foreign(file).startswith(f"its folder {file.parent} can be written by ")
-    assert of_fd(file) == "", "that is not asked of an open file"
+    assert of_fd(file) == why_foreign_itself(file) == "", "that is not asked of an open file"
 
 
 def test_a_folder_like_tmp_is_good_enough(file: Path) -> None:
@@ -103,4 +103,6 @@ def test_what_is_roots_is_trusted_where_that_is_enough(file: Path, monkeypatch: 
 def test_a_link_is_looked_at_itself(file: Path) -> None:
     link = file.parent / "link"
     link.symlink_to("/etc/passwd")
-    assert why_foreign(link) == "can be written by everybody", "a link has all bits, and is no file"
+    assert why_foreign(link) == why_foreign_itself(link) == "is a symbolic link"
+    with pytest.raises(FileNotFoundError):
+        why_foreign_itself(file.parent / "none")

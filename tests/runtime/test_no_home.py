@@ -15,6 +15,7 @@ import pytest
 
 from quoreduce import machine
 from quoreduce.errors import HostError
+from quoreduce.files import temporary_folder
 from quoreduce.runtime.compile import ensure_kernels
 from quoreduce.runtime.port import kernel_cache
 from quoreduce.runtime.suspects import book
@@ -74,19 +75,27 @@ def test_a_home_that_cannot_be_written_is_not_used(nowhere: Path, monkeypatch: p
     assert kernel_cache() == nowhere / "new" / ".cache" / "quoreduce", "the standard says that such a path is to be ignored"
 
 
-@pytest.mark.parametrize("kind", ["open to others", "a link", "a file"])
+@pytest.mark.parametrize("kind", ["written by others", "a link", "a file"])
 def test_a_private_folder_that_is_not_ours_alone_is_refused(nowhere: Path, kind: str) -> None:
     private = nowhere / f"quoreduce-{os.geteuid()}"
-    if kind == "open to others":
+    if kind == "written by others":
         private.mkdir()
-        private.chmod(0o755)
+        private.chmod(0o777)
     elif kind == "a link":
         (nowhere / "elsewhere").mkdir(mode=0o700)
         private.symlink_to("elsewhere")
     else:
         private.touch()
-    with pytest.raises(HostError, match=r"(not a folder of yours|cannot make)"):
+    with pytest.raises(HostError, match="has to be a folder that only you may write"):
         machine.private_folder()
+
+
+def test_the_private_folder_is_the_one_that_sessions_use(nowhere: Path) -> None:
+    """What one of them makes, or accepts, the other does too."""
+    private = nowhere / f"quoreduce-{os.geteuid()}"
+    private.mkdir(mode=0o755)
+    with temporary_folder("check") as folder:
+        assert folder.parent == machine.private_folder() == private
 
 
 STRANGER = """

@@ -82,6 +82,21 @@ def hang_up(link: socket.socket) -> None:
     link.close()
 
 
+def test_who_looks_runs_nothing_from_the_current_directory(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be anybody's."""
+    planted = "import os; open('ran', 'w').close(); os._exit(0)"
+    for name in ("ray.py", "socket.py", "quoreduce.py"):
+        (tmp_path / name).write_text(planted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(reach, "LOOK_S", 3.0)
+    with contextlib.suppress(HostError), rehearsed(serve(greet)):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_port_where_nothing_listens(closed: str) -> None:
     with pytest.raises(HostError, match=r"nothing listens there \(Connection refused\)"):
         knock(closed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -60,6 +61,27 @@ def test_the_first_signal_is_raised_and_the_rest_ignored_until_all_is_left(taken
     assert caught.value.code == 143
     with pytest.raises(KeyboardInterrupt):
         interrupted(INT)
+
+
+def test_a_signal_raises_anew_if_the_first_one_was_lost(taken: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a ``__del__`` or a callback of C goes no further."""
+    now = 0.0
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now)
+
+    def work() -> None:
+        nonlocal now
+        with scope():
+            with contextlib.suppress(KeyboardInterrupt):
+                send(INT)
+            send(INT)  # wants the same
+            now = interrupts.AGAIN_S
+            with held():
+                send(TERM)
+                send(INT)
+
+    with pytest.raises(Terminated) as caught:
+        work()
+    assert caught.value.code == 143
 
 
 def test_in_a_section_that_is_held_a_signal_waits(taken: None) -> None:

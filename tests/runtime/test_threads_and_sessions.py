@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -258,3 +259,18 @@ def test_modules_that_the_user_registered_stay_registered(script: ModuleType) ->
         assert cloudpickle.list_registry_pickle_by_value() == {"script_of_a_user"}
     finally:
         cloudpickle.unregister_pickle_by_value(script)
+
+
+def test_a_process_that_was_forked_from_one_with_ray_is_told_so() -> None:
+    """The connection does not work there: it waited for ever."""
+    code = (
+        "import os, quoreduce.runtime.ray as r; from quoreduce import Session; from quoreduce.runtime.options import Place\n"
+        "r._CONNECTION.users, r._CONNECTION.address = 1, r.LOCAL\n"
+        "if os.fork() == 0:\n"
+        "    try: Session(Place('ray')).__enter__()\n"
+        "    except Exception as error: print(type(error).__name__, error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait(); print(r._CONNECTION.users)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"UsageError this process was forked from one that uses Ray, .*\n1\n", done.stdout), done.stdout

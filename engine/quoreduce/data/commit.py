@@ -531,6 +531,9 @@ def _take_lock(path: Path, output: Path) -> int:
             os.close(fd)
             break
         except BaseException:
+            with suppress(OSError):  # a file system without locks, perhaps
+                if os.fstat(fd).st_size == 0:
+                    path.unlink()
             os.close(fd)
             raise
         os.close(fd)
@@ -613,6 +616,8 @@ def _kept(output: Path) -> Path:
 
 def _not_ours(staging: Path, why: str) -> str:
     return f"a durable job was cut short in {staging}, but that {why}, so it is not trusted, and not run"
+
+
 def _is_done_with(staging: Path, output: Path) -> bool:
     """Put an old output back, if need be; tell whether the rest may go: not if the old output has no other place.
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from quoreduce import interrupts
 from quoreduce.errors import HostError, UsageError
-from quoreduce.files import Hold, make_folder, sweep
+from quoreduce.files import NAME_CHARS, Hold, make_folder, sweep
+from quoreduce.machine import our_path
 from quoreduce.runtime import reach, wire
 from quoreduce.runtime.options import Place
 from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
@@ -34,6 +35,7 @@ FETCH_TIMEOUT_S = 60.0
 NODE_CHECK_S = 1.0
 TIDY_S = 5.0
 RAY_FOLDER_CHARS_MAX = 40  # a socket's name has 107 characters at most, of which Ray uses 66
+SHORT_ROOT = Path("/tmp")  # where TMPDIR is too long
 OBJECT_STORE_BYTES = 512 << 20
 RACK_LABELS = ("quoreduce.io/rack", "rack")
 CRASH_STATUS = 13
@@ -127,10 +129,22 @@ class _Connection:
     lock: threading.Lock = field(default_factory=threading.Lock)
     users: int = 0
     address: str = ""
+    forked: bool = False  # from a process that was connected: Ray does not work here
     folder: Hold | None = None  # where a Ray of our own keeps what it keeps
 
 
 _CONNECTION = _Connection()
+
+
+def _forked() -> None:
+    """The connection, and what it is to end with, are the parent's."""
+    global _CONNECTION
+    ray = sys.modules.get("ray")
+    connected = _CONNECTION.users > 0 or (ray is not None and ray.is_initialized())
+    _CONNECTION = _Connection(forked=_CONNECTION.forked or connected)
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class RayExecutor:
@@ -317,6 +331,8 @@ class RayExecutor:
 def _join(address: str, namespace: str, swept: bool) -> bool:
     """Connect this process to Ray, unless it is; return whether it is ours to end (with :func:`_leave`)."""
     with _CONNECTION.lock:
+        if _CONNECTION.forked:
+            raise UsageError("this process was forked from one that uses Ray, and cannot: spawn it, or use on='local'")
         if _CONNECTION.users == 0:
             ray = sys.modules.get("ray")
             if ray is not None and ray.is_initialized():
@@ -430,11 +446,10 @@ def _rack(node: dict[str, Any]) -> str:
 
 
 def _folder_for_ray() -> Hold | None:
-    """A folder for sockets and logs of a Ray of our own; None if the path is too long for sockets: then Ray chooses."""
-    hold = make_folder(Path(tempfile.gettempdir()), "ray")
-    if len(str(hold.path)) <= RAY_FOLDER_CHARS_MAX:
-        return hold
-    hold.remove()
+    """A folder for sockets and logs of a Ray of our own; None if every path is too long for sockets: then Ray chooses."""
+    for root in (Path(tempfile.gettempdir()), SHORT_ROOT):
+        if len(str(our_path(root) / "ray-")) + NAME_CHARS <= RAY_FOLDER_CHARS_MAX and os.access(root, os.W_OK | os.X_OK):
+            return make_folder(root, "ray")
     return None
 
 

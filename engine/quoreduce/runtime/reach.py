@@ -35,7 +35,7 @@ def rehearsed(address: str) -> Iterator[None]:
         knock(address)
     except QuoreduceError as error:
         raise _refused(address, str(error), error.exit_code) from error
-    command = [sys.executable, "-m", "quoreduce.runtime.reach", address]
+    command = [sys.executable, "-P", "-m", "quoreduce.runtime.reach", address]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
     looker = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
