@@ -1216,7 +1216,7 @@ def test_r11_votes_of_a_domain_on_a_task_that_an_earlier_life_won_count_once_in_
         standing = tracker.standings[domain]
         seen.append((launch.attempt, domain, standing.judged, standing.lost))
         tracker.check()
-    assert seen == [(100, "a", 1, 1), (101, "b", 1, 1), (102, "a", 1, 1), (103, "b", 1, 1)]
+    assert seen == [(100, "a", 1, 1), (101, "b", 1, 1), (102, "b", 1, 1), (103, "a", 1, 1)]
     assert tracker.ledger.lost_votes == 4
 
 
