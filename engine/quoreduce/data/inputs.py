@@ -133,7 +133,7 @@ def read_sequence_split(
 
         def read_at(at: int, n: int) -> bytes:
             with uri_errors(split.path):
-                return _some(file.read_at(n, at), split)
+                return some(file.read_at(n, at), split.path)
 
         return _decode_split(split, read_at, lambda begin, stop: _read_range(read_at, begin, stop), bytes_max)
 
@@ -174,9 +174,9 @@ def _read_range(read_at: ReadAt, begin: int, stop: int) -> U8:
 
 def _reader(file: LocalFile, split: Split) -> ReadAt:
     if isinstance(file, DirectFile):
-        return lambda offset, n: _some(file.pread(n, offset), split)
+        return lambda offset, n: some(file.pread(n, offset), split.path)
     fd = file.fileno()
-    return lambda offset, n: _some(os.pread(fd, n, offset), split)
+    return lambda offset, n: some(os.pread(fd, n, offset), split.path)
 
 
 def _open(
@@ -214,12 +214,6 @@ def _open_file(split: Split, direct: bool = False) -> LocalFile:
         file.close()
         raise changed(split, why or "it is no regular file now")
     return file
-
-
-def _some(chunk: bytes, split: Split) -> bytes:
-    if not chunk:
-        raise InputError(f"{public_name(split.path)} became shorter while the job ran; run the job again")
-    return chunk
 
 
 def _map(file: LocalFile, name: str, begin: int, stop: int, touch: int) -> tuple[U8, mmap.mmap | None]:

@@ -230,7 +230,7 @@ def check_width(name: str, size: int, fmt: RecordFormat) -> None:
 def _check_header(path: str, size: int) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
-            read_header(lambda at, n: os.pread(file.fileno(), n, at), size, path)
+            read_header(lambda at, n: some(os.pread(file.fileno(), n, at), path), size, path)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -365,6 +365,13 @@ def change(split: Split, size: int, now: Identity) -> str:
 def changed(split: Split, why: str) -> InputError:
     """That a file is not any more what it was when the job was planned."""
     return InputError(f"{public_name(split.path)} changed while the job ran: {why}; run the job again")
+
+
+def some(chunk: bytes, path: str) -> bytes:
+    """Return what was read of a file; InputError if that is nothing, where there was something when the job was planned."""
+    if not chunk:
+        raise InputError(f"{public_name(path)} became shorter while the job ran; run the job again")
+    return chunk
 
 
 def unreadable(path: str, error: BaseException) -> InputError | HostError:
