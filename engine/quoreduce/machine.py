@@ -41,13 +41,21 @@ def state_folder() -> Path:
     return _folder("XDG_STATE_HOME", ".local/state", "state")
 
 
-def _folder(variable: str, below_home: str, below_private: str) -> Path:
-    """A folder that exists and can be read, or can be made; else one in the temporary directory. It need not exist yet."""
+def usual_cache_folder() -> Path | None:
+    """Where the cache is if it can be written: somebody may have filled it before the disk was made read-only."""
+    return _usual("XDG_CACHE_HOME", ".cache")
+
+
+def _usual(variable: str, below_home: str) -> Path | None:
     root, at = os.environ.get(variable), home()
     usual = Path(root) if root and os.path.isabs(root) else at / below_home if at is not None else None
-    if usual is not None and _can_write(usual / NAME):
-        return usual / NAME
-    return private_folder() / below_private
+    return usual / NAME if usual is not None else None
+
+
+def _folder(variable: str, below_home: str, below_private: str) -> Path:
+    """A folder that can be written, or made; else one in the temporary directory. It need not exist yet."""
+    usual = _usual(variable, below_home)
+    return usual if usual is not None and _can_write(usual) else private_folder() / below_private
 
 
 def our_path(root: Path) -> Path:

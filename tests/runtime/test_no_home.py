@@ -17,7 +17,7 @@ from quoreduce import machine
 from quoreduce.errors import HostError
 from quoreduce.files import temporary_folder
 from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.port import kernel_cache
+from quoreduce.runtime.port import kernel_cache, kernel_folder
 from quoreduce.runtime.suspects import book
 from quoreduce.trust.node import state_folder
 
@@ -73,6 +73,19 @@ def test_a_home_that_cannot_be_written_is_not_used(nowhere: Path, monkeypatch: p
     assert kernel_cache() == nowhere / "xdg" / "quoreduce"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert kernel_cache() == nowhere / "new" / ".cache" / "quoreduce", "the standard says that such a path is to be ignored"
+
+
+def test_kernels_in_a_cache_that_cannot_be_written_are_used(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were compiled before: in an image, say, whose disk is read-only when it runs."""
+    monkeypatch.setenv("HOME", str(nowhere / "home"))
+    kernels = kernel_folder()
+    assert kernels.parent == nowhere / "home" / ".cache" / "quoreduce"
+    kernels.mkdir(parents=True)
+    (kernels / "manifest.json").touch()
+    monkeypatch.setattr(machine, "_can_write", lambda folder: False)
+    assert kernel_folder() == kernels
+    (kernels / "manifest.json").unlink()
+    assert kernel_folder() == kernel_cache() / kernels.name == nowhere / f"quoreduce-{os.geteuid()}" / "cache" / kernels.name
 
 
 @pytest.mark.parametrize("kind", ["written by others", "a link", "a file"])

@@ -1201,6 +1201,25 @@ def test_r11_a_domain_that_loses_a_second_vote_of_a_task_late_is_judged_once() -
     assert (standing.judged, standing.lost, standing.tallies[("map", 2, "")]) == (1, 1, [1, 1])
 
 
+def test_r11_votes_of_a_domain_on_a_task_that_an_earlier_life_won_count_once_in_this_life() -> None:
+    """A vote of an earlier life says nothing of a domain now: its first vote of this life is judged, and no later one."""
+    tracker, output = JobTracker(Plan(1, 1, 1, "bft", first_attempt=100)), output_of((b"m",))
+    for name in ("a", "b"):
+        tracker.handle(WorkerJoined(f"w{name}", name, 1))
+    tracker.handle(Recovered(Task("map", 0), 7, output, ("a", "b"), stored=False))
+    seen = []
+    commands = tracker.start()
+    for wrong in (b"w", b"x", b"y", b"z"):  # the copy is gone, so the map is executed again: its votes come late
+        (launch,) = [command for command in commands if isinstance(command, Launch)]
+        commands = tracker.handle(Finished(launch.attempt, output_of((wrong,))))
+        domain = launch.worker.removeprefix("w")
+        standing = tracker.standings[domain]
+        seen.append((launch.attempt, domain, standing.judged, standing.lost))
+        tracker.check()
+    assert seen == [(100, "a", 1, 1), (101, "b", 1, 1), (102, "b", 1, 1), (103, "a", 1, 1)]
+    assert tracker.ledger.lost_votes == 4
+
+
 def retests(commands: list[object]) -> list[tuple[str, str]]:
     return [(command.domain, command.worker) for command in commands if isinstance(command, Retest)]
 

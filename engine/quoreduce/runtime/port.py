@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from quoreduce import machine
 from quoreduce.errors import HostError
 from quoreduce.trust.measure import versions
-from quoreduce_kernels.cache import VARIABLE
+from quoreduce_kernels.cache import MANIFEST, VARIABLE
 
 Domain = Literal["core", "worker", "node", "rack"]
 DOMAINS: tuple[Domain, ...] = ("core", "worker", "node", "rack")
@@ -98,8 +98,11 @@ def kernel_cache() -> Path:
 
 
 def kernel_folder() -> Path:
-    """The folder of the kernels for these sources, this Python, numba and CPU."""
-    return kernel_cache() / f"kernels-{kernel_version()}"
+    """The folder of the kernels for these sources, this Python, numba and CPU: if they are there, on a read-only disk too."""
+    name, usual = f"kernels-{kernel_version()}", machine.usual_cache_folder()
+    if usual is not None and not os.environ.get("QUOREDUCE_CACHE") and os.access(usual / name / MANIFEST, os.R_OK):
+        return usual / name
+    return kernel_cache() / name
 
 
 def worker_env() -> dict[str, str]:
