@@ -817,7 +817,7 @@ def test_a_file_system_that_fails_while_it_is_asked_is_named(monkeypatch: pytest
         def get_file_info(self, _: object) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(inputs_module, "open_filesystem", lambda _: (Failing(), "bucket/a"))
+    monkeypatch.setattr(splits_module, "open_filesystem", lambda _: (Failing(), "bucket/a"))
     with pytest.raises(InputError, match=r"^cannot read s3://bucket/a: .*Input/output error$"):
         members("s3://key:secret@bucket/a")
 

@@ -38,6 +38,7 @@ from quoreduce.data.splits import (
     open_filesystem,
     public_name,
     reason,
+    some,
     unreadable,
     uri_errors,
 )
