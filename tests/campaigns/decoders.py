@@ -419,7 +419,8 @@ def _craft_zst(rng: Random) -> bytes:
 def _read_splits(suffix: str) -> Callable[[bytes], None]:
     """Plan splits over a file and read all of them, in the format that its bytes happen to choose."""
     from quoreduce.data.formats import parse_format
-    from quoreduce.data.inputs import open_split, plan_splits, read_sequence_split
+    from quoreduce.data.inputs import open_split, read_sequence_split
+    from quoreduce.data.splits import plan_splits
 
     def read(raw: bytes) -> None:
         chosen = zlib.crc32(raw)

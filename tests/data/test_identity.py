@@ -11,10 +11,12 @@ import pytest
 
 from quoreduce.data import direct, identity
 from quoreduce.data import inputs as inputs_module
+from quoreduce.data import splits as splits_module
 from quoreduce.data.formats import parse_format
 from quoreduce.data.identity import Identity, change, tag_of
-from quoreduce.data.inputs import Split, check_unchanged, open_split, plan_splits
+from quoreduce.data.inputs import open_split
 from quoreduce.data.journal import Source
+from quoreduce.data.splits import Split, check_unchanged, plan_splits
 from quoreduce.errors import HostError, InputError
 
 LINES = parse_format("lines")
@@ -151,5 +153,17 @@ def test_too_many_open_files_say_nothing_about_the_input(tmp_path: Path) -> None
     path = tmp_path / "text"
     path.write_bytes(b"abc\n")
     (split,) = plan_splits([str(path)], LINES, 100)
-    assert isinstance(inputs_module._unreadable(split.path, OSError(24, "Too many open files")), HostError)
-    assert isinstance(inputs_module._unreadable(split.path, OSError(5, "Input/output error")), InputError)
+    assert isinstance(splits_module.unreadable(split.path, OSError(24, "Too many open files")), HostError)
+    assert isinstance(splits_module.unreadable(split.path, OSError(5, "Input/output error")), InputError)
+
+
+def test_a_machine_without_file_numbers_says_nothing_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a\n")
+
+    def exhausted(*arguments: object, **named: object) -> int:
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(splits_module.os, "open", exhausted)
+    with pytest.raises(HostError, match=f"cannot read {path}: Too many open files"):
+        plan_splits([str(path)], LINES, 100)

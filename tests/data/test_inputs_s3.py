@@ -11,8 +11,9 @@ from blake3 import blake3
 
 from quoreduce.data.commit import UriOutput, open_output
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import open_split, plan_splits
+from quoreduce.data.inputs import open_split
 from quoreduce.data.manifest import InputFile, Manifest, ManifestError, Part, read_manifest, verify_output
+from quoreduce.data.splits import plan_splits
 from quoreduce.errors import InputError, OutputError
 
 LINES, WORDS = parse_format("lines"), parse_format("words")

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from quoreduce.data import sequencefile as sf
 from quoreduce.data.block import Block
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import open_records, open_split, plan_splits, read_sequence_split
+from quoreduce.data.inputs import open_records, open_split, read_sequence_split
 from quoreduce.data.sequencefile import SequenceWriter, read_sequence, sync_marker
+from quoreduce.data.splits import plan_splits
 from quoreduce.errors import InputError, UsageError
 from quoreduce_kernels import reference as ref
 from quoreduce_kernels import sequence as kernels

@@ -16,8 +16,9 @@ from bench.peers import java
 
 from quoreduce.data.block import Block
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import plan_splits, read_sequence_split
+from quoreduce.data.inputs import read_sequence_split
 from quoreduce.data.sequencefile import SequenceWriter, file_header, read_sequence, sync_marker
+from quoreduce.data.splits import plan_splits
 
 Record = tuple[bytes, bytes]
 Hadoop = Callable[[list[tuple[Any, ...]]], list[str]]

@@ -262,7 +262,7 @@ def test_a_setting_under_which_the_worker_dies_is_left_out_and_said(text: Path) 
 
 def test_advice_is_about_the_options_of_check(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run has --split-mb; the size of a check's splits follows from its sample."""
-    monkeypatch.setattr("quoreduce.data.inputs.SPLITS_MAX", 4)
+    monkeypatch.setattr("quoreduce.data.splits.SPLITS_MAX", 4)
     with pytest.raises(InputError, match=r"over 4 splits; use a larger --sample-mb$"):
         check(faulty("fine"), [str(text)], sample_mb=0.0002)
 

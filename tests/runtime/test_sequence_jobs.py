@@ -12,7 +12,7 @@ import pytest
 from runs import Runner
 
 from quoreduce import Block, Job, SequenceWriter, read_sequence
-from quoreduce.data.inputs import Split
+from quoreduce.data.splits import Split
 from quoreduce.errors import InputError, JobError, UsageError
 from quoreduce.runtime.session import usual_reducers
 

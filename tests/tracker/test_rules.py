@@ -1202,7 +1202,7 @@ def test_r11_a_domain_that_loses_a_second_vote_of_a_task_late_is_judged_once() -
 
 
 def test_r11_votes_of_a_domain_on_a_task_that_an_earlier_life_won_count_once_in_this_life() -> None:
-    """What a domain voted with in an earlier life says nothing of it now: its first vote of this life is judged, not later ones."""
+    """A vote of an earlier life says nothing of a domain now: its first vote of this life is judged, and no later one."""
     tracker, output = JobTracker(Plan(1, 1, 1, "bft", first_attempt=100)), output_of((b"m",))
     for name in ("a", "b"):
         tracker.handle(WorkerJoined(f"w{name}", name, 1))

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quoreduce import files
-from quoreduce.data.inputs import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
+from quoreduce.data.splits import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, JournalError, OutputError
 from quoreduce.ownership import why_foreign
 

@@ -27,9 +27,9 @@ class DirectFile(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
+        self._window = mmap.mmap(-1, 1 << 20)
         self._fd = fd
         self._position = 0
-        self._window = mmap.mmap(-1, 1 << 20)
         self._held = range(0)  # bytes of the file that are in the window
 
     def fileno(self) -> int:
@@ -95,7 +95,11 @@ def open_direct(path: str) -> DirectFile | None:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flag)
     except OSError:
         return None  # whoever opens it without the flag sees what is wrong
-    file = DirectFile(fd)
+    try:
+        file = DirectFile(fd)
+    except OSError:
+        os.close(fd)
+        return None
     try:
         file.pread(1, 0)
     except OSError:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import msgspec
 
 from quoreduce.data.commit import SUCCESS, output_errors, part_name
-from quoreduce.data.inputs import local_path, open_filesystem, public_name
+from quoreduce.data.splits import local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, OutputError, one_line
 from quoreduce.files import temporary_folder
 from quoreduce.reading import open_regular

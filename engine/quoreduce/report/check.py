@@ -22,7 +22,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, plan_splits
+from quoreduce.data.splits import Split, plan_splits
 from quoreduce.errors import HostError, InputError, JobError
 from quoreduce.files import temporary_folder
 from quoreduce.job import Job, record_width

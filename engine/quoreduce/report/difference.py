@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from quoreduce.data.block import Block
-from quoreduce.data.inputs import Split, read_sequence_split
+from quoreduce.data.inputs import read_sequence_split
+from quoreduce.data.splits import Split
 from quoreduce.errors import QuoreduceError
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import decode_key, records_of

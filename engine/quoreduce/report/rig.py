@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, plan_splits
+from quoreduce.data.splits import Split, plan_splits
 from quoreduce.files import temporary_folder
 from quoreduce.job import Job
 from quoreduce.jobs.scan import scan_job

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import open_split, plan_splits
+from quoreduce.data.inputs import open_split
 from quoreduce.data.manifest import read_manifest
+from quoreduce.data.splits import plan_splits
 from quoreduce.errors import InputError, OutputError
 from quoreduce.printable import printable
 from quoreduce.runtime.compile import use_kernels

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from quoreduce import errors
 from quoreduce.data.commit import Output as OutputPlace
-from quoreduce.data.inputs import Split, check_unchanged
+from quoreduce.data.splits import Split, check_unchanged
 from quoreduce.job import Job, record_width
 from quoreduce.runtime import wire
 from quoreduce.runtime.checkers import Checking, Checks

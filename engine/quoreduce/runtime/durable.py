@@ -21,8 +21,8 @@ import quoreduce
 from quoreduce.data.commit import Output, OutputDir, output_errors
 from quoreduce.data.formats import parse_format
 from quoreduce.data.identity import Identity
-from quoreduce.data.inputs import Split, is_uri, plan_splits, public_name
 from quoreduce.data.journal import Begun, Decided, ForeignJournal, Gone, Header, Journal, Launched, Record, Source
+from quoreduce.data.splits import Split, is_uri, plan_splits, public_name
 from quoreduce.errors import JobError, JournalError, NotDeterministic
 from quoreduce.job import Job
 from quoreduce.runtime import wire

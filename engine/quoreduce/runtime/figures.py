@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quoreduce.data.inputs import Split
+from quoreduce.data.splits import Split
 from quoreduce.runtime import wire
 from quoreduce.runtime.incidents import Kept
 from quoreduce.runtime.options import Result

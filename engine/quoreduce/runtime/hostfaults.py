@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence, Set
 
 from quoreduce import errors
-from quoreduce.data.inputs import Split, public_name
+from quoreduce.data.splits import Split, public_name
 from quoreduce.runtime import wire
 from quoreduce.runtime.pressure import MemoryKills
 from quoreduce.tracker import messages as m

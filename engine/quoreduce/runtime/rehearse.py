@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from quoreduce.data.inputs import Split
+from quoreduce.data.splits import Split
 from quoreduce.errors import HostError
 from quoreduce.runtime import wire
 from quoreduce.runtime.local import LocalExecutor

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quoreduce.data.commit import Output as OutputPlace
-from quoreduce.data.inputs import Split
+from quoreduce.data.splits import Split
 from quoreduce.runtime import wire
 from quoreduce.runtime.incidents import Kept
 from quoreduce.runtime.options import Options

@@ -25,8 +25,8 @@ from quoreduce import interrupts
 from quoreduce.data.commit import Output, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.inputs import Split, check_unchanged, is_uri, local_path, plan_splits
 from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
+from quoreduce.data.splits import Split, check_unchanged, is_uri, local_path, plan_splits
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
 from quoreduce.files import make_folder
 from quoreduce.job import Job, record_width

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from quoreduce.data.inputs import Split
+from quoreduce.data.splits import Split
 from quoreduce.runtime.port import Arrival, Executor, WorkerInfo
 from quoreduce.tracker import Launch, Pace
 

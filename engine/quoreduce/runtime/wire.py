@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 
-from quoreduce.data.inputs import Split
 from quoreduce.data.locate import Spot
+from quoreduce.data.splits import Split
 from quoreduce.errors import EvidenceError, HostError, one_line
 
 if TYPE_CHECKING:
