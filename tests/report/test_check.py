@@ -141,8 +141,10 @@ def test_math_that_depends_on_the_cpu_is_found_where_it_can_be_told(name: str, c
     if not any(one.what.startswith(change) for one in setting.changes):
         pytest.skip("this machine's CPU has no features to take away")
     report = check(faulty(name), [str(text)], settings=("repeat", "cpu"))
-    if report.agreed and "avx512f" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("old and new code agree on this CPU")
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        if report.agreed:
+            pytest.skip("old and new code agree on this CPU")
+        change, cause = "GLIBC_TUNABLES", "C library's exp"  # without AVX-512 numpy's exp of float64 is the C library's
     (finding,) = report.findings
     assert change in finding.what
     assert cause in finding.cause
