@@ -1,4 +1,4 @@
-"""A tenth of the mutation campaign, or as much of it as comes in a minute and a half; the seed that is printed says which."""
+"""A tenth of the mutation campaign, or as much of it as comes in a minute; `QUOREDUCE_SEED` says which (1: of tracker/)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_most_mutants_of_a_sample_are_killed(says: Callable[[str], None]) -> None:
-    """`QUOREDUCE_SEED` repeats a run (but for how far it comes)."""
-    seed = os.environ.get("QUOREDUCE_SEED") or str(int.from_bytes(os.urandom(4)))
+    """An even seed takes data/, an odd one tracker/; how far a run comes depends on the machine."""
+    seed = os.environ.get("QUOREDUCE_SEED", "1")
     area = ("data", "tracker")[int(seed) % 2]  # one of them: all its tests run once before the first mutant
     done = campaign("--modules", area, "--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", str(SCORE))
     says(f"mutants, QUOREDUCE_SEED={seed}:\n{done.stdout}")

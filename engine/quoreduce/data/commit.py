@@ -60,13 +60,16 @@ class Output(Protocol):
         """Make ``attempt`` the one that becomes ``part``."""
 
     def part_path(self, part: int) -> str | None:
-        """Return where a published part lies until :meth:`finish`; None if it is no local file."""
+        """Return where a published part lies; None if it is no local file."""
+
+    def commit(self, manifest: bytes, receipt: bytes | None = None) -> None:
+        """Publish the output as a whole, with its manifest, and a receipt if there is one; :meth:`abort` comes next."""
 
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
-        """Publish the output as a whole, with its manifest, and a receipt if there is one."""
+        """:meth:`commit`, and :meth:`abort`."""
 
     def abort(self) -> None:
-        """Leave nothing behind; after :meth:`finish` this does nothing."""
+        """Remove what is left of the run; what was committed stays. Again this does nothing."""
 
 
 def open_output(
@@ -140,7 +143,7 @@ class OutputDir:
         self._published: dict[int, int] = {}
         self._lock: int | None = None
         self._hold: files.Hold | None = None
-        self._pid, self._reopened = os.getpid(), False
+        self._pid, self._reopened, self._committed = os.getpid(), False, False
         self._created: list[Path] = []
         self.staging = self.path.parent / f".{self.path.name}.{job_id}.staging"
         with output_errors(path):
@@ -173,7 +176,7 @@ class OutputDir:
         self = cls.__new__(cls)
         self.path = _resolve(path)
         self._published, self._created, self._lock, self._hold = {}, [], None, None
-        self._pid, self._reopened = os.getpid(), False
+        self._pid, self._reopened, self._committed = os.getpid(), False, False
         if not self.path.parent.is_dir():
             raise JournalError(f"nothing to resume: {self.path.parent} is no directory")
         with output_errors(path):
@@ -237,14 +240,24 @@ class OutputDir:
         self._published[part] = attempt
 
     def part_path(self, part: int) -> str | None:
-        """Return the path of a part that was published, until :meth:`finish`; None if it was not."""
-        return str(self.staging / "output" / part_name(part)) if part in self._published else None
+        """Return the path of a part that was published; None if it was not."""
+        folder = self.path if self._committed else self.staging / "output"
+        return str(folder / part_name(part)) if part in self._published else None
 
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
+        """:meth:`commit`, and :meth:`abort` if the output is in its place."""
+        try:
+            self.commit(manifest, receipt)
+        finally:
+            if self._committed:
+                self.abort()
+
+    def commit(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Write ``_SUCCESS`` last, sync everything if that was asked for, and rename the whole to the output path.
 
         Raises:
-            OutputError: no space, or the output came into being meanwhile. The caller then calls :meth:`abort`.
+            OutputError: no space, or the output came into being meanwhile; or, with ``sync``, that its name could not be
+            forced to disk. The caller calls :meth:`abort` in any case.
         """
         output = self.staging / "output"
         with output_errors(self.path):
@@ -260,14 +273,13 @@ class OutputDir:
                 self.path.rename(self.staging / "old")
                 self._refuse_foreign(self.staging / "old")  # what came in since then
             output.rename(self.path)
+            self._committed = True
         try:
             if self._sync:
                 _sync(self.path.parent)
         except OSError as error:
             why = f"cannot be forced to disk: {error.strerror}; see to the disk, and copy it"
             raise OutputError(f"{self.path} is complete, but {why}") from error
-        finally:
-            self.abort()
 
     def abort(self) -> None:
         """Remove the staging directory, the lock, and parents that were created and are empty."""
@@ -363,6 +375,11 @@ class UriOutput:
         return None
 
     def finish(self, manifest: bytes, receipt: bytes | None = None) -> None:
+        """:meth:`commit`, and :meth:`abort`."""
+        self.commit(manifest, receipt)
+        self.abort()
+
+    def commit(self, manifest: bytes, receipt: bytes | None = None) -> None:
         """Upload the receipt, if there is one, and then ``_SUCCESS``."""
         with self._errors():
             self._replace_old()
@@ -370,7 +387,6 @@ class UriOutput:
                 self._upload(RECEIPT, io.BytesIO(receipt))
             self._upload(SUCCESS, io.BytesIO(manifest))
         self._finished = True
-        shutil.rmtree(self.staging, ignore_errors=True)
 
     def abort(self) -> None:
         """Delete the parts uploaded so far and the local files."""

@@ -142,9 +142,6 @@ class Driver:
             if self._under_way.was_late(running.launch.attempt):
                 waited_s = time.monotonic() - running.started
                 self._incidents.overtaken(self.workers[running.launch.worker], running.launch, waited_s)
-        if self._incidents.found and self.options.diagnose:
-            self._diagnose()
-
     def _step(self) -> None:
         self._listen(asked_s=0.0)
         timeout_s = self._timeout()
@@ -586,8 +583,10 @@ class Driver:
 
     # ---- diagnosis
 
-    def _diagnose(self) -> None:
-        """Find out what the masked faults were. The job is done; whatever becomes of this, its output is right."""
+    def diagnose(self) -> None:
+        """Find out what the masked faults were, if there are any. The output is published, whatever comes of this."""
+        if not (self._incidents.found and self.options.diagnose):
+            return
         from quoreduce.runtime.detective import Detective, Scene, cleared
         from quoreduce.runtime.questions import Questions
 

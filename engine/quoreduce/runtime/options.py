@@ -231,6 +231,8 @@ class Suspect:
 class Result:
     """What a job did and cost. Times in seconds, sizes in bytes; ``digest`` is that of the whole output, in hex.
 
+    ``wall_s`` ends when the output is published; diagnosis comes after that. ``cpu_s`` is all, with diagnosis.
+
     ``executions`` are all; of them ``reexecutions`` are what faults have cost, and ``spares`` were to overtake slow ones.
 
     ``counters`` are Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double them.

@@ -189,8 +189,8 @@ class Session:
 
                 where = replace(self.place, on=self.on)
                 life = begin(place, job, setup, where, inputs, splits, split_bytes, options)
-            result = self._complete(job, options, splits, setup, place, output, report, life)
-        return self._timed(result, start, cpu)
+            result = self._complete(job, options, splits, setup, place, output, report, life, start)
+        return self._counted(result, cpu)
 
     def resume(self, output: str, report: Report = lambda progress: None, job: Job | None = None) -> Result:
         """Go on with the durable job that was writing ``output`` and was cut short, on the workers of this session.
@@ -217,14 +217,14 @@ class Session:
         self._make_ready(life.options)
         job, header = life.job(), life.header
         setup = self._setup(job, header.job, life.options, life.splits, header.reducers, header.key)
-        result = self._complete(job, life.options, life.splits, setup, life.place, str(life.place.path), report, life)
-        return self._timed(result, start, cpu)
+        result = self._complete(job, life.options, life.splits, setup, life.place, str(life.place.path), report, life, start)
+        return self._counted(result, cpu)
 
     def _complete(
         self, job: Job, options: Options, splits: Sequence[Split], setup: wire.Setup, place: Output, output: str, report: Report,
-        life: Life | None,
+        life: Life | None, start: float,
     ) -> Result:  # fmt: skip
-        """Run a job that is planned to its end, and publish its output."""
+        """Run a job that is planned to its end, publish its output, and find out what was masked. ``start``: of the clock."""
         assert self._executor is not None, "domains were checked"
         report = self._turns.heed(report)
         if life is not None:
@@ -237,30 +237,34 @@ class Session:
             job, options, splits, setup.reducers, place, self._executor, self._workers, setup, result, report, gate, life,
             memory.known(),
         )  # fmt: skip
-        with contextlib.nullcontext() if life is None else life.kept():
-            try:
+        try:
+            with contextlib.nullcontext() if life is None else life.kept():
                 driver.run()
-            except NotDeterministic:
-                memory.drop()
-                raise
+                manifest = _manifest(job, options, splits, setup.key, driver)
+                raw = manifest.encode()
+                receipt = driver.receipt(raw)
+                check_unchanged(splits)
+                with interrupts.held():
+                    place.commit(raw, receipt)
+                    self.published = output
+            result.wall_s = time.perf_counter() - start
+            try:
+                driver.diagnose()
             finally:
-                memory.note(driver.standings())
-                self._late = driver.left_behind()
-                self._known |= driver.newcomers
-            manifest = _manifest(job, options, splits, setup.key, driver)
-            raw = manifest.encode()
-            receipt = driver.receipt(raw)
-            check_unchanged(splits)
-            with interrupts.held():
-                place.finish(raw, receipt)
-                self.published = output
+                place.abort()
+        except NotDeterministic:
+            memory.drop()
+            raise
+        finally:
+            memory.note(driver.standings())
+            self._late = driver.left_behind()
+            self._known |= driver.newcomers
         result.digest, result.records_out, result.bytes_out = manifest.digest, manifest.records_out, manifest.bytes_out
         result.bytes_in = manifest.bytes_in
         result.splits, result.parts = len(splits), setup.reducers
         return result
 
-    def _timed(self, result: Result, start: float, cpu: float) -> Result:
-        result.wall_s = time.perf_counter() - start
+    def _counted(self, result: Result, cpu: float) -> Result:
         result.cpu_s = time.process_time() - cpu + (0.0 if self.on == "inline" else result.cpu_s)
         return result
 
