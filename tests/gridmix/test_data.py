@@ -286,7 +286,11 @@ def test_no_space_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, message in (("import os; os.kill(os.getpid(), 9)", "died with exit code -9"), ("print('hm')", "said b'hm'")):
         real = subprocess.Popen
-        monkeypatch.setattr(grid.subprocess, "Popen", lambda command, code=code, real=real, **k: real([command[0], "-c", code], **k))
+
+        def instead(command: list[str], code: str = code, real: Any = real, **rest: Any) -> Any:
+            return real([command[0], "-c", code], **rest)
+
+        monkeypatch.setattr(grid.subprocess, "Popen", instead)
         with pytest.raises(HostError, match=message):
             grid.generate("varinfltext", tmp_path / "set", 1000, 2, workers=2)
         monkeypatch.undo()

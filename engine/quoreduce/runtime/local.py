@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quoreduce import interrupts
 from quoreduce.errors import HostError
@@ -26,6 +27,9 @@ from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_en
 from quoreduce.runtime.pressure import waited_s
 from quoreduce.runtime.store import create_session_folder, gone
 from quoreduce.runtime.wire import REPLY_BYTES_MAX
+
+if TYPE_CHECKING:
+    from quoreduce.runtime.worker import Worker
 
 _LENGTH = struct.Struct("<Q")
 CRASH_STATUS = 13
@@ -251,16 +255,25 @@ def main(argv: list[str]) -> None:
     name, folder, core, link_fd, life = argv[0], Path(argv[1]), int(argv[2]), int(argv[3]), int(argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_driver, args=(life, folder), daemon=True).start()
-    from quoreduce.runtime.worker import Crash, Hang, Worker, own_numba_cache, pinned
+    from quoreduce.runtime.worker import Worker, own_numba_cache, pinned
 
     pinned(core)
-    own_numba_cache(folder / f"{name}.numba")
     link = socket.socket(fileno=link_fd)
     try:
+        own_numba_cache(folder / f"{name}.numba")
         worker = Worker(name, "local", folder / name)
-    except HostError as error:  # the session may be over
-        print(f"quoreduce: worker {name}: {error}", file=sys.stderr, flush=True)
+    except (HostError, OSError) as error:
+        if folder.is_dir():  # else the session is over
+            print(f"quoreduce: worker {name}: {error}", file=sys.stderr, flush=True)
         os._exit(CRASH_STATUS)
+    with contextlib.suppress(ConnectionError):  # the driver is gone
+        _serve(link, worker)
+    os._exit(0)
+
+
+def _serve(link: socket.socket, worker: Worker) -> None:
+    from quoreduce.runtime.worker import Crash, Hang
+
     while True:
         (size,) = _LENGTH.unpack(_receive(link, _LENGTH.size))
         try:
