@@ -262,12 +262,12 @@ class OutputDir:
         output = self.staging / "output"
         with output_errors(self.path):
             for part in self._published if self._sync else ():
-                _sync(output / part_name(part))
+                files.sync_path(output / part_name(part))
             if receipt is not None:
                 _write(output / RECEIPT, receipt, self._sync)
             _write(output / SUCCESS, manifest, self._sync)
             if self._sync:
-                _sync(output)
+                files.sync_path(output)
             self._refuse_existing()
             if self.path.exists():
                 self.path.rename(self.staging / "old")
@@ -276,7 +276,7 @@ class OutputDir:
             self._committed = True
         try:
             if self._sync:
-                _sync(self.path.parent)
+                files.sync_path(self.path.parent)
         except OSError as error:
             why = f"cannot be forced to disk: {error.strerror}; see to the disk, and copy it"
             raise OutputError(f"{self.path} is complete, but {why}") from error
@@ -655,19 +655,8 @@ def _restore(staging: Path, output: Path) -> None:
         old.rename(output)
 
 
-# --- syncing ----------------------------------------------------------------------------------------------------------
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _write(path: Path, data: bytes, sync: bool) -> None:
-    """Write ``path`` so that it is there whole or not at all."""
+    """Write ``path`` so that it is there whole or not at all; its folder is forced to disk by the caller, once for all files."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)

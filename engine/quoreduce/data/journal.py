@@ -29,6 +29,7 @@ from blake3 import blake3
 
 from quoreduce.data.identity import Identity, change
 from quoreduce.errors import JournalError, one_line
+from quoreduce.files import sync_path
 from quoreduce.ownership import why_foreign_fd
 from quoreduce.reading import open_regular
 
@@ -232,8 +233,8 @@ class Journal:
             journal._write(MAGIC + frames)
             journal.sync()
             temporary.rename(path)
-            _sync_folder(path.parent)
-            _sync_folder(path.parent.parent)
+            sync_path(path.parent)
+            sync_path(path.parent.parent)
         except BaseException:
             journal.close()
             raise
@@ -301,11 +302,3 @@ class Journal:
             os.lseek(self._fd, self._size, os.SEEK_SET)
             raise
         self._size += len(raw)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
