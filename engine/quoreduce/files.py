@@ -30,6 +30,7 @@ from typing import Literal
 from quoreduce.errors import HostError
 from quoreduce.machine import our_folder, our_path
 from quoreduce.ownership import why_foreign_itself
+from quoreduce.reading import close_quietly
 
 MARKER = ".quoreduce-owner"
 ELSEWHERE = ".elsewhere"
@@ -72,7 +73,7 @@ def sync_path(path: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 # ---- who made a folder
@@ -170,7 +171,7 @@ def _read_marker(fd: int, name: str, folder: os.stat_result) -> list[Marker]:
         owner = _decode(os.read(marker, _MARKER_BYTES_MAX), folder)
         return [Marker(name, owner, locked)] if owner is not None or status.st_size == 0 else []
     finally:
-        os.close(marker)
+        close_quietly(marker)
 
 
 def _is_locked(fd: int) -> bool:
@@ -218,7 +219,7 @@ class Hold:
                 self._close()
                 raise
         finally:
-            os.close(folder)
+            close_quietly(folder)
         _held.add(self)
 
     def _write(self, pid: int) -> None:
@@ -244,7 +245,7 @@ class Hold:
         """Delete the folder, and let go; again, or if it is gone, this does nothing."""
         if self.ours:
             while self._spare:
-                os.close(self._spare.pop())
+                close_quietly(self._spare.pop())
             remove_ours(self.path)
             if self.pointer is not None:
                 with suppress(OSError):
@@ -255,9 +256,9 @@ class Hold:
     def _close(self) -> None:
         """Close all descriptors: in a forked process the lock stays that of its parent."""
         while self._spare:
-            os.close(self._spare.pop())
+            close_quietly(self._spare.pop())
         if self._lock >= 0:
-            os.close(self._lock)
+            close_quietly(self._lock)
         self._lock = -1
         _held.discard(self)
 
@@ -314,7 +315,7 @@ def state_of(folder: Path) -> Literal["alive", "dead", "foreign"]:
     except OSError:
         return "foreign"
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def _are_dead(markers: Collection[Marker]) -> bool:
@@ -346,7 +347,7 @@ def _remove(folder: Path, may_go: Callable[[Collection[Marker]], bool]) -> bool:
     except OSError:
         return False
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def _remove_empty(fd: int, folder: Path, known: Collection[Marker]) -> bool:
@@ -383,7 +384,7 @@ def _remove_folder(parent: int, name: str, device: int) -> None:
             return
         _empty(fd, device)
     finally:
-        os.close(fd)
+        close_quietly(fd)
     os.rmdir(name, dir_fd=parent)
 
 
@@ -515,7 +516,7 @@ def find_left(root: Path | None = None) -> list[Left]:
             try:
                 markers = _markers(fd)
             finally:
-                os.close(fd)
+                close_quietly(fd)
             if markers and _are_dead(markers):
                 found[path] = Left(path, _nbytes(path), tuple(one.owner.pid for one in markers if one.owner is not None))
     return list(found.values())

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from quoreduce.errors import InputError
+
+
+def close_quietly(fd: int) -> None:
+    """Close a descriptor that was only read, or whose writes count for nothing by now: an error of closing says nothing then."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, folder: int | None = None) -> int:
@@ -21,7 +28,7 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, folder:
             kind = "directory" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
             raise OSError(0, f"it is a {kind}, not a regular file", os.fspath(path))
     except BaseException:
-        os.close(fd)
+        close_quietly(fd)
         raise
     return fd
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def test_files_that_changed_or_are_gone_are_named(installed: Path, kernels: Path
     (installed / "__init__.py").unlink()
     found = {one.path: one.why for one in deep.compare().differences}
     assert found == {str(installed / "__init__.py"): "missing", str(installed / "code.so"): "changed"}
+
+
+def test_a_missing_file_is_named_by_a_python_that_leaves_it_out(installed: Path, kernels: Path) -> None:
+    """From Python 3.12 on, and once ``importlib_metadata`` is imported, ``Distribution.files`` has only files that are there."""
+    (installed / "code.so").unlink()
+    script = (
+        "import importlib_metadata, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from quoreduce.report import deep; deep.ROOT = 'rotting'\n"
+        "print([(one.path, one.why) for one in deep.compare().differences if one.package == 'rotting'])"
+    )
+    command = [sys.executable, "-c", script, str(installed.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"[({str(installed / 'code.so')!r}, 'missing')]\n", done.stderr
 
 
 def test_an_installation_without_digests_is_said_to_have_none(installed: Path, kernels: Path) -> None:

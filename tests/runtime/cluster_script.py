@@ -92,7 +92,7 @@ def main(text: str, folder: Path) -> None:
         seen["killed"] = kill_a_node(session, cluster, folder)
         seen["afterwards"] = count(session, text, folder, "afterwards", faults=("flip:all:2",))
         pids = [info.pid for info in session.workers]
-    seen["left"] = left_in(store)
+    seen["left"] = sorted(str(path.relative_to(store)) for path in store.rglob("*"))
     ray.shutdown()
     cluster.shutdown()
     seen["alive"] = [pid for pid in pids if running(pid)]

@@ -39,6 +39,7 @@ from quoreduce import files
 from quoreduce.data.splits import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
 from quoreduce.errors import InputError, JournalError, OutputError
 from quoreduce.ownership import why_foreign
+from quoreduce.reading import close_quietly
 
 SUCCESS = "_SUCCESS"
 JOURNAL = "journal"
@@ -304,8 +305,7 @@ class OutputDir:
             with suppress(OSError):
                 if os.path.samestat(os.fstat(self._lock), os.lstat(self._lock_path)):
                     self._lock_path.unlink()
-            with suppress(OSError):
-                os.close(self._lock)
+            close_quietly(self._lock)
             self._lock = None
 
     def _create_parents(self) -> None:
@@ -544,15 +544,15 @@ def _take_lock(path: Path, output: Path) -> int:
                         os.pwrite(fd, b"%s%d\n" % (_LOCK_MAGIC, os.getpid()), 0)
                     return fd
         except BlockingIOError:
-            os.close(fd)
+            close_quietly(fd)
             break
         except BaseException:
             with suppress(OSError):  # a file system without locks, perhaps
                 if os.fstat(fd).st_size == 0:
                     path.unlink()
-            os.close(fd)
+            close_quietly(fd)
             raise
-        os.close(fd)
+        close_quietly(fd)
     raise OutputError(f"another run is writing {output}; wait for it, or choose another output")
 
 
@@ -572,7 +572,7 @@ def _open_lock(path: Path) -> int:
         if status.st_uid != os.geteuid():
             raise OutputError(f"{path} belongs to user {status.st_uid}, who may be writing there; choose another output")
     except BaseException:
-        os.close(fd)
+        close_quietly(fd)
         raise
     return fd
 

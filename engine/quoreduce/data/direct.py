@@ -12,6 +12,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from quoreduce.reading import close_quietly
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -43,7 +45,7 @@ class DirectFile(io.RawIOBase):
     def close(self) -> None:
         """Close the file; views of it stay."""
         if not self.closed:
-            os.close(self._fd)
+            close_quietly(self._fd)
             with suppress(BufferError):
                 self._window.close()
         super().close()
@@ -98,7 +100,7 @@ def open_direct(path: str) -> DirectFile | None:
     try:
         file = DirectFile(fd)
     except OSError:
-        os.close(fd)
+        close_quietly(fd)
         return None
     try:
         file.pread(1, 0)

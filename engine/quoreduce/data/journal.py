@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +30,7 @@ from quoreduce.data.identity import Identity, change
 from quoreduce.errors import JournalError, one_line
 from quoreduce.files import sync_path
 from quoreduce.ownership import why_foreign_fd
-from quoreduce.reading import open_regular
+from quoreduce.reading import close_quietly, open_regular
 
 MAGIC = b"quoreduce job 1\n"
 RECORD_BYTES_MAX = 128 << 20
@@ -255,7 +254,7 @@ class Journal:
         except OSError as error:
             raise JournalError(f"it cannot be opened: {error.strerror}") from error
         finally:
-            os.close(folder)
+            close_quietly(folder)
         try:
             if foreign:
                 raise ForeignJournal(f"it {foreign}")
@@ -272,7 +271,7 @@ class Journal:
             os.lseek(fd, good, os.SEEK_SET)
             return cls(fd, good, chain), records
         except BaseException:
-            os.close(fd)
+            close_quietly(fd)
             raise
 
     def append(self, records: Sequence[Record]) -> None:
@@ -289,8 +288,7 @@ class Journal:
         """Close the file; a second time does nothing. What counts was synced, so that an error of closing says nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
+            close_quietly(fd)
 
     def _write(self, raw: bytes) -> None:
         view = memoryview(raw)

@@ -26,6 +26,7 @@ from quoreduce.data.formats import RecordFormat
 from quoreduce.data.identity import Identity
 from quoreduce.data.sequencefile import read_header
 from quoreduce.errors import HostError, InputError, UsageError
+from quoreduce.reading import close_quietly
 
 SPLITS_MAX = 1 << 20
 _REQUESTS_AT_ONCE = 16
@@ -191,7 +192,7 @@ def _file_member(path: str) -> _Member:
             status = os.fstat(fd)
             return _Member(path, status.st_size, False, identity.of_file(status))
         finally:
-            os.close(fd)
+            close_quietly(fd)
     except FileNotFoundError as error:
         link = "a broken symbolic link: " if os.path.islink(path) else ""
         raise InputError(f"cannot read {path}: {link}{reason(error)}") from error

@@ -19,7 +19,7 @@ from quoreduce.arguments import Parser
 from quoreduce.errors import AttestationError, HostError, InputError, OutputError, UsageError
 from quoreduce.limits import NUMBERS, Numbers
 from quoreduce.printable import printable_name
-from quoreduce.reading import open_regular, read_file
+from quoreduce.reading import close_quietly, open_regular, read_file
 
 if TYPE_CHECKING:
     from quoreduce.trust.eventlog import Event
@@ -302,7 +302,7 @@ def _part_digests(output: Path) -> dict[str, str]:
     try:
         names = sorted(name for name in os.listdir(output) if not name.startswith(("_", ".")))
         for name in names:
-            os.close(open_regular(output / name))
+            close_quietly(open_regular(output / name))
         return {name: digester.file(output / name).hex() for name in names}
     except OSError as error:
         raise InputError(f"cannot read {error.filename or output}: {error.strerror}") from error

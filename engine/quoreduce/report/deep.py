@@ -6,6 +6,7 @@ All replicas of a machine run the same files. A file that rotted on disk is a fa
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import re
 from collections.abc import Iterator
@@ -49,14 +50,14 @@ def compare() -> Compared:
     """Compare the files of quoreduce and of all that it depends on, and the compiled kernels."""
     found = Compared()
     for one in distributions(ROOT):
-        recorded = [file for file in one.files or () if file.hash is not None]
+        recorded = _recorded(one)
         found.packages += 1
-        if not any(file.suffix == ".py" or file.suffix == ".so" for file in recorded):
+        if not any(path.suffix in (".py", ".so") for path in recorded):
             found.unrecorded.append(one.name)
-        for file in recorded:
+        for path, digest in recorded.items():
             found.files += 1
-            if (why := _why(Path(str(one.locate_file(file))), file)) is not None:
-                found.differences.append(Difference(one.name, str(one.locate_file(file)), why))
+            if (why := _why(path, digest)) is not None:
+                found.differences.append(Difference(one.name, str(path), why))
     try:
         damaged = damaged_kernels()
     except HostError as error:
@@ -85,11 +86,22 @@ def distributions(root: str) -> Iterator[metadata.Distribution]:
                 todo.append(match[0])
 
 
-def _why(path: Path, file: metadata.PackagePath) -> str | None:
-    """Why a file is not what was installed; None if it is."""
-    assert file.hash is not None
+def _recorded(one: metadata.Distribution) -> dict[Path, tuple[str, str]]:
+    """Return what pip noted: file -> (name of a hash, digest), for those that have one.
+
+    ``RECORD`` is read here, for ``Distribution.files`` leaves out files that are missing, from Python 3.12 on, and as soon as
+    anything has imported the package ``importlib_metadata``.
+    """
+    rows = csv.reader((one.read_text("RECORD") or "").splitlines())
+    found = [(row[0], *row[1].partition("=")[::2]) for row in rows if len(row) > 1 and row[1]]
+    return {Path(str(one.locate_file(name))): (kind, digest) for name, kind, digest in found}
+
+
+def _why(path: Path, noted: tuple[str, str]) -> str | None:
+    """Why a file is not what was installed; None if it is. ``noted``: the name of a hash, and the digest."""
+    kind, digest = noted
     try:
-        state = hashlib.new(file.hash.mode)
+        state = hashlib.new(kind)
         with open(path, "rb") as opened:
             while chunk := opened.read(CHUNK_BYTES):
                 state.update(chunk)
@@ -100,4 +112,4 @@ def _why(path: Path, file: metadata.PackagePath) -> str | None:
     except ValueError:
         return None  # a digest of a kind that this Python does not know
     said = base64.urlsafe_b64encode(state.digest()).rstrip(b"=").decode()
-    return None if said == file.hash.value.rstrip("=") else "changed"
+    return None if said == digest.rstrip("=") else "changed"

@@ -58,6 +58,7 @@ class RayWorker:
 
         self._ray = ray
         self._namespace = namespace
+        self._swept = swept
         usable = cores()
         self._core = None if number is None else usable[number % len(usable)]
         self._pinned: set[int] = set()
@@ -93,6 +94,8 @@ class RayWorker:
     def tidy(self) -> bool:
         """Delete what this worker stored, and what dead ones left on this node."""
         self._hold.remove()
+        if self._swept:
+            sweep(self._hold.path.parent.parent)
         return True
 
     def _pin(self) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from quoreduce import files
 from quoreduce.errors import HostError
+from quoreduce.reading import close_quietly
 
 U8 = NDArray[np.uint8]
 SEGMENT_ALIGN = 1 << 20
@@ -151,8 +152,7 @@ def _mapped(path: str, size: int) -> U8:
         os.posix_fallocate(fd, 0, size)
         return np.frombuffer(mmap.mmap(fd, size), np.uint8)
     finally:
-        with suppress(OSError):
-            os.close(fd)
+        close_quietly(fd)
 
 
 class BlockReader:
@@ -248,4 +248,4 @@ def _punch_hole(path: str, offset: int, nbytes: int) -> None:
         try:
             libc.fallocate(fd, 0x01 | 0x02, ctypes.c_long(offset), ctypes.c_long(nbytes))
         finally:
-            os.close(fd)
+            close_quietly(fd)
