@@ -651,6 +651,21 @@ def test_a_journal_that_others_may_write_is_not_run(
     assert "can be written by " in not_run(out, tmp_path / "mark", capsys)
 
 
+def test_a_job_that_nobody_would_resume_does_not_begin(
+    verses: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.chown(out.parent, -1, os.getegid() if os.geteuid() else OTHER)
+    out.parent.chmod(0o777)
+    capsys.readouterr()
+    words = ["run", "wordcount", str(verses), str(out), "--inline"]
+    assert main([*words, "--durable"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"its folder {out.parent} can be written by everybody; choose an output in a folder that only you may write" in said
+    assert list(out.parent.iterdir()) == []
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_what_is_no_journal_is_not_followed_and_not_waited_for(
     kind: str, one_mapped: Session, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

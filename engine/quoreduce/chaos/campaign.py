@@ -192,7 +192,7 @@ def _begin(orders: Orders, marker: str, log: Path) -> subprocess.Popen[str]:
 
 def _command() -> list[str]:
     """The stage; as root in a mount name space of its own, so that its small disk is gone with it."""
-    command = [sys.executable, "-m", "quoreduce.chaos.stage"]
+    command = [sys.executable, "-P", "-m", "quoreduce.chaos.stage"]
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return command
     tried = subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False)

@@ -225,7 +225,7 @@ class Stage:
         return record
 
     def _command(self, plan: JobPlan, output: Path, marker: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "quoreduce.cli", "run"]
+        command = [sys.executable, "-P", "-m", "quoreduce.cli", "run"]
         command += [plan.job, *(["--starts-with", "A"] if plan.job == "scan" else [])]
         command += [self._orders.inputs[plan.job], str(output)]
         command += ["--on", "local", "--workers", "3", "--domain", "worker", "--quiet"]

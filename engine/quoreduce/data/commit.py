@@ -631,7 +631,7 @@ def _kept(output: Path) -> Path:
 
 
 def _not_ours(staging: Path, why: str) -> str:
-    return f"a durable job was cut short in {staging}, but that {why}, so it is not trusted, and not run"
+    return f"{staging} {why}, so no job in it is trusted, and none is run"
 
 
 def _is_done_with(staging: Path, output: Path) -> bool:

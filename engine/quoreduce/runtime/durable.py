@@ -23,8 +23,9 @@ from quoreduce.data.formats import parse_format
 from quoreduce.data.identity import Identity
 from quoreduce.data.journal import Begun, Decided, ForeignJournal, Gone, Header, Journal, Launched, Record, Source
 from quoreduce.data.splits import Split, is_uri, plan_splits, public_name
-from quoreduce.errors import JobError, JournalError, NotDeterministic
+from quoreduce.errors import JobError, JournalError, NotDeterministic, OutputError
 from quoreduce.job import Job
+from quoreduce.ownership import why_foreign
 from quoreduce.runtime import wire
 from quoreduce.runtime.incidents import Kept
 from quoreduce.runtime.options import Options, Place
@@ -187,8 +188,17 @@ def begin(
     place: Output, job: Job, setup: wire.Setup, where: Place, inputs: Sequence[str], splits: Sequence[Split], split_bytes: int,
     options: Options,
 ) -> Life:  # fmt: skip
-    """Begin a durable job: from now on it can be resumed. ``setup`` is what its workers are told; ``where``: where they are."""
+    """Begin a durable job: from now on it can be resumed. ``setup`` is what its workers are told; ``where``: where they are.
+
+    Raises:
+        OutputError: others may write where the journal would be, so that nobody would resume it.
+    """
     assert isinstance(place, OutputDir), "URIs were refused"
+    if foreign := why_foreign(place.staging):
+        raise OutputError(
+            f"a durable job beside {place.path} could not be resumed, for {place.staging} {foreign}; choose an output in a folder "
+            "that only you may write, or run it without --durable"
+        )
     header = Header(
         quoreduce.__version__, job.name, setup.job, msgspec.msgpack.encode(options), msgspec.msgpack.encode(where),
         tuple(source if is_uri(source) else os.path.abspath(source) for source in inputs), job.input, split_bytes,
