@@ -15,7 +15,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-all demo test campaigns mutants lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all demo test test-all campaigns mutants lint kernels bench bench-full bench-compare bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,9 +24,13 @@ help:  ## list the targets
 demo: $(READY)  ## count real and generated text on Ray, plain and voted, with faults injected
 	@$(BIN)/quoreduce demo $(ARGS)
 
-test: $(READY) kernels  ## run all tests, those on Ray last
+test: $(READY) kernels  ## run the tests, those on Ray last; but not those marked nightly
 	@.ci/system-packages
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) kernels  ## all tests, those marked nightly too, and larger samples of the campaigns
+	@.ci/system-packages
+	@$(BIN)/python -m pytest --nightly $(ARGS)
 
 CAMPAIGNS = $(shell grep -l '^if __name__' tests/campaigns/*.py)
 campaigns: $(READY) kernels  ## every campaign at full size, docs/campaigns.md; one: CAMPAIGNS=tests/campaigns/fuzz.py

@@ -1,7 +1,7 @@
 """What all tests share: one Ray, the command line, the text, golden files; and the rule that CI skips nothing.
 
-Environment: ``CI`` makes hypothesis repeat the same examples; ``QUOREDUCE_REQUIRE_ALL=1`` makes a test fail that would
-be skipped.
+``--nightly`` runs the tests marked ``nightly`` too, and lets campaigns try more cases. Environment: ``CI`` makes hypothesis
+repeat the same examples; ``QUOREDUCE_REQUIRE_ALL=1`` makes a test fail that would be skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from quoreduce.runtime.compile import use_kernels
 
 TESTS = Path(__file__).parent
 REQUIRE_ALL = "QUOREDUCE_REQUIRE_ALL"
+NIGHTLY = "QUOREDUCE_NIGHTLY"
 FIRST = ("kernels", "data", "tracker")  # what the rest stands on
 CLI_TIMEOUT_S = 180.0
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -40,10 +41,20 @@ os.environ.pop("RAY_ADDRESS", None)  # a developer's cluster is not what is unde
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; then review git diff")
+    parser.addoption("--nightly", action="store_true", help="run tests marked nightly too, and more cases of each campaign")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("nightly"):
+        os.environ[NIGHTLY] = "1"  # modules read it when they are imported
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run tests of what others stand on first, and those that need Ray last; whoever asks for the cluster needs Ray."""
+    if not config.getoption("nightly"):
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")

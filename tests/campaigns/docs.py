@@ -312,11 +312,16 @@ def main(arguments: Sequence[str]) -> int:
     return int(failed > 0)
 
 
+def cache_here() -> str:
+    """The kernels that are compiled here."""
+    return os.environ.get("QUOREDUCE_CACHE") or str(Path.home() / ".cache" / "quoreduce")
+
+
 @contextmanager
 def programs_of(mode: str) -> Iterator[tuple[Path, str | None]]:
     """Where the commands of a mode are, and its own cache of kernels if it needs one."""
     if mode == "checkout":
-        yield Path(sys.executable).parent, os.environ.get("QUOREDUCE_CACHE") or str(Path.home() / ".cache" / "quoreduce")
+        yield Path(sys.executable).parent, cache_here()
         return
     with installed() as programs:
         yield programs, str(programs.parent / "kernels")

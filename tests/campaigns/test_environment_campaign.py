@@ -14,7 +14,7 @@ import environment
 import pytest
 from environment import Campaign, Ended, Trial, Wrong
 
-TRIALS = int(os.environ.get("QUOREDUCE_ENVIRONMENT_TRIALS", "6"))
+TRIALS = int(os.environ.get("QUOREDUCE_ENVIRONMENT_TRIALS", "40" if os.environ.get("QUOREDUCE_NIGHTLY") else "3"))
 SEED = 3
 # Each of these once ended in a traceback, in the name of the job's own code, or with something left behind.
 FOUND = (

@@ -1,6 +1,6 @@
 """Damaged inputs are read, or refused with an error that fits, in little time and memory.
 
-In CI there are 12,000, elsewhere 3,000, or as many as `QUOREDUCE_FUZZED` says, from number `QUOREDUCE_SEED` (0) on.
+With --nightly there are 12,000, elsewhere 3,000, or as many as `QUOREDUCE_FUZZED` says, from number `QUOREDUCE_SEED` (0) on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bad_decoders import TARGETS as BAD
 from decoders import TARGETS
 from fuzz import campaign, made, outcome, verdict
 
-INPUTS = int(os.environ.get("QUOREDUCE_FUZZED", "12000" if os.environ.get("CI") else "3000"))
+INPUTS = int(os.environ.get("QUOREDUCE_FUZZED", "12000" if os.environ.get("QUOREDUCE_NIGHTLY") else "3000"))
 SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
 
 

@@ -22,6 +22,7 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_most_mutants_of_a_sample_are_killed(says: Callable[[str], None]) -> None:
     """An even seed takes data/, an odd one tracker/; how far a run comes depends on the machine."""
     seed = os.environ.get("QUOREDUCE_SEED", "1")
@@ -96,6 +97,7 @@ print({mutant.name: end for mutant, end in score.ends})
 """
 
 
+@pytest.mark.nightly
 def test_a_change_that_matters_is_killed_and_one_that_does_not_survives(tmp_path: Path) -> None:
     """Whatever a test that is killed leaves behind is gone, and does not kill the next mutant."""
     done = subprocess.run(

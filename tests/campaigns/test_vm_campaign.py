@@ -1,6 +1,6 @@
 """Random schedules of VM operations: whatever the relay does and whoever crashes, a VM has one place, and no other sees it.
 
-In CI there are 2,000, elsewhere 400, or as many as `QUOREDUCE_VM_SCHEDULES` says, from number `QUOREDUCE_SEED` (0) on.
+With --nightly there are 2,000, elsewhere 400, or as many as `QUOREDUCE_VM_SCHEDULES` says, from number `QUOREDUCE_SEED` (0) on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vm import CAMPAIGN, explore, told
 sys.path.insert(0, str(Path(__file__).parent.parent / "cloud"))
 from mutated import forget, load
 
-SCHEDULES = int(os.environ.get("QUOREDUCE_VM_SCHEDULES", "2000" if os.environ.get("CI") else "400"))
+SCHEDULES = int(os.environ.get("QUOREDUCE_VM_SCHEDULES", "2000" if os.environ.get("QUOREDUCE_NIGHTLY") else "400"))
 SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
 RARE = ("relay: drop", "relay: hold", "relay: twice", "relay: flip", "relay: cut", "relay: final", "relay: splice",
         "relay: replay", "relay: substitute", "relay: stale", "relay: reroute", "relay: impostor", "relay: both", "relay: detour",

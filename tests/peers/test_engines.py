@@ -50,6 +50,7 @@ def expected(setup: Setup, sources: dict[str, Path], tmp_path_factory: pytest.Te
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peers(name)) for name in PEERS])
 def test_a_peer_does_the_same_jobs(
     name: str, setup: Setup, sources: dict[str, Path], expected: dict[str, str], tmp_path: Path

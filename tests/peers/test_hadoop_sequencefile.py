@@ -110,6 +110,7 @@ def test_we_read_what_hadoop_writes(hadoop: Hadoop, tmp_path: Path) -> None:
     assert answers.count("written") >= 3 * len(CLASSES)
 
 
+@pytest.mark.nightly
 def test_both_cut_at_the_same_places(hadoop: Hadoop, tmp_path: Path) -> None:
     """Splits that begin behind the header: within it, Hadoop reads the first records more than once."""
     asked, expected = [], []
@@ -123,6 +124,7 @@ def test_both_cut_at_the_same_places(hadoop: Hadoop, tmp_path: Path) -> None:
     assert hadoop(asked) == expected
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["varcompseq", "fixcompseq"])
 def test_hadoop_reads_gridmix_data(hadoop: Hadoop, tmp_path: Path, kind: Any) -> None:
     """Among other things, that Java's inflater takes what our own compressor makes."""

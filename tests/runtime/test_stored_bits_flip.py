@@ -29,6 +29,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_plain_ray_returns_spilled_objects_with_a_flipped_bit_in_silence(tmp_path: Path) -> None:
     script = Path(__file__).parent / "plain_ray_script.py"
     done = subprocess.run(

@@ -111,6 +111,7 @@ def test_sessions_in_threads_run_at_once(
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_sessions_on_one_ray_of_their_own(verses: Path, verses_counted: Counts, tmp_path: Path) -> None:
     """The first of them to close leaves Ray to the others; the last one stops it. Another Ray is refused meanwhile."""
     script = Path(__file__).parent / "two_ray_sessions_script.py"

@@ -29,7 +29,7 @@ def inline() -> Session:
         yield session
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=texts, split=st.integers(64, 600), reducers=st.integers(1, 9), mode=st.sampled_from(MODES), fast=st.booleans())
 @example(text=b"", split=64, reducers=9, mode=("bft", 1), fast=False)
 @example(text=b" \n\r\f\t", split=64, reducers=2, mode=("bft", 1), fast=True)

@@ -16,6 +16,8 @@ FAULTS = ("wrong-map:30%", "wrong-reduce:30%", "bad:1:0.3", "crash:10%", "node:1
 FEW = ("wrong-map:60%", "collude:1:0.5")  # on so few nodes that one which is wrong is asked again
 SEEDS = 400
 
+pytestmark = pytest.mark.nightly  # tests/tracker plants the same bugs
+
 
 @pytest.fixture(autouse=True)
 def no_weeds() -> Iterator[None]:

@@ -196,8 +196,8 @@ def begin(
     assert isinstance(place, OutputDir), "URIs were refused"
     if foreign := why_foreign(place.staging):
         raise OutputError(
-            f"a durable job beside {place.path} could not be resumed, for {place.staging} {foreign}; choose an output in a folder "
-            "that only you may write, or run it without --durable"
+            f"a durable job beside {place.path} could not be resumed, for {place.staging} {foreign}; choose an output in a "
+            "folder that only you may write, or run it without --durable"
         )
     header = Header(
         quoreduce.__version__, job.name, setup.job, msgspec.msgpack.encode(options), msgspec.msgpack.encode(where),
