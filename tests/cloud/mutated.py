@@ -10,6 +10,7 @@ from typing import Any
 ORDER = (
     "sealing",
     "evidence",
+    "owners",
     "ports",
     "tcom/status",
     "tcom/launch",
@@ -18,6 +19,9 @@ ORDER = (
     "tcom/migrate_out",
     "tcom/migrate_in",
     "server",
+    "user_record",
+    "user_judge",
+    "user_ports",
     "user",
 )  # fmt: skip  who imports whom; the messages stay, since they are the language that all speak
 

@@ -17,7 +17,7 @@ def answer(vmid: bytes, record: Record | None, nonce: bytes, reply: str) -> list
     status = wire.Status(vmid, "unknown", 0, NO_ORDER, 0, nonce)
     if record is not None:
         status = wire.Status(
-            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report
+            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report, record.dirty
         )  # fmt: skip
     return [
         StartTcom(session, "status"),
