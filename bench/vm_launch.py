@@ -45,7 +45,7 @@ def our_launch(agent: UserAgent, image: Path, server: str) -> float:
     from datetime import UTC, datetime
 
     from quoreduce.cloud.ports import VmSpec
-    from quoreduce.cloud.user import Wish
+    from quoreduce.cloud.user_ports import Wish
 
     began = time.perf_counter()
     answer = agent.launch(str(image), "bench", server, VmSpec(), TIMEOUT_S)

@@ -11,10 +11,10 @@ import pytest
 from world import World, keys_watched
 
 from quoreduce.cloud import evidence, ports, wire
-from quoreduce.cloud.ports import Received, VmSpec, decode_record
 from quoreduce.cloud.owners import Owners
+from quoreduce.cloud.ports import Received, VmSpec, decode_record
 from quoreduce.cloud.server import Server
-from quoreduce.cloud.user import decode_vm
+from quoreduce.cloud.user_record import decode_vm
 from quoreduce.errors import VmError
 
 TCOMS = ("launch", "migrate_out", "migrate_in", "backup", "terminate", "status")

@@ -18,7 +18,7 @@ from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.manager import Manager
 from quoreduce.cloud.agents.user import UserAgent
-from quoreduce.cloud.user import Kept, Vm
+from quoreduce.cloud.user_record import Kept, Vm
 from quoreduce.errors import UsageError, VmError
 
 ONE, OTHER = "000b" + "11" * 32, "000b" + "22" * 32

@@ -4,8 +4,8 @@ A text, one owner a line, ``#`` begins a comment::
 
     4f1d7c2e9a0b3c5d6e7f8091a2b3c4d5 vms=16 mb=8192    # alice
 
-The first word is a user's id (``quoreduce vm key show``), which is a digest of both keys: nobody else can sign for it. ``vms``: how
-many at a time; ``mb``: MiB of memory and disk of all of them, and of images and states that are on their way in.
+The first word is a user's id (``quoreduce vm key show``), a digest of both keys: nobody else can sign for it. ``vms``: how many
+at a time; ``mb``: MiB of memory and disk of all of them, and of images that are on their way in.
 """
 
 from __future__ import annotations

@@ -327,12 +327,18 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """Make this durable before going on: of this owner (a user's id) no order up to ``number`` is taken for an unknown VM."""
+
+    owner: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
-    """Make ``floor`` durable, as that of this owner (a user's id); when it is, remove the record of this VM."""
+    """Remove the record of this VM."""
 
     vmid: bytes
-    owner: str
-    floor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +471,6 @@ class Note:
 
 
 Command: TypeAlias = (
-    Persist | Forget | StartTcom | Extend | SendAttested | EndTcom | Send | Put | Get | Open | Feed | FeedEnd | Boot | Outgoing | Resume
-    | Destroy | Note
+    Persist | Floor | Forget | StartTcom | Extend | SendAttested | EndTcom | Send | Put | Get | Open | Feed | FeedEnd | Boot
+    | Outgoing | Resume | Destroy | Note
 )  # fmt: skip

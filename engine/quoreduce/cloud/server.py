@@ -25,9 +25,9 @@ only on the destination's attested ``aborted`` or the owner's abandon; ``aborted
 new order. What keeps orders from being used twice: each has a number, none is taken that is not above all that the record has
 seen, and a record's number never falls. One session for a VM at a time.
 
-A record of which nothing is here any more is forgotten when its owner has too many, the oldest first. A user numbers all orders in
-one row: so of an owner of whom something was forgotten the greatest such number is kept (``floors``), and no order up to it is
-taken for a VM without a record. What such a server does not know it does not attest: it never says ``aborted`` of an order.
+A record of which nothing is here any more is forgotten when its owner has too many, the oldest first. A user numbers all orders
+in one row: so the greatest number of an owner's that was forgotten, or that settled a VM without a record, is kept (``floors``),
+and no order up to it is taken for a VM without a record. Of such a VM a server says ``unknown``, never ``aborted``.
 
 Who may have VMs here is in ``owners``. A session costs its owner what was sent for it, and a guest its memory and disk.
 """
@@ -52,6 +52,7 @@ from quoreduce.cloud.ports import (
     Event,
     Failed,
     Feed,
+    Floor,
     Forget,
     Gone,
     Job,
@@ -258,7 +259,7 @@ class Server:
         """Whether this is the owner's order, and was not used before."""
         if record is None:
             floor = self._floors.get(job.user, 0)
-            if job.order.number <= floor:
+            if job.order.number <= floor and job.order.operation not in ("settle", "update", "terminate"):
                 raise VmError(f"order {job.order.number} is past: of this owner none up to {floor} is taken for a new VM")
             return
         wire.verify(job.signed, record.owner)
@@ -296,19 +297,21 @@ class Server:
         return self._forget(min(past, key=lambda one: one.number))
 
     def _forget(self, record: Record) -> list[Command]:
-        owner = record.owner.user
-        floor = self._floors[owner] = max(record.number, self._floors.get(owner, 0))
         del self.records[record.vmid]
-        return [Forget(record.vmid, owner, floor)]
+        return [self._floor(record.owner.user, record.number), Forget(record.vmid)]
+
+    def _floor(self, owner: str, number: int) -> Floor:
+        self._floors[owner] = max(number, self._floors.get(owner, 0))
+        return Floor(owner, self._floors[owner])
 
     def _settle(self, job: Job, record: Record | None, about: bytes) -> list[Command]:
         """End what the order ``about`` began, if that is safe; it is used up in any case. Then say where the VM stands."""
-        order, commands = job.order, []
+        order = job.order
         if record is None:
-            commands = self._make_room(job, None, order.sequence)
-            never = NO_ORDER if job.user in self._floors else about  # who has forgotten something does not know
-            record = Record(order.vmid, job.signed.keys, b"", "aborted", order.sequence, order.number, never, order.nonce)
-        commands += self._carry([record.with_(number=order.number).persist()])
+            self._owners.quota(job.user)
+            floor = self._floor(job.user, order.number)
+            return [floor, *status.answer(order.vmid, None, job.session, job.user, floor.number)]
+        commands = self._carry([record.with_(number=order.number).persist()])
         if about in self._sessions and record.order == about:
             commands += self._pass(about, Settle())
         elif not self._busy(order.vmid):
@@ -398,7 +401,7 @@ class Server:
         return carried
 
     def _charge(self, command: Open | Feed | Boot) -> str:
-        """Count what a session holds for its owner: a guest its memory and disk, else what was sent. Why not, if it is too much."""
+        """Count what a session holds for its owner: a guest its memory and disk, else what was sent; if too much, say so."""
         session = self._sessions[command.session]
         if isinstance(command, Boot) or (isinstance(command, Open) and command.incoming):
             session.cost, session.guest = _bytes(command.spec), True

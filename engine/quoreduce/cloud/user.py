@@ -1,14 +1,14 @@
 """The core of a user agent: orders, what it believes of the answers, and what it tells its user. Pure.
 
-It trusts its own records (:mod:`quoreduce.cloud.user_record`, with the phases of a VM) and what is attested under its VM's policy;
-all else (a Refusal, silence, who a message comes from) is a hint. Records are durable before an order leaves.
+It trusts its own records (:mod:`quoreduce.cloud.user_record`, with the phases of a VM) and what is attested under its VM's
+policy; all else (a Refusal, silence, who a message comes from) is a hint. Records are durable before an order leaves.
 
 Whatever was interrupted is resolved in one way: an order to *settle* goes to each server where the VM may be. It ends what can be
 ended safely, uses the interrupted order up, and is answered by an attested status, which says where the VM is
 (:mod:`quoreduce.cloud.user_judge`). An *update* is the same, and gives the server the policy that the VM goes by from now on.
 
-Servers that have not attested that they overwrote their copy are remembered. A terminate goes to each of them too; it is over when
-all have attested it.
+Servers that have not attested that they overwrote their copy are remembered. A terminate goes to each of them too; it is over
+when all have attested it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from quoreduce.cloud.ports import (
     Persist,
     Received,
     Send,
-    Tick,
     opened,
 )
 from quoreduce.cloud.sealing import StreamSealer, hpke_open, hpke_seal
@@ -201,8 +200,8 @@ class User:
             )
         if vm.stale:
             raise VmError(
-                f"this folder may be out of date: another one with your keys may have started {vm.name} since; if it runs nowhere,"
-                " declare it lost"
+                f"this folder may be out of date: another one with your keys may have started {vm.name} since; if it runs"
+                " nowhere, declare it lost"
             )
         if vm.backup is None or not wish.server:
             raise VmError(f"{vm.name} has no backup to restore" if wish.server else "name a server to restore it on")
@@ -356,7 +355,7 @@ class User:
         if found.server != copy.server:
             return []  # of the migration's destination, where it runs
         if not receipt.done:
-            text = f"what {vm.name} left on server {copy.server[:12]} is not overwritten: {receipt.reason}; resume it to try again"
+            text = f"what {vm.name} left on server {copy.server[:12]} is not overwritten: {receipt.reason}; resume it"
             active = self._active.get(vm.vmid)
             if active is not None and active.sweeping:
                 self._active.pop(vm.vmid)

@@ -99,8 +99,8 @@ def _source(vm: Vm, server: str, status: wire.Status) -> Verdict | None:
             gave_up = vm.phase == "abandoning"
             text = "again" if gave_up else "as before; this order is used up, migrate it anew"
             given = status.order == order and status.peer == vm.peer  # the destination was given the stream's key
-            left = (Left(vm.peer, vm.sequence + 1),) if given else ()
-            return runs_at(vm, server, sequence, f"runs on server {server[:12]} {text}", "done" if gave_up else "failed", *left)
+            copies = [Left(vm.peer, vm.sequence + 1)] if given else []
+            return runs_at(vm, server, sequence, f"runs on server {server[:12]} {text}", "done" if gave_up else "failed", *copies)
         case "moved" if status.order == order and status.peer == vm.peer:
             return runs_at(vm, vm.peer, sequence + 1, f"runs on server {vm.peer[:12]} now", "done")
         case "moved":
@@ -154,8 +154,8 @@ def _no_record(vm: Vm, server: str) -> Verdict:
         text = f"{vm.name} is terminated: server {server[:12]} attests that it has nothing of it any more"
         return Verdict(vm.with_(phase="terminated"), text, "done")
     text = (
-        f"server {server[:12]} attests that it has nothing of {vm.name} at sequence {vm.sequence}: if no other folder has your keys,"
-        " declare it lost"
+        f"server {server[:12]} attests that it has nothing of {vm.name} at sequence {vm.sequence}: if no other folder has your"
+        " keys, declare it lost"
     )
     return Verdict(vm.with_(phase="running"), text, "failed")
 
@@ -164,8 +164,8 @@ def _followed(vm: Vm, server: str, status: wire.Status) -> Verdict:
     """An order that this folder did not give has moved it on."""
     moved = vm.with_(phase="running", server=status.peer, peer=server, sequence=status.sequence + 1, stale=True)
     text = (
-        f"server {server[:12]} attests that {vm.name} moved to server {status.peer[:12]}, which this folder did not order: another"
-        " folder with your keys did; resume it"
+        f"server {server[:12]} attests that {vm.name} moved to server {status.peer[:12]}, which this folder did not order:"
+        " another folder with your keys did; resume it"
     )
     return Verdict(moved, text, "failed")
 

@@ -121,6 +121,12 @@ class Package(_Message, frozen=True):
     sealed: Box
 
 
+class Entry(_Message, frozen=True):
+    """What a user shows to a manager: that he has the keys of his id. ``nonce`` is the manager's."""
+
+    nonce: Nonce
+
+
 # What a TCOM attests.
 
 
@@ -392,7 +398,7 @@ def digest(raw: bytes) -> bytes:
     return sha256(raw).digest()
 
 
-def sign(private: bytes, box: bytes, body: Order | Package) -> Signed:
+def sign(private: bytes, box: bytes, body: Order | Package | Entry) -> Signed:
     """Sign with a user's Ed25519 key (32 bytes), which goes with the X25519 public key ``box``."""
     key = Ed25519PrivateKey.from_private_bytes(private)
     keys = Keys(key.public_key().public_bytes_raw(), box)

@@ -5,8 +5,8 @@ Phases, and what holds in each:
 ``greeting``   the order is used up (record ``leaving``); the VM runs; the destination has to attest itself for this order and
                nonce.
 ``streaming``  the destination is the server that the order names, in an environment of the owner's policy; it alone can read the
-               key K_S, and the record names it. The VM may be paused. Whatever fails up to here: the record says ``running``, the VM is resumed, and this
-               order can never be used again.
+               key K_S, and the record names it. The VM may be paused. Whatever fails up to here: the record says ``running``, the
+               VM is resumed, and this order can never be used again.
 ``released``   the destination holds all of it, verified and paused, and the record says so *before* Commit leaves. From here the
                destination decides; this side asks, and never resumes on its own.
 ``ending``     the destination has attested that it runs the VM: only now is the copy here destroyed and scrubbed; then ``moved``.
