@@ -43,7 +43,8 @@ def load(edits: list[tuple[str, str, str]]) -> Any:
         module = sys.modules[_mutant(name)] = ModuleType(_mutant(name))
         exec(compile(source, f"{_mutant(name)}.py", "exec"), module.__dict__)
     one = {name: sys.modules[_mutant(name)] for name in ORDER}
-    return SimpleNamespace(ports=one["ports"], sealing=one["sealing"], Server=one["server"].Server, user=one["user"])  # type: ignore[attr-defined]
+    server = one["server"].Server  # type: ignore[attr-defined]
+    return SimpleNamespace(ports=one["ports"], sealing=one["sealing"], owners=one["owners"], Server=server, user=one["user"])
 
 
 def forget() -> None:

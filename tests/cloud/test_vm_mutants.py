@@ -10,6 +10,7 @@ from mutated import forget, load
 from world import Schedule
 
 SCHEDULES_MAX = 8000
+MOODS = ("", "focus", "returns", "focus")
 
 _NONCE = ("evidence", "if quote.extra != wanted:", "if False:")
 _LEAF = ("evidence", "if not merkle.verify(mine, evidence.index, evidence.count, evidence.path, server.answers):", "if False:")
@@ -81,8 +82,8 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "a settled order is accepted": [
         (
             "server",
-            "self._carry([record.with_(number=order.number).persist()])\n        if order.about",
-            "self._carry([record.persist()])\n        if order.about",
+            "self._carry([record.with_(number=order.number).persist()])\n        if about",
+            "self._carry([record.persist()])\n        if about",
         )
     ],
     "a prepared guest is resumed after a crash": [
@@ -106,7 +107,9 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("sealing", "stream.aead.encrypt(stream.nonce(), data, stream.aad(final))", "data + bytes(16)")
     ],
     "the user restores what may run": [("user", "if vm.phase not in NOWHERE:", "if False:")],
-    "the user believes a server that was not told to settle": [("user", "if status.number < vm.number:", "if False:")],
+    "the user believes a server that was not told to settle": [
+        ("user", "if settle is None or status.number < settle.number:", "if settle is None:")
+    ],
     "the user believes a receipt of failure": [
         (
             "user",
@@ -123,6 +126,40 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
             "            self._record.persist(),\n            Resume(self._session, self._record.vmid),\n",
             "            self._record.persist(),\n",
         )
+    ],
+    "an old record at the destination says where the VM is": [
+        (
+            "user_judge",
+            "if server != vm.peer or (status.order, status.sequence) != (order, vm.sequence + 1):",
+            "if server != vm.peer:",
+        )
+    ],
+    "whoever says lost is believed": [
+        ("user_judge", "    match vm.phase:\n        case \"launching\"", "    if status.phase == \"lost\":\n        return lost(vm, server, vm.sequence, vm.order)\n    match vm.phase:\n        case \"launching\"")
+    ],
+    "an old record says that a start is over": [
+        ("user_judge", "if (status.order, status.sequence) == (vm.order, vm.sequence):", "if True:")
+    ],
+    "an older copy where it was not started is forgotten": [("user_judge", "vm = vm.leaving(Left(server, status.sequence))", "pass")],
+    "what a migration leaves at its source is forgotten": [
+        ("user", "left = Left(vm.server, vm.sequence, vm.order, vm.nonce, vm.order)\n", "left = Left(vm.peer)\n"),
+        ("user_judge", "left = Left(vm.server, vm.sequence, order, nonce, order)\n", "left = Left(vm.peer)\n"),
+    ],
+    "terminate forgets what was left elsewhere": [
+        ("user", 'if vm.left and verdict.end == "done" and vm.phase in ("running", "terminated"):', "if False:")
+    ],
+    "a server that says anything has nothing": [
+        ("user_judge", "return status.phase in PAST and not status.dirty", "return True")
+    ],
+    "a released source counts as overwritten": [
+        ("user_judge", '"moved", "terminated", "unknown"})  # nothing', '"moved", "terminated", "unknown", "released"})  # nothing')
+    ],
+    "a copy that is not overwritten counts as overwritten": [
+        ("user", "        if not receipt.done:\n            text", "        if False:\n            text"),
+        ("user", 'raise VmError("the receipt has another report than its evidence")\n        return self._overwritten', "pass\n        return self._overwritten"),
+    ],
+    "a source that waits cannot be told to end its copy": [
+        ("server", 'frozenset({"running", "released", "ending", "lost"})', 'frozenset({"running", "ending", "lost"})')
     ],
     "a backup leaves the guest paused": [
         ("tcom/backup", 'return [last, *self._resume("")]', 'self._state = "resuming"; return [last, *self._receipt()]')
@@ -159,7 +196,7 @@ def caught_after(made: Any, schedules: int, first: int = 0) -> int | None:
     """The first schedule in which something happens that must not, or that ends in an error; ``first`` is tried before all."""
     for seed in (first, *range(schedules)):
         try:
-            Schedule(seed, made, mood="focus" if seed % 2 else "").run()
+            Schedule(seed, made, mood=MOODS[seed % len(MOODS)]).run()
         except Exception:  # noqa: BLE001 (whatever a machine does)
             return seed
     return None

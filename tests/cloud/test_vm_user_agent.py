@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from towers import tower
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import insider, post
@@ -17,11 +18,13 @@ from quoreduce.cloud.agents.channel import Address
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.manager import Manager
+from quoreduce.cloud.agents.names import server_prover
 from quoreduce.cloud.agents.user import UserAgent
 from quoreduce.cloud.user_record import Kept, Vm
 from quoreduce.errors import UsageError, VmError
 
-ONE, OTHER = "000b" + "11" * 32, "000b" + "22" * 32
+FIRST, SECOND, THIRD = tower(), tower(), tower()
+ONE, OTHER = FIRST.identity, SECOND.identity
 PARTS = [b"first", b"second", b""]
 
 
@@ -66,13 +69,13 @@ def store(address: Address, parts: list[bytes]) -> None:
 
 
 def test_a_name_stays_the_server_that_it_was_when_it_was_first_asked_for(agent: UserAgent, address: Address) -> None:
-    first = enter(address, "s1", ONE)
+    first = enter(address, "s1", ONE, server_prover(FIRST))
     assert agent.server("s1") == ONE
     assert agent.names() == {ONE: "s1"}
     first.close()
-    other = enter(address, "s2", OTHER)
+    other = enter(address, "s2", OTHER, server_prover(SECOND))
     assert agent.server(OTHER) == OTHER
-    impostor = enter(address, "s1", "000b" + "33" * 32)
+    impostor = enter(address, "s1", THIRD.identity, server_prover(THIRD))
     with pytest.raises(VmError, match="another server than before"):
         agent.server("s1")
     other.close()
@@ -151,7 +154,7 @@ def test_without_a_policy_nothing_is_trusted(agent: UserAgent) -> None:
     ],
 )
 def test_an_insider_who_gets_nothing_is_told_why(address: Address, answer: post.Reply, said: str) -> None:
-    server = enter(address, "s1", ONE)
+    server = enter(address, "s1", ONE, server_prover(FIRST))
 
     def serve() -> None:
         frame = server.receive(10)

@@ -197,8 +197,9 @@ def _planted(name: str) -> bytes:
 def _server(a: argparse.Namespace) -> int:
     from quoreduce.cloud.agents.channel import Address
     from quoreduce.cloud.agents.server import serve
-    from quoreduce.cloud.agents.site import site_folder
+    from quoreduce.cloud.agents.site import check_programs, site_folder
 
+    check_programs()
     state = Path(a.state).expanduser().resolve()
     serve(
         state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), owners=_owners(a.owners),

@@ -43,6 +43,7 @@ from quoreduce.cloud.agents.post import (
 from quoreduce.errors import OutputError, VmError, one_line
 
 BLOB_BYTES_MAX: Final = 64 << 30
+UNPROVED_MAX: Final = NAMES_MAX // 2  # agents who are neither users nor servers: there is always room for those
 _SIZE: Final = struct.Struct(">I")
 
 
@@ -173,6 +174,8 @@ class Manager:
                 self._agents.pop(name).channel.close()
             if enter.name in self._agents and not agent.server:
                 return f"the name {enter.name} is in use"
+            if not names.claims(enter) and sum(not one.shown for one in self._agents.values()) >= UNPROVED_MAX:
+                return f"{UNPROVED_MAX} others are here who need not show who they are"
             if enter.name in self._agents:
                 agent.name = f"{enter.name[:60]}-{agent.server[4:16]}"
             self._agents[agent.name] = agent
@@ -211,6 +214,7 @@ class _Agent:
     def __init__(self, manager: Manager, channel: Channel) -> None:
         self._manager, self.channel = manager, channel
         self.name = self.server = ""
+        self.shown = False  # that the name is his
         self._blobs: dict[str, BlobWriter] = {}
 
     def run(self) -> None:
@@ -233,7 +237,8 @@ class _Agent:
         if not isinstance(message, Enter):
             return False
         self.name, self.server = message.name, message.server
-        reason = self._unproved(message) if names.claims(message) else ""
+        self.shown = names.claims(message)
+        reason = self._unproved(message) if self.shown else ""
         reason = reason or self._manager.enter(message, self)
         self._say(Entered(reason))
         return not reason
