@@ -143,7 +143,7 @@ def mutant() -> Iterator[Any]:
         ("if server != vm.peer or (", "if ("),
         ("(status.order, status.sequence) != (order, vm.sequence + 1):", "status.sequence != vm.sequence + 1:"),
         ("(status.order, status.sequence) != (order, vm.sequence + 1):", "status.order != order:"),
-        ('case "running" | "backing up" | "terminating" if server == vm.server:', 'case "running" | "backing up" | "terminating":'),
+        ('"backing up" | "terminating" if server == vm.server:', '"backing up" | "terminating":'),
         ('if status.sequence != vm.sequence or status.phase in ("aborted", "unknown"):', "if False:"),
         ("if copy is None or ", "if "),
         ('status.phase != "running" or status.sequence != copy.sequence:', 'status.phase != "running":'),

@@ -135,12 +135,19 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         )
     ],
     "whoever says lost is believed": [
-        ("user_judge", "    match vm.phase:\n        case \"launching\"", "    if status.phase == \"lost\":\n        return lost(vm, server, vm.sequence, vm.order)\n    match vm.phase:\n        case \"launching\"")
+        (
+            "user_judge",
+            '    match vm.phase:\n        case "launching"',
+            '    if status.phase == "lost":\n        return lost(vm, server, vm.sequence, vm.order)\n'
+            '    match vm.phase:\n        case "launching"',
+        )
     ],
     "an old record says that a start is over": [
         ("user_judge", "if (status.order, status.sequence) == (vm.order, vm.sequence):", "if True:")
     ],
-    "an older copy where it was not started is forgotten": [("user_judge", "vm = vm.leaving(Left(server, status.sequence))", "pass")],
+    "an older copy where it was not started is forgotten": [
+        ("user_judge", "vm = vm.leaving(Left(server, status.sequence))", "pass")
+    ],
     "what a migration leaves at its source is forgotten": [
         ("user", "left = Left(vm.server, vm.sequence, vm.order, vm.nonce, vm.order)\n", "left = Left(vm.peer)\n"),
         ("user_judge", "left = Left(vm.server, vm.sequence, order, nonce, order)\n", "left = Left(vm.peer)\n"),
@@ -152,11 +159,15 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("user_judge", "return status.phase in PAST and not status.dirty", "return True")
     ],
     "a released source counts as overwritten": [
-        ("user_judge", '"moved", "terminated", "unknown"})  # nothing', '"moved", "terminated", "unknown", "released"})  # nothing')
+        ("user_judge", '"terminated", "unknown"})  # nothing', '"terminated", "unknown", "released"})  # nothing')
     ],
     "a copy that is not overwritten counts as overwritten": [
         ("user", "        if not receipt.done:\n            text", "        if False:\n            text"),
-        ("user", 'raise VmError("the receipt has another report than its evidence")\n        return self._overwritten', "pass\n        return self._overwritten"),
+        (
+            "user",
+            'raise VmError("the receipt has another report than its evidence")\n        return self._overwritten',
+            "pass\n        return self._overwritten",
+        ),
     ],
     "a source that waits cannot be told to end its copy": [
         ("server", 'frozenset({"running", "released", "ending", "lost"})', 'frozenset({"running", "ending", "lost"})')
