@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from towers import tower
+from towers import AT, tower
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import insider, post
@@ -19,9 +20,10 @@ from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.manager import Manager
 from quoreduce.cloud.agents.names import server_prover
-from quoreduce.cloud.agents.user import UserAgent
-from quoreduce.cloud.user_record import Kept, Vm
-from quoreduce.errors import UsageError, VmError
+from quoreduce.cloud.agents.user import UserAgent, import_keys
+from quoreduce.cloud.user_ports import Tell, Wish
+from quoreduce.cloud.user_record import Kept, Left, Vm
+from quoreduce.errors import InputError, UsageError, VmError
 
 FIRST, SECOND, THIRD = tower(), tower(), tower()
 ONE, OTHER = FIRST.identity, SECOND.identity
@@ -173,3 +175,54 @@ def test_an_insider_who_gets_nothing_is_told_why(address: Address, answer: post.
 def test_an_insider_asks_servers_that_are_there(address: Address) -> None:
     with pytest.raises(VmError, match="nobody called s9"):
         insider.ask(address, "s9", "0" * 32, "query-status", {})
+
+
+def test_a_folder_is_exported_and_imported_and_its_vms_are_out_of_date_there(agent: UserAgent, tmp_path: Path) -> None:
+    agent.core.vms[b"v" * 16] = agent.vm("web").with_(phase="terminated")
+    agent._folder.write(f"vms/{(b'v' * 16).hex()}", msgspec.json.encode(agent.vm("web")))
+    file = tmp_path / "export"
+    assert agent.export(file) == 1
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="exists"):
+        agent.export(file)
+    said: list[str] = []
+    with StateFolder(tmp_path / "other") as folder:
+        assert import_keys(folder, file) == 1
+        other = UserAgent(folder, said.append)
+        assert other.core.address == agent.core.address
+        assert other.vm("web") == agent.vm("web").with_(stale=True)
+        (told,) = other.core.step(Wish("restore", b"v" * 16, AT, ONE))
+        assert isinstance(told, Tell)
+        assert "may be out of date" in told.text
+        with pytest.raises(UsageError, match="has keys already"):
+            import_keys(folder, file)
+    assert not said
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"nonsense", b"\xff"])
+def test_a_file_that_is_no_export_is_refused_and_nothing_is_written(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "export").write_bytes(raw)
+    with StateFolder(tmp_path / "other") as folder:
+        with pytest.raises(InputError, match="no file of `quoreduce vm key export`"):
+            import_keys(folder, tmp_path / "export")
+        assert sorted(path.name for path in folder.path.iterdir()) == ["lock"]
+
+
+def test_a_copied_folder_knows_that_it_is_one_and_a_moved_one_does_not(agent: UserAgent, tmp_path: Path) -> None:
+    said: list[str] = []
+    shutil.copytree(tmp_path / "user", tmp_path / "copy")
+    with StateFolder(tmp_path / "copy") as folder:
+        assert UserAgent(folder, said.append).vm("web").stale
+    assert len(said) == 1
+    assert "is a copy" in said[0]
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    with StateFolder(tmp_path / "moved") as folder:
+        assert UserAgent(folder, said.append).vm("web").stale  # it still is one
+    assert len(said) == 1
+    assert not agent.vm("web").stale
+
+
+def test_a_name_is_not_used_again_while_a_copy_is_left(agent: UserAgent) -> None:
+    left = agent.vm("web").with_(phase="terminated", backup=None, left=(Left(OTHER, 1),))
+    with pytest.raises(UsageError, match="not all of web is attested to be overwritten"):
+        agent._forget(left)
