@@ -148,6 +148,7 @@ def mutant() -> Iterator[Any]:
         ("if copy is None or ", "if "),
         ('status.phase != "running" or status.sequence != copy.sequence:', 'status.phase != "running":'),
         ('status.phase != "running" or status.sequence != copy.sequence:', "status.sequence != copy.sequence:"),
+        ("vm = vm.leaving(Left(server, status.sequence))", "pass"),
         ("if vm.stale and (", "if ("),
     ],
 )  # fmt: skip

@@ -650,7 +650,9 @@ class World:
                 raise Wrong(f"an untrue receipt: {host.name} still has something of a VM")
         vm = self.kit.user.decode_vm(self.disk[told.vmid]) if told.vmid in self.disk else None
         if vm is not None and vm.phase == "terminated" and told.end == "done":
-            left = [host.name for host in self.hosts.values() if told.vmid in host.guests and not host.dead]
+            known = {one.server for one in vm.left}
+            alive = [host for host in self.hosts.values() if not host.dead and host.identity not in known]
+            left = [host.name for host in alive if told.vmid in host.guests]
             if left:
                 raise Wrong(f"an untrue receipt: a VM is terminated, and {' and '.join(left)} still has a copy")
 
