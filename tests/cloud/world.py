@@ -351,6 +351,7 @@ class Faults:
     how: str = ""  # and in this way only
     lost: str = ""  # letters of this kind never arrive
     burns: bool = False  # a migration's destination burns down when its source has released the VM
+    burns_over: bool = False  # ... when it has taken the VM over
     detour: str = ""  # what is for B goes to this server
     crash_after: str = ""  # a server is killed after commands of this kind
     deaf: bool = False  # servers never hear what other servers attest
@@ -424,9 +425,25 @@ class World:
             peer = self.names[self.kit.ports.decode_record(command.record).peer]
             if peer != name and not any(host.dead for host in self.hosts.values()):
                 self.burn(self.hosts[peer])
+        if faults.burns_over and _kind(self.kit, command) == "EndTcom" and self._took_over(self.hosts[name], command.session):
+            self.burn(self.hosts[name])
+            raise Crash
         if faults.crash_after and _kind(self.kit, command) == faults.crash_after and self.rng.random() < 0.4:
             self.counts["crashes"] += 1
             raise Crash
+
+    def _took_over(self, host: Host, order: bytes) -> bool:
+        """Whether a VM arrived here by this order, and its source waits to hear that."""
+        decode = self.kit.ports.decode_record
+        phases = {
+            other.name: record.phase
+            for other in self.hosts.values()
+            for record in map(decode, other.disk.values())
+            if record.order == order
+        }
+        return phases.get(host.name) == "running" and "released" in phases.values() and not any(
+            one.dead for one in self.hosts.values()
+        )  # fmt: skip
 
     def burn(self, host: Host) -> None:
         """A server is gone, with all that is on it."""
@@ -750,7 +767,7 @@ class World:
         """
         calm = not (
             self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after
-            or self.faults.ends
+            or self.faults.ends or any(host.dead for host in self.hosts.values())
         )  # fmt: skip
         self.faults = Faults()
         for host in self.hosts.values():
@@ -953,7 +970,8 @@ class Schedule:
             self.faults.ends = rng.choice((0.0, 0.01))
             self.faults.attack = rng.choice((0.0, 0.0, 0.04))
             self.faults.crash = rng.choice((0.0, 0.0, 0.004))
-            self.faults.deaf = rng.random() < 0.3
+            self.faults.deaf = rng.random() < 0.4
+            self.faults.burns_over = rng.random() < 0.3
         self.orderly = self.rng.random() < 0.6  # letters mostly come in their order
         self.launched = self.rng.random() < 0.75  # what goes wrong begins when the first VMs run
         self.world = World(seed, kit, self.faults, recorded, vms=self.rng.choice((1, 1, 2)))
