@@ -767,6 +767,7 @@ class World:
         """
         calm = not (
             self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after
+            or self.faults.scrub
             or self.faults.ends or any(host.dead for host in self.hosts.values())
         )  # fmt: skip
         self.faults = Faults()
@@ -968,7 +969,8 @@ class Schedule:
             self._focus(rng)
         if mood == "returns":
             self.faults.ends = rng.choice((0.0, 0.01))
-            self.faults.attack = rng.choice((0.0, 0.0, 0.04))
+            self.faults.attack, self.faults.how = rng.choice(((0.0, ""), (0.0, ""), (0.04, ""), (0.3, "replay")))
+            self.faults.scrub = rng.choice((0.0, 0.0, 0.2))
             self.faults.crash = rng.choice((0.0, 0.0, 0.004))
             self.faults.deaf = rng.random() < 0.4
             self.faults.burns_over = rng.random() < 0.3
