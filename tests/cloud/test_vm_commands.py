@@ -149,8 +149,8 @@ def test_without_a_list_a_server_serves_whoever_starts_it(
 ) -> None:
     monkeypatch.setenv("QUOREDUCE_VM", str(tmp_path / "user"))
     owners = _owners(None)
-    with StateFolder(tmp_path / "user") as folder:
-        user = own_id(folder)
+    with StateFolder(tmp_path / "user"):  # a command that runs
+        user = own_id(tmp_path / "user")
     assert owners.quota(user).vms > 0
     with pytest.raises(VmError):
         owners.quota("0" * 32)

@@ -352,8 +352,13 @@ def test_servers_of_a_site_that_the_user_does_not_trust_get_nothing(cloud: Cloud
     (tmp_path / "other.json").write_text(json.dumps(other))
     user = ("--state", str(tmp_path / "user"))
     cloud.done("trust", str(tmp_path / "other.json"), *user)
-    assert "is refused: the registrar" in cloud.refused("launch", str(image), "web", "--server", "s1", *user)
-    assert cloud.empty("s1")
+    (tmp_path / "owners").write_text(cloud.done("key", "show", *user).out)
+    cloud.site.server("s7", "--owners", str(tmp_path / "owners"))
+    try:
+        assert "is refused: the registrar" in cloud.refused("launch", str(image), "web", "--server", "s7", *user)
+        assert cloud.empty("s7")
+    finally:
+        cloud.site.end("s7")
 
 
 def test_a_full_file_system_is_said_and_nothing_stays(cloud: Cloud, image: Path) -> None:

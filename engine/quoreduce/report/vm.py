@@ -210,7 +210,7 @@ def _server(a: argparse.Namespace) -> int:
 
 def _owners(name: str | None) -> Owners:
     """The list that was named; else whoever starts the server, as a user."""
-    from quoreduce.cloud.agents.folder import StateFolder, user_folder
+    from quoreduce.cloud.agents.folder import user_folder
     from quoreduce.cloud.agents.user import own_id
     from quoreduce.cloud.owners import OWNERS_BYTES_MAX, Owners, Quota
     from quoreduce.reading import read_file
@@ -221,9 +221,8 @@ def _owners(name: str | None) -> Owners:
             return Owners.parse(raw.decode())
         except (VmError, UnicodeError) as error:
             raise UsageError(f"{name}: {error}") from error
-    with StateFolder(user_folder(), wait_s=10.0) as folder:
-        user = own_id(folder)
-    _log(f"serves user {user} alone, whose keys are in {folder.path}; others: --owners FILE")
+    user = own_id(user_folder())
+    _log(f"serves user {user} alone, whose keys are in {user_folder()}; others: --owners FILE")
     return Owners({user: Quota()})
 
 
@@ -384,7 +383,7 @@ def _key(a: argparse.Namespace) -> int:
     if a.action == "import":
         with StateFolder(user_folder(a.state), wait_s=1.0) as folder:
             vms = import_keys(folder, Path(a.file))
-            known = {"user": own_id(folder), "vms": vms, "folder": str(folder.path)}
+            known = {"user": own_id(folder.path), "vms": vms, "folder": str(folder.path)}
         text = f"user {known['user']}, {vms} VMs, are in {known['folder']} now; resume each VM: it may be elsewhere by now"
     else:
         with _agent(a, connect=False) as agent:

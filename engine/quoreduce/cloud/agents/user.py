@@ -42,6 +42,7 @@ WHO_S: Final = 10.0
 SCRUB_S: Final = 30.0  # for a migration's source to say that it overwrote what it had
 IMAGE_FILE_MAX: Final = 300 << 20
 EXPORT_BYTES_MAX: Final = 64 << 20
+KEYS_BYTES_MAX: Final = 4096
 EXPORT: Final = "quoreduce vm key 1"
 KEYS, POLICY, SERVERS, MANAGER, PLACE = "keys", "policy.json", "servers.json", "manager", "place"
 Say = Callable[[str], None]
@@ -321,9 +322,13 @@ def unfinished(vm: Vm) -> bool:
     return vm.phase in UNFINISHED
 
 
-def own_id(folder: StateFolder) -> str:
-    """The id of the user whose folder this is; keys are made if there are none yet."""
-    keys = _keys(folder)
+def own_id(path: Path) -> str:
+    """The id of the user whose folder this is; keys are made if there are none yet. A command that uses it does not matter."""
+    if (path / KEYS).exists():
+        keys = _decoded(path, read_file(path / KEYS, KEYS_BYTES_MAX))
+    else:
+        with StateFolder(path, wait_s=10.0) as folder:
+            keys = _keys(folder)
     return User(keys.sign, keys.box, os.urandom).address
 
 
@@ -359,10 +364,14 @@ def _keys(folder: StateFolder) -> _Keys:
         keys = _Keys(os.urandom(32), os.urandom(32))
         folder.write(KEYS, msgspec.json.encode(keys))
         return keys
+    return _decoded(folder.path, raw)
+
+
+def _decoded(path: Path, raw: bytes) -> _Keys:
     try:
         return msgspec.json.decode(raw, type=_Keys)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise InputError(f"{folder.path / KEYS} holds no keys of a user: {one_line(error)}") from error
+        raise InputError(f"{path / KEYS} holds no keys of a user: {one_line(error)}") from error
 
 
 def _union(lists: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
