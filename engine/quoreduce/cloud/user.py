@@ -558,10 +558,10 @@ class User:
             end = "done"
         return [Tell(vm.vmid, f"{text} (sequence {status.sequence})", end)]
 
-    def _nowhere(self, vm: Vm, phase: UserPhase, text: str, end: Literal["done", "failed"] = "failed") -> list[UserCommand]:
+    def _nowhere(self, vm: Vm, phase: UserPhase, text: str) -> list[UserCommand]:
         self._active.pop(vm.vmid, None)
         vm = vm.with_(phase=phase)
-        return [self._keep(vm), Tell(vm.vmid, text if end == "done" else f"{text}: {hint(vm)}", end)]
+        return [self._keep(vm), Tell(vm.vmid, f"{text}: {hint(vm)}", "failed")]
 
     def _tick(self, now: datetime) -> list[UserCommand]:
         commands: list[UserCommand] = []
@@ -597,6 +597,5 @@ def _given_up(vm: Vm, active: _Active) -> Tell:
     """Servers were silent for too long, or said nothing that decides."""
     if not active.sweeping:
         return Tell(vm.vmid, how_to_resume(vm, active.heard), "failed")
-    again = "terminate it again" if active.sweeping == "terminate" else "resume it"
-    text = f"{vm.name} is {vm.phase}; {left_text(vm)}: {again} when that server answers"
+    text = f"{vm.name} is {vm.phase}; {left_text(vm)}: {active.sweeping} it again when that server answers"
     return Tell(vm.vmid, text, "failed" if active.sweeping == "terminate" else "done")
