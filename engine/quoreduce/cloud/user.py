@@ -518,8 +518,6 @@ class User:
                 return [keep, Tell(vm.vmid, f"{text}; {left_text(vm)}: terminate it again", "failed")]
         return [keep, Tell(vm.vmid, text, verdict.end)]
 
-    # What was left elsewhere
-
     def _sweep(self, vm: Vm, at: datetime, sweeps: Sweeps) -> list[UserCommand]:
         """Have each server that may still have a copy end it."""
         active = self._active[vm.vmid] = _Active(at, at, resolving=True, sweeping=sweeps)

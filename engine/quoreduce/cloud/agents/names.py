@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from quoreduce.cloud import evidence, wire
 from quoreduce.cloud.agents.post import Enter, Proof
-from quoreduce.errors import AttestationError, VmError
+from quoreduce.errors import AttestationError, HostError, VmError
 
 if TYPE_CHECKING:
     from quoreduce.cloud.attestor import TpmAttestor
@@ -28,12 +28,15 @@ def user_prover(sign: bytes, public: bytes) -> Prover:
 
 
 def server_prover(attestor: TpmAttestor) -> Prover:
-    """Shows the manager's nonce quoted by a server's TPM."""
+    """Shows the manager's nonce quoted by a server's TPM; VmError if that does not answer."""
     from quoreduce.cloud.attestor import Challenge
 
     def prove(nonce: bytes) -> Proof:
-        challenge = Challenge(attestor.session("status"), nonce, bytes(evidence.VMID_BYTES), CONTENT)
-        return Proof(evidence.encode(attestor.attest_many([challenge])[0]))
+        try:
+            challenge = Challenge(attestor.session("status"), nonce, bytes(evidence.VMID_BYTES), CONTENT)
+            return Proof(evidence.encode(attestor.attest_many([challenge])[0]))
+        except (AttestationError, HostError) as error:
+            raise VmError(f"the server's TPM does not show who it is: {error}") from error
 
     return prove
 

@@ -26,7 +26,7 @@ from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.seats import Seats, Ticket
 from quoreduce.cloud.attestor import SHARED_MAX, Challenge, Session, TpmAttestor
 from quoreduce.cloud.evidence import encode as encode_evidence
-from quoreduce.errors import QuoreduceError, VmError, one_line
+from quoreduce.errors import HostError, QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.channel import Address
@@ -329,6 +329,16 @@ def run_folder(state: Path, named: str | None) -> Path:
     return path
 
 
+def _attestor(state: Path, environment: Environment) -> TpmAttestor:
+    """The server's TPM; HostError says what to do if it is dead."""
+    from quoreduce.cloud.attestor import SwtpmAttestor
+
+    try:
+        return SwtpmAttestor(state, environment.document, environment.codes)
+    except HostError as error:
+        raise HostError(f"{error}; if this TPM is dead for good, start once with --new-tpm, which ends the VMs here") from error
+
+
 def with_dump(rules: Rules) -> Rules:
     """Rules under which the manager may dump a VM's memory, for demonstrations: another TVE, which no policy of ours trusts."""
     from quoreduce.cloud.broker import Rules
@@ -361,7 +371,6 @@ def serve(
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.agents.names import server_prover
     from quoreduce.cloud.agents.site import check_programs, put_tpm_away, setup_server
-    from quoreduce.cloud.attestor import SwtpmAttestor
     from quoreduce.cloud.broker import RULES
     from quoreduce.cloud.hypervisor import Guest
     from quoreduce.cloud.scrub import scrub
@@ -374,7 +383,7 @@ def serve(
             log(put_tpm_away(state))
         setup_server(state, site)
         environment = measured(rules)
-        attestor = SwtpmAttestor(state, environment.document, environment.codes)
+        attestor = _attestor(state, environment)
         stack.callback(attestor.close)
         records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}
         floors = {Path(one).name: int(folder.read(one) or b"0") for one in folder.names("floors")}
