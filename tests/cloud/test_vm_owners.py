@@ -148,6 +148,29 @@ def test_no_order_of_a_forgotten_vm_is_ever_taken_again() -> None:
         assert not world.hosts["A"].core._sessions
 
 
+def test_orders_for_other_vms_are_not_taken_for_those_of_another_folder() -> None:
+    """What a server says of a VM that it does not know has the number of all that it took of this user."""
+    world = World(5, recorded=True, vms=2)
+    for number in range(2):
+        world.wish("launch", number, "A")
+        quiet(world)
+        world.wish("backup", number)
+        quiet(world)
+        world.wish("migrate", number, "B")
+        world.letters.clear()  # nobody hears of it
+    for number in (1, 0):
+        world.wish("resolve", number)
+    first = [letter for letter in world.letters if letter.what.endswith(">B")]
+    world.letters = [*reversed(first), *(letter for letter in world.letters if letter not in first)]
+    quiet(world)
+    for _ in range(3):
+        world.tick(4)
+        quiet(world)
+    assert phases(world) == ["running", "running"]
+    assert not any(world.user.vms[vmid].stale for vmid in world.vmids)
+    assert not any("another folder" in text for _, text, _ in world.told)
+
+
 def test_a_vm_that_is_here_is_never_forgotten() -> None:
     world = with_quota(records=2)
     for number in range(3):

@@ -479,8 +479,8 @@ class User:
         if settle is None or status.number < settle.number:
             return []  # the order to settle is still on its way
         commands: list[UserCommand] = []
-        if status.number > vm.number:
-            self._number = max(self._number, status.number)
+        self._number = max(self._number, status.number)
+        if status.number > vm.number and status.phase != "unknown":  # else it is of this user's other VMs
             vm = vm.with_(number=status.number, stale=True)
             text = f"another folder with your keys gave an order for {vm.name} (number {status.number}): use one of them only"
             commands = [self._keep(vm), Tell(vm.vmid, text)]
