@@ -658,7 +658,9 @@ class World:
                 raise Wrong("the user is told nothing")
 
     def _check_told(self, told: Any) -> None:
-        """What the user is told to be overwritten is."""
+        """What the user is told to be overwritten is; there is one folder, and it is not taken for two."""
+        if "another folder" in told.text or "out of date" in told.text:
+            raise Wrong(f"the only folder of the user is taken for an old one: {told.text}")
         for host in self.hosts.values():
             claimed = f"server {host.identity[:12]} attests that it overwrote" in told.text or (
                 f"left on server {host.identity[:12]} is overwritten" in told.text
