@@ -42,7 +42,9 @@ class Owners:
         """What this user may have; VmError if nothing."""
         found = self._quotas.get(user)
         if found is None:
-            raise VmError(f"user {user} is not on this server's list of owners: its operator adds the id to the file of --owners")
+            raise VmError(
+                f"user {user} is not on this server's list of owners: its operator adds the id to the file of --owners"
+            )
         return found
 
     @classmethod
@@ -54,7 +56,9 @@ class Owners:
             if not words:
                 continue
             if not re.fullmatch(r"[0-9a-f]{32}", words[0]) or len(quotas) >= OWNERS_MAX:
-                raise VmError(f"line {number}: {words[0][:40]!r} is no user's id (32 hex digits), or there are over {OWNERS_MAX}")
+                raise VmError(
+                    f"line {number}: {words[0][:40]!r} is no user's id (32 hex digits), or there are over {OWNERS_MAX}"
+                )
             quotas[words[0]] = Quota(**dict(_option(number, word) for word in words[1:]))
         return cls(quotas)
 

@@ -58,7 +58,11 @@ def clean(status: wire.Status) -> bool:
 def runs_at(vm: Vm, server: str, sequence: int, text: str, end: Literal["done", "failed"], *left: Left) -> Verdict:
     """It runs there, and what is known to be left elsewhere is kept in mind."""
     peer = vm.server if vm.server != server else vm.peer
-    vm = vm.with_(phase="running", server=server, peer=peer, sequence=sequence, stale=False).leaving(*left).cleared(server)
+    vm = (
+        vm.with_(phase="running", server=server, peer=peer, sequence=sequence, stale=False)
+        .leaving(*left)
+        .cleared(server)
+    )
     return Verdict(vm, f"{vm.name} {text}", end)
 
 
@@ -100,7 +104,9 @@ def _source(vm: Vm, server: str, status: wire.Status) -> Verdict | None:
             text = "again" if gave_up else "as before; this order is used up, migrate it anew"
             given = status.order == order and status.peer == vm.peer  # the destination was given the stream's key
             copies = [Left(vm.peer, vm.sequence + 1)] if given else []
-            return runs_at(vm, server, sequence, f"runs on server {server[:12]} {text}", "done" if gave_up else "failed", *copies)
+            return runs_at(
+                vm, server, sequence, f"runs on server {server[:12]} {text}", "done" if gave_up else "failed", *copies
+            )
         case "moved" if status.order == order and status.peer == vm.peer:
             return runs_at(vm, vm.peer, sequence + 1, f"runs on server {vm.peer[:12]} now", "done")
         case "moved":
@@ -132,7 +138,9 @@ def _place(vm: Vm, server: str, status: wire.Status) -> Verdict | None:
         case "running":
             failed = vm.phase in _NOUNS
             text = f"; the {_NOUNS[vm.phase]} was not done, order it anew" if failed else ""
-            return runs_at(vm, server, vm.sequence, f"runs on server {server[:12]}{text}", "failed" if failed else "done")
+            return runs_at(
+                vm, server, vm.sequence, f"runs on server {server[:12]}{text}", "failed" if failed else "done"
+            )
         case "lost":
             return lost(vm, server, vm.sequence, status.order)
         case "terminated" if vm.phase == "terminating":
@@ -176,7 +184,9 @@ def _newer(vm: Vm, server: str, status: wire.Status) -> Verdict | None:
         return None
     match status.phase:
         case "running":
-            return runs_at(vm, server, status.sequence, f"runs on server {server[:12]}, at sequence {status.sequence}", "done")
+            return runs_at(
+                vm, server, status.sequence, f"runs on server {server[:12]}, at sequence {status.sequence}", "done"
+            )
         case "moved":
             return _followed(vm, server, status)
         case "lost":

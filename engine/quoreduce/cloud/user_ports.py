@@ -33,7 +33,9 @@ class Wish:
     migrate, restore or update, else empty. ``counter``: which backup to restore, 0 for the newest.
     """
 
-    operation: Literal["migrate", "backup", "restore", "terminate", "ask", "resolve", "update", "abandon", "declare lost"]
+    operation: Literal[
+        "migrate", "backup", "restore", "terminate", "ask", "resolve", "update", "abandon", "declare lost"
+    ]
     vmid: bytes
     at: datetime
     server: str = ""

@@ -32,7 +32,16 @@ from quoreduce.cloud.ports import NO_ORDER
 from quoreduce.errors import VmError, one_line
 
 UserPhase = Literal[
-    "idle", "launching", "restoring", "running", "migrating", "abandoning", "backing up", "terminating", "terminated", "lost"
+    "idle",
+    "launching",
+    "restoring",
+    "running",
+    "migrating",
+    "abandoning",
+    "backing up",
+    "terminating",
+    "terminated",
+    "lost",
 ]
 UNFINISHED: Final = frozenset({"launching", "restoring", "migrating", "abandoning", "backing up", "terminating"})
 NOWHERE: Final = frozenset({"idle", "terminated", "lost"})

@@ -57,4 +57,8 @@ def why_not(enter: Enter, nonce: bytes, proof: Proof) -> str:
             found = signed.keys.user if wire.decode(signed.body, wire.Entry).nonce == nonce else ""
     except (VmError, AttestationError) as error:
         return f"it is not shown who that is: {error}"
-    return "" if found == (enter.server or enter.name) else f"this is {found[:12] or 'an old proof'}, and enters as another one"
+    return (
+        ""
+        if found == (enter.server or enter.name)
+        else f"this is {found[:12] or 'an old proof'}, and enters as another one"
+    )
