@@ -45,7 +45,7 @@ def our_launch(agent: UserAgent, image: Path, server: str) -> float:
     from datetime import UTC, datetime
 
     from quoreduce.cloud.ports import VmSpec
-    from quoreduce.cloud.user import Wish
+    from quoreduce.cloud.user_ports import Wish
 
     began = time.perf_counter()
     answer = agent.launch(str(image), "bench", server, VmSpec(), TIMEOUT_S)
@@ -80,10 +80,11 @@ def measure_launches(pairs: int) -> measure.Cell:
         state = stack.enter_context(StateFolder(Path(name, "u")))
         image = build(Path(name, "image")).path
         bundle = Bundle.decode(image.read_bytes())
-        site.manager()
-        site.server("s1")
-        Path(name, "policy").write_text(site.run("policy", "--state", str(Path(name, "s1"))).out)
         agent = UserAgent(state, lambda text: None)
+        Path(name, "owners").write_text(agent.core.address + "\n")
+        site.manager()
+        site.server("s1", "--owners", str(Path(name, "owners")))
+        Path(name, "policy").write_text(site.run("policy", "--state", str(Path(name, "s1"))).out)
         agent.trust([str(Path(name, "policy"))])
         agent.connect(site.address)
         plain, ours = [], []

@@ -24,7 +24,9 @@ SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
 RARE = ("relay: drop", "relay: hold", "relay: twice", "relay: flip", "relay: cut", "relay: final", "relay: splice",
         "relay: replay", "relay: substitute", "relay: stale", "relay: reroute", "relay: impostor", "relay: both", "relay: detour",
         "crashes", "hypervisor failures", "scrub failures", "servers burnt down", "attacks on storage", "end: terminated",
-        "wish: restore", "backups read back")  # fmt: skip
+        "wish: restore", "backups read back", "wish: update", "records forgotten", "guests that ended by themselves",
+        "relay: a server hears nothing of another", "return: running", "return: lost", "return: moved", "return: terminated",
+        "return: aborted", "return: released")  # fmt: skip
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Campaign: random schedules against the protocols of VM operations: an adversarial relay, crashes, hypervisors that fail.
 
-    python tests/campaigns/vm.py                              20,000 schedules
+    python tests/campaigns/vm.py                              50,000 schedules
     python tests/campaigns/vm.py --count 2500 --seed 0        what CI runs
     python tests/campaigns/vm.py --replay 4711                one of them, told line by line
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cloud"))
 import seeded
 from world import KIT, Schedule
 
-COUNT = 20_000
+COUNT = 50_000
 SLICE = 50
 CPU_S_MAX = 30.0  # of one schedule, which takes about a twentieth of a second
 

@@ -10,6 +10,7 @@ from typing import Any
 ORDER = (
     "sealing",
     "evidence",
+    "owners",
     "ports",
     "tcom/status",
     "tcom/launch",
@@ -18,6 +19,9 @@ ORDER = (
     "tcom/migrate_out",
     "tcom/migrate_in",
     "server",
+    "user_record",
+    "user_judge",
+    "user_ports",
     "user",
 )  # fmt: skip  who imports whom; the messages stay, since they are the language that all speak
 
@@ -39,7 +43,8 @@ def load(edits: list[tuple[str, str, str]]) -> Any:
         module = sys.modules[_mutant(name)] = ModuleType(_mutant(name))
         exec(compile(source, f"{_mutant(name)}.py", "exec"), module.__dict__)
     one = {name: sys.modules[_mutant(name)] for name in ORDER}
-    return SimpleNamespace(ports=one["ports"], sealing=one["sealing"], Server=one["server"].Server, user=one["user"])  # type: ignore[attr-defined]
+    server = one["server"].Server  # type: ignore[attr-defined]
+    return SimpleNamespace(ports=one["ports"], sealing=one["sealing"], owners=one["owners"], Server=server, user=one["user"])
 
 
 def forget() -> None:

@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
-from quoreduce.report.vm import parser
+from quoreduce.cloud import wire
+from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.user import own_id
+from quoreduce.cloud.user_record import Left, Vm, encode_vm
+from quoreduce.errors import QuoreduceError, UsageError, VmError
+from quoreduce.report.vm import _owners, parser
 
 COMMANDS = (
     "image", "server", "manager", "policy", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate", "resume",
-    "list", "insider", "attack", "demo",
+    "list", "insider", "attack", "demo", "update", "key",
 )  # fmt: skip
 POLICY = {
     "format": "quoreduce policy 1", "environments": ["ab" * 32], "backends": ["utpm"], "roots": [], "registrar": "cd" * 32,
@@ -113,3 +118,48 @@ def test_broken_keys_of_a_user_are_said(vm: Callable[..., Any], tmp_path: Path) 
     ended = vm("list")
     assert ended.code == 2
     assert "holds no keys of a user" in ended.stderr
+
+
+def test_a_users_id_is_shown_and_goes_with_the_keys(vm: Callable[..., Any], tmp_path: Path) -> None:
+    user = vm("key", "show").stdout.strip()
+    assert len(user) == 32
+    assert vm("key", "show").stdout.strip() == user
+    exported = vm("key", "export", "mine")
+    assert exported.code == 0
+    assert user in exported.stdout
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+    imported = json.loads(vm("key", "import", "mine", "--state", "other", "--json").stdout)
+    assert (imported["user"], imported["vms"]) == (user, 0)
+    again = vm("key", "import", "mine", "--state", "other")
+    assert again.code == 2
+    assert "has keys already" in again.stderr
+
+
+def test_a_list_of_owners_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUOREDUCE_VM", str(tmp_path / "user"))
+    (tmp_path / "owners").write_text("alice\n")
+    with pytest.raises(UsageError, match=r"owners: line 1: 'alice' is no user's id"):
+        _owners(str(tmp_path / "owners"))
+    with pytest.raises(QuoreduceError, match="missing"):
+        _owners(str(tmp_path / "missing"))
+
+
+def test_without_a_list_a_server_serves_whoever_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUOREDUCE_VM", str(tmp_path / "user"))
+    owners = _owners(None)
+    with StateFolder(tmp_path / "user"):  # a command that runs
+        user = own_id(tmp_path / "user")
+    assert owners.quota(user).vms > 0
+    with pytest.raises(VmError):
+        owners.quota("0" * 32)
+    assert f"serves user {user} alone" in capsys.readouterr().err
+
+
+def test_a_copy_that_is_left_is_listed(vm: Callable[..., Any], tmp_path: Path) -> None:
+    one = Vm(b"v" * 16, "web", b"", wire.Spec(), bytes(32), 1, "running", "000b" + "1" * 64, left=(Left("000b" + "2" * 64, 1),))
+    with StateFolder(tmp_path / "user") as folder:
+        folder.write("vms/" + (b"v" * 16).hex(), encode_vm(one))
+    assert "not attested to be overwritten on 000b22222222: resume it" in vm("list").stdout
+    assert json.loads(vm("list", "--json").stdout)["vms"][0]["left"] == ["000b22222222"]

@@ -233,6 +233,97 @@ def an_order_is_replayed(world: World) -> None:
     world.settle_down()
 
 
+@scenario
+def return_to_a_server_that_lost_it(world: World) -> None:
+    """Lost at A, restored at B, and A refuses to have it again: A's old record says nothing of where it is now."""
+    launched(world)
+    world.wish("backup")
+    world.settle_down()
+    world.hosts["A"].dies(world.vmids[0])
+    world.wish("resolve")
+    world.settle_down()
+    world.wish("restore", to="B")
+    world.settle_down()
+    world.wish("migrate", to="A")
+    world.settle_down()
+    world.wish("restore", to="C")
+    world.wish("resolve")
+    world.settle_down()
+    world.wish("migrate", to="A")
+    world.settle_down()
+
+
+@scenario
+def terminate_with_a_copy_at_the_source(world: World) -> None:
+    """The relay drops the destination's receipt to the source: the user knows, and terminate ends that copy too."""
+    launched(world)
+    world.wish("migrate", to="B")
+    until(world, "B: record running")
+    world.letters = [letter for letter in world.letters if letter.what != "Receipt B>A"]
+    world.tell("relay: the receipt for A is dropped")
+    world.settle_down()
+    world.wish("terminate")
+    world.settle_down()
+
+
+@scenario
+def terminate_and_the_source_is_silent(world: World) -> None:
+    """It is not said that all is overwritten, until A has attested it."""
+    launched(world)
+    world.wish("migrate", to="B")
+    until(world, "B: record running")
+    world.letters.clear()
+    world.hosts["A"].crash()
+    world.tell("A is killed; both receipts are dropped")
+    world.tick(120)
+    world.settle_down()
+    world.wish("terminate")
+    world.settle_down()
+    world.tick(60)
+    world.hosts["A"].start()
+    world.tell("A is started again")
+    world.wish("terminate")
+    world.settle_down()
+
+
+@scenario
+def migrate_again_after_it_failed(world: World) -> None:
+    """What failed does not stand in the way of another try at the same destination."""
+    launched(world)
+    world.faults = Faults(hypervisor=1.0)
+    world.wish("migrate", to="B")
+    world.settle_down()
+    world.faults = Faults()
+    world.wish("resolve")
+    world.settle_down()
+    world.wish("migrate", to="B")
+    world.settle_down()
+
+
+@scenario
+def the_destination_burns_down_after_it_took_over(world: World) -> None:
+    """The source has not heard of it: it goes on there, as it was when it left."""
+    launched(world)
+    world.wish("migrate", to="B")
+    until(world, "B: record running")
+    world.letters = [letter for letter in world.letters if letter.what != "Receipt B>A"]
+    world.settle_down()
+    world.burn(world.hosts["B"])
+    world.wish("resolve")
+    world.settle_down()
+    world.tick(60)
+    world.wish("abandon")
+    world.settle_down()
+
+
+@scenario
+def update_the_policy(world: World) -> None:
+    """An order like others: the user goes by the new policy at once, the server from when it has it."""
+    launched(world)
+    world.wish("update")
+    world.settle_down()
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_goes_as_written(name: str, golden: Callable[[str, str], None]) -> None:
     world = World(7, recorded=True)
@@ -248,7 +339,9 @@ def test_the_stories_end_where_they_should() -> None:
     ends = {"migrate": ["B"], "migrate_and_commit_is_lost": ["A"], "migrate_and_the_receipt_is_lost": ["B"],
             "migrate_and_the_destination_burns_down": ["A"], "migrate_to_an_impostor": ["A"], "backup_and_restore": ["C"],
             "restore_from_another_backup": [], "restore_the_backup_before_one_that_was_lost": ["C"],
-            "an_order_is_replayed": ["A"], "launch_fails_to_boot": []}  # fmt: skip
+            "an_order_is_replayed": ["A"], "launch_fails_to_boot": [], "return_to_a_server_that_lost_it": ["A"],
+            "terminate_with_a_copy_at_the_source": [], "terminate_and_the_source_is_silent": [],
+            "migrate_again_after_it_failed": ["B"], "the_destination_burns_down_after_it_took_over": ["A"]}  # fmt: skip
     for name, where in ends.items():
         world = World(7, recorded=True)
         SCENARIOS[name](world)

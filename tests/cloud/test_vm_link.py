@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from towers import tower
 
 from quoreduce.cloud.agents import link as links
 from quoreduce.cloud.agents.channel import Address, Listener
 from quoreduce.cloud.agents.link import BULK_MAX, Link, enter
 from quoreduce.cloud.agents.manager import Manager
+from quoreduce.cloud.agents.names import server_prover
 from quoreduce.cloud.agents.post import Letter, Post
-from quoreduce.errors import VmError
+from quoreduce.errors import HostError, VmError
 
 
 class Ends:
@@ -127,3 +129,16 @@ def test_a_name_that_becomes_free_meanwhile_is_had(ends: Ends) -> None:
     one = enter(ends.address, "one")
     threading.Timer(0.05, one.close).start()
     enter(ends.address, "one").close()
+
+
+def test_a_tpm_that_does_not_answer_is_said_and_the_link_goes_on_trying(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tower()
+
+    def dead(*_: object) -> None:
+        raise HostError("the TPM does not answer")
+
+    monkeypatch.setattr(one, "attest_many", dead)
+    with pytest.raises(VmError, match="does not show who it is: the TPM does not answer"):
+        enter(ends.address, "s1", one.identity, server_prover(one))
+    monkeypatch.undo()
+    enter(ends.address, "s1", one.identity, server_prover(one)).close()

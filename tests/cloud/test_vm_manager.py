@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from towers import Tower, tower
 
 from quoreduce.cloud.agents import manager as managers
 from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, connect
 from quoreduce.cloud.agents.manager import Manager, Store
+from quoreduce.cloud.agents.names import server_prover, user_prover
 from quoreduce.cloud.agents.post import (
     Console,
     Enter,
@@ -22,6 +24,8 @@ from quoreduce.cloud.agents.post import (
     Names,
     Part,
     Post,
+    Proof,
+    Prove,
     Put,
     Reply,
     Stored,
@@ -29,9 +33,11 @@ from quoreduce.cloud.agents.post import (
     decode,
     encode,
 )
+from quoreduce.cloud.user import User
 from quoreduce.errors import OutputError, VmError
 
 VM = "00" * 16
+ONE, TWO = tower(), tower()
 
 
 class Cloud:
@@ -41,9 +47,13 @@ class Cloud:
         self._thread = threading.Thread(target=self.manager.serve, daemon=True)
         self._thread.start()
 
-    def agent(self, name: str, server: str = "") -> Channel:
+    def agent(self, name: str, server: Tower | None = None) -> Channel:
         channel = connect(self.address)
-        say(channel, Enter(name, server))
+        say(channel, Enter(name, server.identity if server else ""))
+        if server:
+            asked = hear(channel)
+            assert isinstance(asked, Prove)
+            say(channel, server_prover(server)(asked.nonce))
         assert hear(channel) == Entered()
         return channel
 
@@ -72,11 +82,11 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 
 def test_a_letter_is_passed_on_with_the_name_of_its_sender(cloud: Cloud) -> None:
-    alice, server = cloud.agent("alice"), cloud.agent("s1", "aa")
+    alice, server = cloud.agent("alice"), cloud.agent("s1", ONE)
     say(alice, Letter("somebody-else", "s1", b"hello"))
     assert hear(server) == Letter("alice", "s1", b"hello")
-    say(alice, Letter("alice", "aa", b"by identity"))
-    assert hear(server) == Letter("alice", "aa", b"by identity")
+    say(alice, Letter("alice", ONE.identity, b"by identity"))
+    assert hear(server) == Letter("alice", ONE.identity, b"by identity")
 
 
 def test_a_letter_to_nobody_comes_back_as_lost(cloud: Cloud) -> None:
@@ -94,7 +104,7 @@ def test_a_name_belongs_to_one_agent_until_it_leaves(cloud: Cloud) -> None:
     with pytest.raises(ChannelClosed):
         second.receive(timeout_s=10)
     first.close()
-    observer = cloud.agent("observer", "o")
+    observer = cloud.agent("observer", ONE)
     while "alice" in cloud.manager._agents:  # its thread is leaving
         say(observer, Who())
         hear(observer)
@@ -102,9 +112,67 @@ def test_a_name_belongs_to_one_agent_until_it_leaves(cloud: Cloud) -> None:
 
 
 def test_the_servers_that_are_there_are_listed(cloud: Cloud) -> None:
-    alice, _one, _two = cloud.agent("alice"), cloud.agent("s1", "aa"), cloud.agent("s2", "bb")
+    alice, _one, _two = cloud.agent("alice"), cloud.agent("s1", ONE), cloud.agent("s2", TWO)
     say(alice, Who())
-    assert hear(alice) == Names({"s1": "aa", "s2": "bb"})
+    assert hear(alice) == Names({"s1": ONE.identity, "s2": TWO.identity})
+
+
+def entered(cloud: Cloud, enter: Enter, prove: Callable[[bytes], Proof]) -> tuple[Channel, Post]:
+    """Whoever has to prove who he is, and does it like this: his channel, and what the manager says."""
+    channel = connect(cloud.address)
+    say(channel, enter)
+    asked = hear(channel)
+    assert isinstance(asked, Prove)
+    say(channel, prove(asked.nonce))
+    return channel, hear(channel)
+
+
+def test_nobody_enters_as_a_server_or_a_user_whom_he_is_not(cloud: Cloud) -> None:
+    """Each way to silence one by taking its name: another's TPM, an old proof, a proof for another name, none."""
+    user = User(b"s" * 32, b"b" * 32, lambda n: bytes(n))
+    prove = user_prover(b"s" * 32, user.keys.box)
+    for enter, shown in (
+        (Enter("s1", ONE.identity), server_prover(TWO)),
+        (Enter("s1", ONE.identity), lambda _: server_prover(ONE)(b"o" * 32)),
+        (Enter("s1", ONE.identity), lambda _: Proof(b"nonsense")),
+        (Enter("s1", ONE.identity), prove),
+        (Enter(user.address), lambda _: prove(b"o" * 32)),
+        (Enter("0" * 32), prove),
+        (Enter(user.address), server_prover(ONE)),
+        (Enter(ONE.identity), server_prover(ONE)),
+    ):
+        _, said = entered(cloud, enter, shown)
+        assert isinstance(said, Entered)
+        assert said.reason
+    _mine, said = entered(cloud, Enter(user.address), prove)
+    assert said == Entered()
+    assert user.address in cloud.manager._agents
+
+
+def test_who_shows_who_he_is_takes_the_place_of_his_older_connection(cloud: Cloud) -> None:
+    user = User(b"s" * 32, b"b" * 32, lambda n: bytes(n))
+    prove = user_prover(b"s" * 32, user.keys.box)
+    first, _ = entered(cloud, Enter(user.address), prove)
+    _second, said = entered(cloud, Enter(user.address), prove)
+    assert said == Entered()
+    with pytest.raises(ChannelClosed):
+        first.receive(timeout_s=10)
+
+
+def test_a_server_whose_name_was_taken_is_reached_and_listed_all_the_same(cloud: Cloud) -> None:
+    _squatter = cloud.agent("s1", TWO)
+    mine, alice = cloud.agent("s1", ONE), cloud.agent("alice")
+    say(alice, Letter("alice", ONE.identity, b"hello"), Who())
+    assert hear(mine) == Letter("alice", ONE.identity, b"hello")
+    assert hear(alice) == Names({"s1": TWO.identity, f"s1-{ONE.identity[4:16]}": ONE.identity})
+
+
+def test_those_who_need_not_show_who_they_are_leave_room_for_others(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(managers, "UNPROVED_MAX", 1)
+    _alice, other = cloud.agent("alice"), connect(cloud.address)
+    say(other, Enter("bob"))
+    assert hear(other) == Entered("1 others are here who need not show who they are")
+    cloud.agent("s1", ONE)
 
 
 def test_a_blob_comes_back_in_its_parts_and_again_after_a_restart(tmp_path: Path) -> None:
@@ -182,7 +250,7 @@ def test_all_that_comes_in_is_recorded(cloud: Cloud) -> None:
 
 
 def test_the_insiders_command_goes_to_the_server_and_its_answer_back(cloud: Cloud) -> None:
-    insider, server = cloud.agent("mallory"), cloud.agent("s1", "aa")
+    insider, server = cloud.agent("mallory"), cloud.agent("s1", ONE)
     say(insider, Console("x", "s1", VM, b"{}"))
     asked = hear(server)
     assert asked == Console("mallory", "s1", VM, b"{}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from mutated import forget, load
-from world import Schedule
+from world import Letter, Schedule, World, Wrong
 
 SCHEDULES_MAX = 8000
+MOODS = ("", "focus", "returns", "focus")
 
 _NONCE = ("evidence", "if quote.extra != wanted:", "if False:")
 _LEAF = ("evidence", "if not merkle.verify(mine, evidence.index, evidence.count, evidence.path, server.answers):", "if False:")
@@ -81,8 +82,8 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     "a settled order is accepted": [
         (
             "server",
-            "self._carry([record.with_(number=order.number).persist()])\n        if order.about",
-            "self._carry([record.persist()])\n        if order.about",
+            "self._carry([record.with_(number=order.number).persist()])\n        if about",
+            "self._carry([record.persist()])\n        if about",
         )
     ],
     "a prepared guest is resumed after a crash": [
@@ -106,7 +107,9 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("sealing", "stream.aead.encrypt(stream.nonce(), data, stream.aad(final))", "data + bytes(16)")
     ],
     "the user restores what may run": [("user", "if vm.phase not in NOWHERE:", "if False:")],
-    "the user believes a server that was not told to settle": [("user", "if status.number < vm.number:", "if False:")],
+    "the user believes a server that was not told to settle": [
+        ("user", "if settle is None or status.number < settle.number:", "if settle is None:")
+    ],
     "the user believes a receipt of failure": [
         (
             "user",
@@ -124,28 +127,152 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
             "            self._record.persist(),\n",
         )
     ],
+    "an old record at the destination says where the VM is": [
+        (
+            "user_judge",
+            "if server != vm.peer or (status.order, status.sequence) != (order, vm.sequence + 1):",
+            "if server != vm.peer:",
+        )
+    ],
+    "whoever says lost is believed": [
+        (
+            "user_judge",
+            '    match vm.phase:\n        case "launching"',
+            '    if status.phase == "lost":\n        return lost(vm, server, vm.sequence, vm.order)\n'
+            '    match vm.phase:\n        case "launching"',
+        )
+    ],
+    "what a migration leaves at its source is forgotten": [
+        ("user", "left = Left(vm.server, vm.sequence, vm.order, vm.nonce, vm.order)\n", "left = Left(vm.peer, 0)\n"),
+        ("user_judge", "left = Left(vm.server, vm.sequence, order, nonce, order)\n", "left = Left(vm.peer, 0)\n"),
+    ],
+    "terminate forgets what was left elsewhere": [
+        ("user", 'if vm.left and verdict.end == "done" and vm.phase in ("running", "terminated"):', "if False:")
+    ],
+    "a server that says anything has nothing": [
+        ("user_judge", "return status.phase in PAST and not status.dirty", "return True")
+    ],
+    "a copy that is not overwritten counts as overwritten": [
+        ("user", "        if not receipt.done:\n            text", "        if False:\n            text"),
+        (
+            "user",
+            'raise VmError("the receipt has another report than its evidence")\n        return self._overwritten',
+            "pass\n        return self._overwritten",
+        ),
+    ],
+    "a source that waits cannot be told to end its copy": [
+        ("server", 'frozenset({"running", "released", "ending", "lost"})', 'frozenset({"running", "ending", "lost"})')
+    ],
     "a backup leaves the guest paused": [
         ("tcom/backup", 'return [last, *self._resume("")]', 'self._state = "resuming"; return [last, *self._receipt()]')
     ],
 }
 
 
+def _sent(world: World, what: str) -> Letter:
+    """Go on until this letter is on its way, and hold it back."""
+    for _ in range(400):
+        found = next((letter for letter in world.letters if letter.what.startswith(what)), None)
+        if found is not None:
+            world.letters.remove(found)
+            return found
+        if world.letters:
+            world.deliver(world.letters.pop(0))
+        else:
+            world.work()[0]()
+    raise LookupError(what)
+
+
+def _without(world: World, what: str) -> None:
+    """All goes on in its order, but these letters never arrive."""
+    for _ in range(400):
+        world.letters = [letter for letter in world.letters if what not in letter.what]
+        if world.letters:
+            world.deliver(world.letters.pop(0))
+        elif can := world.work():
+            can[0]()
+        else:
+            return
+
+
+def _story_of_a_commit_that_is_late(world: World) -> None:
+    """The source asks while the destination is prepared, and hears just that; then Commit arrives."""
+    world.wish("migrate", to="B")
+    world.deliver(_sent(world, "Sealed B>A"))  # Prepared
+    commit = _sent(world, "Sealed A>B")
+    world.tick(10)
+    world.letters = [letter for letter in world.letters if letter.what != "Sealed A>B"]
+    _without(world, "user")
+    world.deliver(commit)
+    _without(world, "user")
+    world.judge()
+    world.end()
+
+
+def _story_of_an_order_that_is_late(world: World) -> None:
+    """The user resolves a migration that its source has not heard of; nobody has heard of the settling either."""
+    world.wish("migrate", to="B")
+    late = _sent(world, "Order migrate")
+    world.wish("resolve")
+    world.tick(4)
+    _without(world, "Order settle")
+    world.deliver(late)
+    _without(world, "Order settle")
+    world.end()
+
+
+def _story_of_a_server_that_lost_it(world: World) -> None:
+    """Lost at A, restored at B, refused by A: what A still has of it says nothing of where it is."""
+    world.wish("backup")
+    world.settle_down()
+    world.hosts["A"].dies(world.vmids[0])
+    world.wish("resolve")
+    world.settle_down()
+    world.wish("restore", to="B")
+    world.settle_down()
+    world.wish("migrate", to="A")
+    _without(world, "Status running")  # A answers first
+    world.tick(4)
+    world.settle_down()
+    world.wish("restore", to="C")
+    world.settle_down()
+    world.judge()
+    world.end()
+
+
+# What random schedules catch in thousands only is told on purpose too. The machines themselves pass these stories.
+STORIES: dict[str, Callable[[World], None]] = {
+    "the source resumes while the destination is prepared": _story_of_a_commit_that_is_late,
+    "the user believes a server that was not told to settle": _story_of_an_order_that_is_late,
+    "an old record at the destination says where the VM is": _story_of_a_server_that_lost_it,
+}
+
+
 # Schedules that caught rare ones before: first. When schedules change they say nothing any more, and the search begins at 0.
 CAUGHT: dict[str, int] = {
-    "the source destroys without a receipt": 48,
-    "a prepared guest is resumed after a crash": 49,
-    "a backup leaves the guest paused": 60,
-    "a guest that nobody was told of stays after a crash": 64,
+    "two destinations may take one order": 25,
+    "a guest that nobody was told of stays after a crash": 29,
+    "an order is accepted twice": 30,
+    "the destination runs what is prepared without Commit": 41,
+    "a failed scrub is no failure": 42,
+    "what a migration leaves at its source is forgotten": 42,
+    "a source that waits cannot be told to end its copy": 58,
+    "a prepared guest is resumed after a crash": 81,
+    "released is not persisted": 94,
+    "a backup leaves the guest paused": 116,
+    "the source destroys when the destination is prepared": 121,
+    "the package may be anybody's": 127,
+    "the source destroys without a receipt": 156,
     "evidence answers no challenge": 167,
-    "the source destroys when the destination is prepared": 235,
-    "the destination says aborted before its guest is gone": 461,
-    "a failed scrub is no failure": 526,
-    "orders need no owner": 535,
-    "the package may be anybody's": 637,
-    "a stream may end anywhere": 1007,
-    "a released guest is resumed after a crash": 1302,
-    "the source resumes while the destination is prepared": 3196,
-    "the user believes a server that was not told to settle": 7030,
+    "Commit leaves before released is persisted": 171,
+    "a released guest is resumed after a crash": 171,
+    "whoever says lost is believed": 182,
+    "a server that says anything has nothing": 190,
+    "orders need no owner": 211,
+    "any TPM will do, and the user seals to whoever offers": 237,
+    "a stream may end anywhere": 255,
+    "any TPM will do, and any destination": 327,
+    "a copy that is not overwritten counts as overwritten": 344,
 }
 
 
@@ -159,10 +286,22 @@ def caught_after(made: Any, schedules: int, first: int = 0) -> int | None:
     """The first schedule in which something happens that must not, or that ends in an error; ``first`` is tried before all."""
     for seed in (first, *range(schedules)):
         try:
-            Schedule(seed, made, mood="focus" if seed % 2 else "").run()
+            Schedule(seed, made, mood=MOODS[seed % len(MOODS)]).run()
         except Exception:  # noqa: BLE001 (whatever a machine does)
             return seed
     return None
+
+
+def told_wrong(made: Any, story: Callable[[World], None]) -> bool:
+    """Whether something happens in this story that must not."""
+    world = World(7, made, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    try:
+        story(world)
+    except Wrong:
+        return True
+    return False
 
 
 def test_the_machines_themselves_pass(kit: Any) -> None:
@@ -171,4 +310,8 @@ def test_the_machines_themselves_pass(kit: Any) -> None:
 
 @pytest.mark.parametrize("bug", MUTANTS)
 def test_a_planted_bug_is_caught(bug: str, kit: Any) -> None:
+    if bug in STORIES:
+        assert not told_wrong(kit([]), STORIES[bug])
+        assert told_wrong(kit(MUTANTS[bug]), STORIES[bug])
+        return
     assert caught_after(kit(MUTANTS[bug]), SCHEDULES_MAX, CAUGHT.get(bug, 0)) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,87 @@ def test_a_destination_that_is_gone_for_good_is_abandoned_and_never_runs_the_vm_
     assert holds(cloud, "s1", web)
 
 
+def test_a_vm_that_was_lost_where_it_was_runs_once_wherever_it_goes_next(cloud: Cloud, web: str) -> None:
+    """Lost at s1, restored at s2, refused by s1, which still knows it as lost: it runs at s2, and nowhere else."""
+    cloud.done("backup", "web")
+    guest = cloud.site.guest("s1", web)
+    for process in living_in(guest):
+        os.kill(process.pid, signal.SIGKILL)
+    cloud.site.wait("s1", "the VM is lost here")
+    assert "is gone there" in cloud.refused("resume", "web")
+    cloud.done("restore", "web", "--server", "s2")
+    assert "runs on server" in cloud.refused("migrate", "web", "--to", "s1")
+    assert cloud.vm("web")["phase"] == "running"
+    assert "may run" in cloud.refused("restore", "web", "--server", "s1")
+    assert "is overwritten" in cloud.done("resume", "web").out
+    assert cloud.empty("s1")
+    cloud.done("migrate", "web", "--to", "s1")
+    assert holds(cloud, "s1", web)
+    assert cloud.empty("s2")
+
+
+def test_a_source_that_never_hears_that_the_vm_arrived_is_ended_with_it(cloud: Cloud, web: str) -> None:
+    """The relay keeps what servers attest to each other."""
+    cloud.relay.keep = lambda letter, message: isinstance(message, wire.Attested) and len(letter.to) == 68 and _receipt(message)
+    cloud.done("migrate", "web", "--to", "s2")
+    assert holds(cloud, "s2", web)
+    assert cloud.vm("web")["left"] == ["s1"]
+    assert not cloud.empty("s1")
+    assert "not attested to be overwritten on s1" in cloud.done("list").out
+    said = cloud.done("terminate", "web").out
+    assert said.count("overwr") == 2
+    assert cloud.vm("web")["left"] == []
+    assert cloud.empty("s1")
+    assert cloud.empty("s2")
+
+
+def _receipt(message: wire.Attested) -> bool:
+    return isinstance(wire.decode_said(message.content), wire.Receipt | wire.Status)
+
+
+def test_a_destination_that_dies_after_it_took_over_is_given_up(cloud: Cloud, web: str) -> None:
+    cloud.relay.keep = lambda letter, message: isinstance(message, wire.Attested) and len(letter.to) == 68 and _receipt(message)
+    cloud.done("migrate", "web", "--to", "s2")
+    cloud.site.kill("s2")
+    cloud.done("resume", "web", "--abandon")
+    assert holds(cloud, "s1", web)
+    assert cloud.vm("web")["left"] == ["s2"]
+    cloud.relay.keep = lambda letter, message: False
+    cloud.site.server("s2")  # it was not gone after all, and has it too: resume ends it there
+    assert "is overwritten" in cloud.done("resume", "web").out
+    assert holds(cloud, "s1", web)
+    assert cloud.empty("s2")
+
+
+def test_who_is_not_on_a_servers_list_launches_nothing(cloud: Cloud, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "owners").write_text("0" * 32 + " vms=1 mb=512\n")
+    cloud.site.server("s5", "--owners", str(tmp_path / "owners"))
+    try:
+        said = cloud.refused("launch", str(image), "other", "--server", "s5")
+        assert "was not started" in said
+        assert any("list of owners" in line for line in cloud.site.log("s5"))
+        assert cloud.empty("s5")
+    finally:
+        cloud.site.end("s5")
+
+
+def test_a_server_whose_tpm_died_ends_its_vms_and_they_are_restored_elsewhere(cloud: Cloud, image: Path) -> None:
+    cloud.site.server("s6")
+    cloud.done("launch", str(image), "moved", "--server", "s6")
+    cloud.done("backup", "moved")
+    cloud.site.kill("s6")
+    cloud.site.server("s6", "--new-tpm")
+    try:
+        cloud.site.wait("s6", "ended; ")
+        assert cloud.empty("s6")
+        cloud.done("restore", "moved", "--server", "s1", "--declare-lost")
+        cloud.refused("terminate", "moved", "--timeout", "200")  # s6 as it was cannot attest any more
+        assert cloud.vm("moved")["phase"] == "terminated"
+        assert cloud.empty("s1")
+    finally:
+        cloud.site.end("s6")
+
+
 def test_a_server_that_is_killed_takes_its_running_vm_up_again(cloud: Cloud, web: str) -> None:
     cloud.site.kill("s1")
     cloud.site.server("s1")
@@ -270,8 +352,13 @@ def test_servers_of_a_site_that_the_user_does_not_trust_get_nothing(cloud: Cloud
     (tmp_path / "other.json").write_text(json.dumps(other))
     user = ("--state", str(tmp_path / "user"))
     cloud.done("trust", str(tmp_path / "other.json"), *user)
-    assert "is refused: the registrar" in cloud.refused("launch", str(image), "web", "--server", "s1", *user)
-    assert cloud.empty("s1")
+    (tmp_path / "owners").write_text(cloud.done("key", "show", *user).out)
+    cloud.site.server("s7", "--owners", str(tmp_path / "owners"))
+    try:
+        assert "is refused: the registrar" in cloud.refused("launch", str(image), "web", "--server", "s7", *user)
+        assert cloud.empty("s7")
+    finally:
+        cloud.site.end("s7")
 
 
 def test_a_full_file_system_is_said_and_nothing_stays(cloud: Cloud, image: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from world import World, keys_watched
 
 from quoreduce.cloud import evidence, ports, wire
+from quoreduce.cloud.owners import Owners
 from quoreduce.cloud.ports import Received, VmSpec, decode_record
 from quoreduce.cloud.server import Server
-from quoreduce.cloud.user import decode_vm
+from quoreduce.cloud.user_record import decode_vm
 from quoreduce.errors import VmError
 
 TCOMS = ("launch", "migrate_out", "migrate_in", "backup", "terminate", "status")
@@ -66,7 +67,7 @@ def test_a_server_takes_no_more_than_it_can_hold(monkeypatch: pytest.MonkeyPatch
 
 
 def test_nonsense_is_noted_and_changes_nothing() -> None:
-    server = Server("ab" * 34, lambda n: bytes(n))
+    server = Server("ab" * 34, lambda n: bytes(n), Owners({}))
     for message in (
         wire.Signed(b"x", wire.Keys(bytes(32), bytes(32)), bytes(64)),
         wire.Attested(b"x", b"y"),

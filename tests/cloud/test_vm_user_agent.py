@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from towers import AT, tower
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import insider, post
@@ -17,11 +19,14 @@ from quoreduce.cloud.agents.channel import Address
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.manager import Manager
-from quoreduce.cloud.agents.user import UserAgent
-from quoreduce.cloud.user import Kept, Vm
-from quoreduce.errors import UsageError, VmError
+from quoreduce.cloud.agents.names import server_prover
+from quoreduce.cloud.agents.user import UserAgent, import_keys
+from quoreduce.cloud.user_ports import Tell, Wish
+from quoreduce.cloud.user_record import Kept, Left, Vm
+from quoreduce.errors import InputError, UsageError, VmError
 
-ONE, OTHER = "000b" + "11" * 32, "000b" + "22" * 32
+FIRST, SECOND, THIRD = tower(), tower(), tower()
+ONE, OTHER = FIRST.identity, SECOND.identity
 PARTS = [b"first", b"second", b""]
 
 
@@ -66,13 +71,13 @@ def store(address: Address, parts: list[bytes]) -> None:
 
 
 def test_a_name_stays_the_server_that_it_was_when_it_was_first_asked_for(agent: UserAgent, address: Address) -> None:
-    first = enter(address, "s1", ONE)
+    first = enter(address, "s1", ONE, server_prover(FIRST))
     assert agent.server("s1") == ONE
     assert agent.names() == {ONE: "s1"}
     first.close()
-    other = enter(address, "s2", OTHER)
+    other = enter(address, "s2", OTHER, server_prover(SECOND))
     assert agent.server(OTHER) == OTHER
-    impostor = enter(address, "s1", "000b" + "33" * 32)
+    impostor = enter(address, "s1", THIRD.identity, server_prover(THIRD))
     with pytest.raises(VmError, match="another server than before"):
         agent.server("s1")
     other.close()
@@ -151,7 +156,7 @@ def test_without_a_policy_nothing_is_trusted(agent: UserAgent) -> None:
     ],
 )
 def test_an_insider_who_gets_nothing_is_told_why(address: Address, answer: post.Reply, said: str) -> None:
-    server = enter(address, "s1", ONE)
+    server = enter(address, "s1", ONE, server_prover(FIRST))
 
     def serve() -> None:
         frame = server.receive(10)
@@ -170,3 +175,54 @@ def test_an_insider_who_gets_nothing_is_told_why(address: Address, answer: post.
 def test_an_insider_asks_servers_that_are_there(address: Address) -> None:
     with pytest.raises(VmError, match="nobody called s9"):
         insider.ask(address, "s9", "0" * 32, "query-status", {})
+
+
+def test_a_folder_is_exported_and_imported_and_its_vms_are_out_of_date_there(agent: UserAgent, tmp_path: Path) -> None:
+    agent.core.vms[b"v" * 16] = agent.vm("web").with_(phase="terminated")
+    agent._folder.write(f"vms/{(b'v' * 16).hex()}", msgspec.json.encode(agent.vm("web")))
+    file = tmp_path / "export"
+    assert agent.export(file) == 1
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="exists"):
+        agent.export(file)
+    said: list[str] = []
+    with StateFolder(tmp_path / "other") as folder:
+        assert import_keys(folder, file) == 1
+        other = UserAgent(folder, said.append)
+        assert other.core.address == agent.core.address
+        assert other.vm("web") == agent.vm("web").with_(stale=True)
+        (told,) = other.core.step(Wish("restore", b"v" * 16, AT, ONE))
+        assert isinstance(told, Tell)
+        assert "may be out of date" in told.text
+        with pytest.raises(UsageError, match="has keys already"):
+            import_keys(folder, file)
+    assert not said
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"nonsense", b"\xff"])
+def test_a_file_that_is_no_export_is_refused_and_nothing_is_written(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "export").write_bytes(raw)
+    with StateFolder(tmp_path / "other") as folder:
+        with pytest.raises(InputError, match="no file of `quoreduce vm key export`"):
+            import_keys(folder, tmp_path / "export")
+        assert sorted(path.name for path in folder.path.iterdir()) == ["lock"]
+
+
+def test_a_copied_folder_knows_that_it_is_one_and_a_moved_one_does_not(agent: UserAgent, tmp_path: Path) -> None:
+    said: list[str] = []
+    shutil.copytree(tmp_path / "user", tmp_path / "copy")
+    with StateFolder(tmp_path / "copy") as folder:
+        assert UserAgent(folder, said.append).vm("web").stale
+    assert len(said) == 1
+    assert "is a copy" in said[0]
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    with StateFolder(tmp_path / "moved") as folder:
+        assert UserAgent(folder, said.append).vm("web").stale  # it still is one
+    assert len(said) == 1
+    assert not agent.vm("web").stale
+
+
+def test_a_name_is_not_used_again_while_a_copy_is_left(agent: UserAgent) -> None:
+    left = agent.vm("web").with_(phase="terminated", backup=None, left=(Left(OTHER, 1),))
+    with pytest.raises(UsageError, match="not all of web is attested to be overwritten"):
+        agent._forget(left)

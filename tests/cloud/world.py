@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from towers import AT, Environment, Maker, Tower, maker, policy
 
-from quoreduce.cloud import evidence, ports, sealing, server, user, wire
+from quoreduce.cloud import evidence, owners, ports, sealing, server, user, wire
 
 ATTACKS = (
     "drop",
@@ -51,7 +51,7 @@ MOMENTS = ("Persist leaving", "Persist released", "Persist arriving", "Persist p
            "Persist aborted", "Persist ending", "Persist launching", "Send Hello", "Send Sealed", "Resume", "Destroy", "Boot",
            "SendAttested", "FeedEnd", "Outgoing")  # fmt: skip
 PARTS = 4  # Data events of a guest's state, and of an image
-KIT = SimpleNamespace(ports=ports, sealing=sealing, Server=server.Server, user=user)
+KIT = SimpleNamespace(ports=ports, sealing=sealing, owners=owners, Server=server.Server, user=user)
 
 
 class Wrong(AssertionError):
@@ -81,6 +81,16 @@ class Letter:
     to: str
     raw: bytes
     what: str
+
+
+class _Anyone:
+    """The list of owners of a server that serves everybody."""
+
+    def __init__(self, kit: Any, records: int) -> None:
+        self._quota = kit.Quota(records=records)
+
+    def quota(self, user: str) -> Any:
+        return self._quota
 
 
 @cache
@@ -133,7 +143,9 @@ class Host:
         self.identity = claims or self.tower.identity
         self.trusted = name in "ABC"
         self.disk: dict[bytes, bytes] = {}
+        self.floors: dict[str, int] = {}
         self.guests: dict[bytes, Guest] = {}
+        self.rubbish: set[bytes] = set()  # of these VMs something could not be overwritten
         self.dead = False
         self.orders: set[bytes] = set()
         self.core: Any = None
@@ -153,7 +165,7 @@ class Host:
     def start(self) -> None:
         """Start the agent: adopt guests, put in order what is found."""
         world, kit = self.world, self.world.kit
-        self.core = kit.Server(self.identity, world.secret.randbytes, list(self.disk.values()))
+        self.core = kit.Server(self.identity, world.secret.randbytes, world.owners, list(self.disk.values()), self.floors)
         for vmid in list(self.disk):
             self.give(kit.ports.Recovered(vmid, vmid in self.guests, world.now))
 
@@ -199,10 +211,17 @@ class Host:
         decode = self.world.kit.ports.decode_record
         order = decode(command.record).order
         if command.vmid not in self.disk or decode(self.disk[command.vmid]).order != order:
-            if order in self.orders:
+            if order in self.orders - {bytes(32)}:
                 raise Wrong(f"{self.name} used an order twice")
             self.orders.add(order)
         self.disk[command.vmid] = command.record
+
+    def _do_Forget(self, command: Any) -> None:  # noqa: N802
+        self.world.counts["records forgotten"] += 1
+        self.disk.pop(command.vmid, None)
+
+    def _do_Floor(self, command: Any) -> None:  # noqa: N802
+        self.floors[command.owner] = command.number
 
     def _do_StartTcom(self, command: Any) -> None:  # noqa: N802
         self.tpms[command.session] = self.tower.session(command.operation)
@@ -298,10 +317,20 @@ class Host:
         self._stop(command.session)
         if (guest := self.guests.pop(command.vmid, None)) is not None:
             self.world.ended(command.vmid, self, guest)
+        self.rubbish.add(command.vmid)
         if self.world.scrub_fails():
             self.events.append(ports.ScrubFailed(command.session, "disk.img does not read back as overwritten"))
         else:
+            self.rubbish.discard(command.vmid)
             self.events.append(ports.Scrubbed(command.session, b'{"files":3}'))
+
+    def dies(self, vmid: bytes) -> None:
+        """A guest ends by itself."""
+        self.guests.pop(vmid)
+        self.world.burnt.add(vmid)
+        self.world.counts["guests that ended by themselves"] += 1
+        self.world.tell(f"{self.name}: the guest ends by itself")
+        self.give(self.world.kit.ports.Gone(vmid))
 
     def _do_Note(self, command: Any) -> None:  # noqa: N802
         self.world.notes[self.world.named(command.text)] += 1
@@ -322,8 +351,11 @@ class Faults:
     how: str = ""  # and in this way only
     lost: str = ""  # letters of this kind never arrive
     burns: bool = False  # a migration's destination burns down when its source has released the VM
+    burns_over: bool = False  # ... when it has taken the VM over
     detour: str = ""  # what is for B goes to this server
     crash_after: str = ""  # a server is killed after commands of this kind
+    deaf: bool = False  # servers never hear what other servers attest
+    ends: float = 0.0  # guests end by themselves
 
 
 class World:
@@ -348,6 +380,7 @@ class World:
         self.terminated: set[bytes] = set()
         self.burnt: set[bytes] = set()
         self.policy = policy().encode()
+        self.owners = _Anyone(self.kit.owners, records=self.rng.choice((2, 256)))
         self.kill_at: tuple[str, int] | None = None
         self.hosts = {name: Host(self, name) for name in "ABCD"}
         self.hosts["X"] = Host(self, "X", claims=self.hosts["B"].identity)
@@ -392,9 +425,25 @@ class World:
             peer = self.names[self.kit.ports.decode_record(command.record).peer]
             if peer != name and not any(host.dead for host in self.hosts.values()):
                 self.burn(self.hosts[peer])
+        if faults.burns_over and _kind(self.kit, command) == "EndTcom" and self._took_over(self.hosts[name], command.session):
+            self.burn(self.hosts[name])
+            raise Crash
         if faults.crash_after and _kind(self.kit, command) == faults.crash_after and self.rng.random() < 0.4:
             self.counts["crashes"] += 1
             raise Crash
+
+    def _took_over(self, host: Host, order: bytes) -> bool:
+        """Whether a VM arrived here by this order, and its source waits to hear that."""
+        decode = self.kit.ports.decode_record
+        phases = {
+            other.name: record.phase
+            for other in self.hosts.values()
+            for record in map(decode, other.disk.values())
+            if record.order == order
+        }
+        return phases.get(host.name) == "running" and "released" in phases.values() and not any(
+            one.dead for one in self.hosts.values()
+        )  # fmt: skip
 
     def burn(self, host: Host) -> None:
         """A server is gone, with all that is on it."""
@@ -534,7 +583,7 @@ class World:
             if isinstance(said, wire.Offer):
                 return wire.encode(wire.Attested(wire.encode(msgspec.structs.replace(said, key=mine)), message.evidence))
             if isinstance(said, wire.Status):
-                lie = msgspec.structs.replace(said, phase=self.rng.choice(("running", "aborted", "moved")), number=1 << 40)
+                lie = msgspec.structs.replace(said, phase=self.rng.choice(("running", "aborted", "moved")), number=1 << 62)
                 return wire.encode(wire.Attested(wire.encode(lie), message.evidence))
             if isinstance(said, wire.Receipt):
                 lied = msgspec.structs.replace(said, done=not said.done, digest=bytes(32))
@@ -602,10 +651,29 @@ class World:
             self.image_events += [*(ports.Data(command.session, part) for part in parts), ports.DataEnd(command.session)]
         else:
             self.told.append((command.vmid, command.text, command.end))
+            self._check_told(command)
             self.notes[self.named(command.text)] += 1
             self.tell(f"user is told{' (' + command.end + ')' if command.end else ''}: {self.named(command.text)}")
             if not command.text.strip():
                 raise Wrong("the user is told nothing")
+
+    def _check_told(self, told: Any) -> None:
+        """What the user is told to be overwritten is; there is one folder, and it is not taken for two."""
+        if "another folder" in told.text or "out of date" in told.text:
+            raise Wrong(f"the only folder of the user is taken for an old one: {told.text}")
+        for host in self.hosts.values():
+            claimed = f"server {host.identity[:12]} attests that it overwrote" in told.text or (
+                f"left on server {host.identity[:12]} is overwritten" in told.text
+            )
+            if claimed and host.name != "X" and (told.vmid in host.guests or told.vmid in host.rubbish):
+                raise Wrong(f"an untrue receipt: {host.name} still has something of a VM")
+        vm = self.kit.user.decode_vm(self.disk[told.vmid]) if told.vmid in self.disk else None
+        if vm is not None and vm.phase == "terminated" and told.end == "done":
+            known = {one.server for one in vm.left}
+            alive = [host for host in self.hosts.values() if not host.dead and host.identity not in known]
+            left = [host.name for host in alive if told.vmid in host.guests]
+            if left:
+                raise Wrong(f"an untrue receipt: a VM is terminated, and {' and '.join(left)} still has a copy")
 
     def image(self, vmid: bytes) -> bytes:
         return self.images[self.vmids.index(vmid)]
@@ -615,6 +683,9 @@ class World:
         self.tell(f"user wants: {operation}{f' of backup {counter}' if counter else ''}{' ' + to if to else ''}")
         self.counts[f"wish: {operation}"] += 1
         target = self.hosts[to].identity if to else ""
+        if to and operation in ("migrate", "restore") and vmid in self.hosts[to].disk:
+            record = self.kit.ports.decode_record(self.hosts[to].disk[vmid])
+            self.counts[f"return: {record.phase}"] += 1
         if operation == "launch":
             image = self.image(vmid)
             spec = self.kit.ports.VmSpec()
@@ -625,7 +696,8 @@ class World:
             return
         if operation == "terminate":
             self.terminated.add(vmid)
-        self.give_user(self.kit.user.Wish(operation, vmid, self.now, target, counter=counter))
+        policy = self.policy if operation == "update" else b""
+        self.give_user(self.kit.user.Wish(operation, vmid, self.now, target, policy, counter))
 
     def read_back(self, number: int = 0) -> None:
         """The user's agent has compared the newest backup with what storage has."""
@@ -697,7 +769,9 @@ class World:
         """
         calm = not (
             self.faults.attack or self.faults.detour or self.faults.crash or self.faults.hypervisor or self.faults.crash_after
-        )
+            or self.faults.scrub
+            or self.faults.ends or any(host.dead for host in self.hosts.values())
+        )  # fmt: skip
         self.faults = Faults()
         for host in self.hosts.values():
             if not host.dead and host.core is None:
@@ -710,6 +784,38 @@ class World:
         for number, vmid in enumerate(self.vmids):
             self._resolve(number, vmid)
             self._compare(vmid)
+            self._no_hidden_copy(vmid)
+        for number, vmid in enumerate(self.vmids):
+            if self.rng.random() < 0.5:
+                self._end_for_good(number, vmid)
+
+    def _no_hidden_copy(self, vmid: bytes) -> None:
+        """Where there is a copy, the VM runs, or the user knows that one was left."""
+        vm = self.user.vms.get(vmid)
+        known = {one.server for one in vm.left} | {vm.server if vm.phase == "running" else ""} if vm else set()
+        for host in self.hosts.values():
+            if not host.dead and vmid in host.guests and host.identity not in known:
+                raise Wrong(f"{host.name} has a copy of a VM that the user does not know of")
+
+    def _end_for_good(self, number: int, vmid: bytes) -> None:
+        """The user terminates it, and what is left of it; servers that are gone for good cannot attest that."""
+        vm = self.user.vms.get(vmid)
+        if vm is None or (vm.phase != "running" and not vm.left):
+            return
+        self.wish("terminate", number)
+        for _ in range(40):
+            self.settle_down()
+            if vmid not in self.user._active:
+                break
+            self.tick(4)
+        vm = self.user.vms[vmid]
+        silent = {host.identity for host in self.hosts.values() if host.dead or not host.trusted}
+        if {one.server for one in vm.left} <= silent and vm.phase != "terminating":
+            self._compare(vmid)
+            if any(vmid in host.guests for host in self.hosts.values()):
+                raise Wrong("a VM is ended for good, and a server still has a copy of it")
+        else:
+            raise Wrong(f"a VM cannot be ended: it is {vm.phase}, {len(vm.left)} copies are left")
 
     def _resolve(self, number: int, vmid: bytes) -> None:
         for _ in range(8):
@@ -748,7 +854,14 @@ class World:
             if not self.running(vmid):
                 self.wish("declare lost", number)
         elif vm.phase == "running" and vm.server in dead:
-            self.wish("declare lost", number)
+            source = vm.source()
+            if source is not None and source.server not in dead and self.rng.random() < 0.7:
+                if "abandon" not in text:
+                    raise Wrong(f"the user is not told that the source still has it: {text}")
+                self.counts["abandoned after the destination took over"] += 1
+                self.wish("abandon", number)
+            else:
+                self.wish("declare lost", number)
         self.settle_down()
 
     def _compare(self, vmid: bytes) -> None:
@@ -844,7 +957,8 @@ class Schedule:
 
     def __init__(self, seed: int, kit: Any = KIT, recorded: bool = False, mood: str = "") -> None:
         self.rng = rng = random.Random(f"schedule {seed}")
-        drawn = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus"))
+        drawn = rng.choice(("calm", "relay", "crashes", "hypervisor", "all", "focus", "focus", "focus", "focus", "focus",
+                            "returns", "returns"))  # fmt: skip
         self.mood = mood = mood or drawn
         self.faults = Faults(
             rng.choice((0.04, 0.12, 0.3)) if mood in ("relay", "all") else 0.0,
@@ -855,6 +969,13 @@ class Schedule:
         )
         if mood == "focus":
             self._focus(rng)
+        if mood == "returns":
+            self.faults.ends = rng.choice((0.0, 0.01))
+            self.faults.attack, self.faults.how = rng.choice(((0.0, ""), (0.0, ""), (0.04, ""), (0.3, "replay")))
+            self.faults.scrub = rng.choice((0.0, 0.0, 0.2))
+            self.faults.crash = rng.choice((0.0, 0.0, 0.004))
+            self.faults.deaf = rng.random() < 0.4
+            self.faults.burns_over = rng.random() < 0.3
         self.orderly = self.rng.random() < 0.6  # letters mostly come in their order
         self.launched = self.rng.random() < 0.75  # what goes wrong begins when the first VMs run
         self.world = World(seed, kit, self.faults, recorded, vms=self.rng.choice((1, 1, 2)))
@@ -887,6 +1008,12 @@ class Schedule:
                 world.wish("launch", number, self.rng.choice("AAABBC" if self.launched else "AAABBCD"))
                 if self.launched:
                     world.settle_down()
+            if self.mood == "returns":
+                world.settle_down()
+                for _ in range(rng_episodes := self.rng.randint(3, 9)):
+                    self._episode(self.rng.randrange(len(world.vmids)))
+                    world.judge()
+                world.counts["episodes before"] += rng_episodes
             world.faults = self.faults
             for _ in range(self.rng.randint(*self.STEPS)):
                 self._step()
@@ -895,9 +1022,64 @@ class Schedule:
             world.judge()
         return world
 
+    def _episode(self, number: int) -> None:
+        """Something whole, that leaves records: of a launch, a migration, one that failed, a backup, a loss, a termination."""
+        world, rng = self.world, self.rng
+        vmid = world.vmids[number]
+        vm = world.user.vms.get(vmid)
+        phase, to = vm.phase if vm else "idle", rng.choice("ABC")
+        if phase in world.kit.user.UNFINISHED:
+            world.wish("resolve", number)
+        elif phase == "running" and vm.backup is None:
+            world.wish("backup", number)
+        elif phase == "running":
+            roll = rng.random()
+            if roll < 0.25:
+                self._die(number)
+                world.wish("resolve", number)
+            elif roll < 0.4:
+                world.wish("terminate", number)
+            else:
+                world.faults = Faults(hypervisor=float(roll > 0.9), deaf=roll < 0.6)
+                world.wish("migrate", number, "D" if 0.8 < roll < 0.85 else to)
+        elif vm is not None and vm.backup is not None:
+            world.faults = Faults(hypervisor=float(rng.random() < 0.2))
+            world.wish("restore", number, to)
+        self._orderly(vmid)
+        world.faults = Faults()
+        self._orderly(vmid)
+
+    def _orderly(self, vmid: bytes) -> None:
+        """All goes on in its order, but for what servers may not hear of each other, until the user waits for nothing."""
+        world = self.world
+        for _ in range(400):
+            world.letters = [one for one in world.letters if not self._unheard(one)]
+            if world.letters:
+                world.deliver(world.letters.pop(0))
+                continue
+            if can := world.work():
+                can[0]()
+            elif vmid not in world.user._active:
+                return
+            else:
+                world.tick(5)
+
+    def _unheard(self, letter: Letter) -> bool:
+        """What servers attest to each other, if it never arrives."""
+        return self.world.faults.deaf and letter.to in self.world.names and letter.what.split()[0] in ("Receipt", "Status")
+
+    def _die(self, number: int) -> None:
+        world = self.world
+        for host in world.hosts.values():
+            guest = host.guests.get(world.vmids[number])
+            if guest is not None and guest.state == "running" and host.core is not None:
+                host.dies(world.vmids[number])
+
     def _step(self) -> None:
         world, rng = self.world, self.rng
         roll = rng.random()
+        if self.faults.ends and rng.random() < self.faults.ends:
+            self._die(rng.randrange(len(world.vmids)))
         if (roll < 0.03 and not world.letters) or roll < 0.008:
             self._wish()
         elif roll < 0.09:
@@ -929,6 +1111,9 @@ class Schedule:
                 world.counts["relay: detour"] += 1
                 world.tell(f"relay: {letter.what} goes to {self.faults.detour}")
                 world.deliver(letter, self.faults.detour)
+            elif self._unheard(letter):
+                world.counts["relay: a server hears nothing of another"] += 1
+                world.tell(f"relay: {letter.what} never arrives")
             elif self.faults.lost and letter.what.startswith(self.faults.lost):
                 world.counts["relay: lost"] += 1
                 world.tell(f"relay: {letter.what} never arrives")
@@ -955,7 +1140,11 @@ class Schedule:
         if vm is not None and vm.backup is not None and rng.random() < 0.15:
             operation = "restore"
         elif phase == "running":
-            operation = rng.choice(("migrate", "migrate", "migrate", "backup", "backup", "terminate", "ask"))
+            operation = rng.choice(
+                ("migrate", "migrate", "migrate", "migrate", "backup", "backup", "terminate", "ask", "resolve", "update")
+            )
+        elif vm is not None and phase in world.kit.user.NOWHERE and vm.left and rng.random() < 0.3:
+            operation = rng.choice(("terminate", "resolve"))
         elif phase in world.kit.user.NOWHERE:
             if vm is None or vm.backup is None:
                 self._another()

@@ -220,6 +220,22 @@ def check(
     return _said(evidence, server)
 
 
+def holder(evidence: Evidence, n: bytes, content: bytes) -> str:
+    """Return the server's name, if its TPM answers this challenge; nothing is said of whether that TPM is to be trusted.
+
+    Raises:
+        AttestationError: it does not, or there is no TPM.
+    """
+    hardware = evidence.hardware
+    if hardware is None:
+        raise EvidenceError("a server without a TPM has no name that it could show")
+    key = attestation_key(hardware.ak)
+    answers = _check_quote(hardware, key, LaunchLog.decode(evidence.launch_log))
+    if not merkle.verify(merkle.leaf_hash(leaf(n, content)), evidence.index, evidence.count, evidence.path, answers):
+        raise EvidenceError("the server's quote does not answer this challenge: it is stale, or of another message")
+    return key.name().hex()
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     """What level 1 says: who, the TCOMs that are listed, the µTPM's key, and the nonce of the TPM's quote, if there is one."""

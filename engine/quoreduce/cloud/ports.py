@@ -89,6 +89,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peer: the other server of a migration.
         spec, image: size, and digest of the image; zeros while they are not known.
         report: of the scrub that ended it here.
+        dirty: what it left here could not be overwritten.
+        server: whose record it is; a server whose TPM was replaced is another one, and cannot attest for what it finds.
     """
 
     vmid: wire.Id
@@ -103,6 +105,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: wire.Spec = wire.Spec()
     image: wire.Hash = NO_ORDER
     report: bytes = b""
+    dirty: bool = False
+    server: wire.Server = ""
 
     def persist(self) -> Persist:
         """The command that makes it durable."""
@@ -323,6 +327,21 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """Make this durable before going on: of this owner (a user's id) no order up to ``number`` is taken for an unknown VM."""
+
+    owner: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the record of this VM."""
+
+    vmid: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StartTcom:
     """Begin a TCOM in a µTPM instance of its own: ``attestor.session(operation)`` (µPCR 0)."""
 
@@ -452,6 +471,6 @@ class Note:
 
 
 Command: TypeAlias = (
-    Persist | StartTcom | Extend | SendAttested | EndTcom | Send | Put | Get | Open | Feed | FeedEnd | Boot | Outgoing | Resume
-    | Destroy | Note
+    Persist | Floor | Forget | StartTcom | Extend | SendAttested | EndTcom | Send | Put | Get | Open | Feed | FeedEnd | Boot
+    | Outgoing | Resume | Destroy | Note
 )  # fmt: skip

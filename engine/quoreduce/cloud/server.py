@@ -17,34 +17,47 @@ moved       another server runs it                                              
 ending      the owner wants it ended; not all is overwritten                     none, or being ended    ended; terminated
 terminated  it was ended, and all of it overwritten                              none                    -
 lost        the guest was gone without an order                                  none                    -
+any         of a server whose TPM was replaced: nobody can attest for it         any                     destroyed; forgotten
 =========== ==================================================================== ======================= =====================
 
 What keeps a VM in one place: a server's record leaves ``running`` only by its owner's order; ``released`` becomes ``running``
 only on the destination's attested ``aborted`` or the owner's abandon; ``aborted`` and ``moved`` never become anything but by a
 new order. What keeps orders from being used twice: each has a number, none is taken that is not above all that the record has
 seen, and a record's number never falls. One session for a VM at a time.
+
+A record of which nothing is here any more is forgotten when its owner has too many, the oldest first. A user numbers all orders
+in one row: so the greatest number of an owner's that was forgotten, or that settled a VM without a record, is kept (``floors``),
+and no order up to it is taken for a VM without a record. Of such a VM a server says ``unknown``, never ``aborted``.
+
+Who may have VMs here is in ``owners``. A session costs its owner what was sent for it, and a guest its memory and disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from quoreduce.cloud import wire
+from quoreduce.cloud.owners import Owners
 from quoreduce.cloud.ports import (
     NO_ORDER,
     REFUSED,
     Abandon,
+    Boot,
     Command,
     Destroy,
     EndTcom,
     Event,
     Failed,
+    Feed,
+    Floor,
+    Forget,
     Gone,
     Job,
     Note,
+    Open,
     Persist,
     Received,
     Record,
@@ -58,6 +71,7 @@ from quoreduce.cloud.ports import (
     TcomEvent,
     Tick,
     TimedOut,
+    VmSpec,
     decode_record,
 )
 from quoreduce.cloud.tcom import status
@@ -73,8 +87,10 @@ VMS_MAX: Final = 256  # with a guest, or about to have one
 RECORDS_MAX: Final = 4096  # with those of VMs that were here once
 SESSIONS_MAX: Final = 64
 STALL: Final = timedelta(seconds=60)  # without anything that brings a session on
+HELD: Final = frozenset({"running", "leaving", "released", "prepared", "resuming", "ending"})  # phases with a guest
 POLL: Final = timedelta(seconds=10)  # between questions to a destination that may run what was released
 PAST: Final = frozenset({"aborted", "moved", "terminated"})  # nothing of the VM is here
+ENDED: Final = frozenset({"running", "released", "ending", "lost"})  # phases in which a terminate ends it
 
 Tcom: TypeAlias = Launch | MigrateOut | MigrateIn | Backup | Terminate
 
@@ -82,8 +98,11 @@ Tcom: TypeAlias = Launch | MigrateOut | MigrateIn | Backup | Terminate
 @dataclass(slots=True)
 class _Session:
     vmid: bytes
+    owner: str
     tcom: Tcom
     since: datetime
+    cost: int = 0  # bytes that it holds for its owner
+    guest: bool = False  # they are those of a guest
 
 
 class Server:
@@ -92,14 +111,20 @@ class Server:
     Args:
         identity: the attestor's.
         random: gives so many random bytes.
+        owners: whom it serves.
         records: of an earlier life, as they were persisted; the edge gives a Recovered for each before other events.
+        floors: of an earlier life, by owner; see above.
 
     Raises:
         VmError: a record cannot be read.
     """
 
-    def __init__(self, identity: str, random: Callable[[int], bytes], records: Iterable[bytes] = ()) -> None:
-        self.identity = identity
+    def __init__(
+        self, identity: str, random: Callable[[int], bytes], owners: Owners, records: Iterable[bytes] = (),
+        floors: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.identity, self._owners = identity, owners
+        self._floors = dict(floors or {})
         self._random = random
         self.records: dict[bytes, Record] = {one.vmid: one for one in map(decode_record, records)}
         self._sessions: dict[bytes, _Session] = {}
@@ -165,17 +190,22 @@ class Server:
         if order.server != self.identity:
             raise VmError("the order names another server")
         self._admit(job, record)
-        if order.operation == "settle":
-            return self._settle(job, record)
-        if order.operation == "abandon":
-            return self._abandon(job, record)
+        match order.operation:
+            case "settle":
+                return self._settle(job, record, order.about)
+            case "update":
+                return self._update(job, record)
+            case "abandon":
+                return self._abandon(job, record)
+            case "terminate":
+                return self._terminate(job, record)
         if self._busy(order.vmid):
             raise VmError("something else is being done with this VM: wait for it, or settle it")
         if order.operation in ("launch", "restore"):
-            self._make_room(record, order.sequence)
             decode_policy(order.policy)
+            forgotten = self._make_room(job, record, order.sequence)
             launch = Launch(job)
-            return self._start(job, launch, launch.begin())
+            return [*forgotten, *self._start(job, launch, launch.begin())]
         if record is None or record.phase in PAST:
             raise VmError(f"the VM is not here{'' if record is None else f': it is {record.phase}'}")
         if record.sequence != order.sequence:
@@ -185,9 +215,6 @@ class Server:
     def _change(self, job: Job, record: Record) -> list[Command]:
         """Orders for a VM that is here."""
         order = job.order
-        if order.operation == "terminate" and record.phase in ("running", "ending", "lost"):
-            terminate = Terminate(job, record)
-            return self._start(job, terminate, terminate.begin())
         if record.phase != "running":
             raise VmError(f"the VM is {record.phase}: {order.operation} is for one that runs")
         if order.operation == "backup":
@@ -220,47 +247,104 @@ class Server:
             self._admit(job, record)
             if self._busy(order.vmid):
                 raise VmError("something else is being done with this VM here")
-            self._make_room(record, order.sequence + 1)
             decode_policy(order.policy)
+            forgotten = self._make_room(job, record, order.sequence + 1)
         except REFUSED as error:
             reason = one_line(error)
             return [Note(order.vmid, f"refused: {reason}"), Send(order.server or job.user, wire.Refusal(job.session, reason))]
         arrival = MigrateIn(job, hello.nonce)
-        return self._start(job, arrival, arrival.begin())
+        return [*forgotten, *self._start(job, arrival, arrival.begin())]
 
     def _admit(self, job: Job, record: Record | None) -> None:
         """Whether this is the owner's order, and was not used before."""
         if record is None:
+            floor = self._floors.get(job.user, 0)
+            if job.order.number <= floor and job.order.operation not in ("settle", "update", "terminate"):
+                raise VmError(f"order {job.order.number} is past: of this owner none up to {floor} is taken for a new VM")
             return
         wire.verify(job.signed, record.owner)
         if job.order.number <= record.number:
             raise VmError(f"order {job.order.number} was used, or a later one was: the next is {record.number + 1} or above")
 
-    def _make_room(self, record: Record | None, sequence: int) -> None:
+    def _make_room(self, job: Job, record: Record | None, sequence: int) -> list[Command]:
+        """Whether this owner may have one more VM here; what is forgotten for that."""
+        quota = self._owners.quota(job.user)
         if record is not None and record.phase not in PAST:
             raise VmError(f"the VM is here already: it is {record.phase}" + "; terminate it first" * (record.phase == "lost"))
-        if record is not None and sequence <= record.sequence:
+        if record is not None and (sequence < record.sequence or (sequence == record.sequence and record.phase != "aborted")):
             raise VmError(f"sequence {sequence} is past: the VM was here at {record.sequence}")
-        alive = sum(one.phase not in PAST for one in self.records.values())
-        if alive >= VMS_MAX or len(self._sessions) >= SESSIONS_MAX:
-            raise VmError(f"the server is full: {alive} VMs, {len(self._sessions)} operations under way")
-        if record is None and len(self.records) >= RECORDS_MAX:
-            raise VmError(f"the server remembers {RECORDS_MAX} VMs and takes no new one")
+        alive = [one for one in self.records.values() if one.phase not in PAST]
+        if len(alive) >= VMS_MAX or len(self._sessions) >= SESSIONS_MAX:
+            raise VmError(f"the server is full: {len(alive)} VMs, {len(self._sessions)} operations under way")
+        mine = sum(one.owner == job.signed.keys for one in alive)
+        under_way = sum(one.owner == job.user for one in self._sessions.values())
+        if mine >= quota.vms or under_way >= quota.sessions:
+            raise VmError(
+                f"you have {mine} VMs here and {under_way} operations under way: {quota.vms} and {quota.sessions} are your quota"
+            )
+        return [] if record is not None else self._remember(job)
 
-    def _settle(self, job: Job, record: Record | None) -> list[Command]:
+    def _remember(self, job: Job) -> list[Command]:
+        """Have a place for one more record: the oldest one goes of which nothing is here, of this owner if he has too many."""
+        mine = [one for one in self.records.values() if one.owner == job.signed.keys]
+        full = len(self.records) >= RECORDS_MAX
+        among = mine if len(mine) >= self._owners.quota(job.user).records else list(self.records.values()) if full else []
+        if not among:
+            return []
+        past = [one for one in among if one.phase in PAST and not one.dirty and not self._busy(one.vmid)]
+        if not past:
+            raise VmError(f"the server remembers {len(among)} VMs, which all are here, and takes no new one")
+        return self._forget(min(past, key=lambda one: one.number))
+
+    def _forget(self, record: Record) -> list[Command]:
+        del self.records[record.vmid]
+        return [self._floor(record.owner.user, record.number), Forget(record.vmid)]
+
+    def _floor(self, owner: str, number: int) -> Floor:
+        self._floors[owner] = max(number, self._floors.get(owner, 0))
+        return Floor(owner, self._floors[owner])
+
+    def _settle(self, job: Job, record: Record | None, about: bytes) -> list[Command]:
         """End what the order ``about`` began, if that is safe; it is used up in any case. Then say where the VM stands."""
         order = job.order
         if record is None:
-            self._make_room(None, order.sequence)
-            record = Record(
-                order.vmid, job.signed.keys, b"", "aborted", order.sequence, order.number, order.about, order.nonce
-            )  # fmt: skip
+            self._owners.quota(job.user)
+            floor = self._floor(job.user, order.number)
+            return [floor, *status.answer(order.vmid, None, job.session, job.user, floor.number)]
         commands = self._carry([record.with_(number=order.number).persist()])
-        if order.about in self._sessions and record.order == order.about:
-            commands += self._pass(order.about, Settle())
+        if about in self._sessions and record.order == about:
+            commands += self._pass(about, Settle())
         elif not self._busy(order.vmid):
             commands += self._again(self.records[order.vmid])
         return [*commands, *status.answer(order.vmid, self.records[order.vmid], job.session, job.user)]
+
+    def _update(self, job: Job, record: Record | None) -> list[Command]:
+        """From now on the VM goes by this policy; else as settle."""
+        decode_policy(job.order.policy)
+        if record is None:
+            return self._settle(job, None, job.order.about)
+        ended = self._let_go(record)
+        if self._busy(record.vmid):
+            raise VmError("something else is being done with this VM: wait for it, or settle it")
+        return [*ended, *self._settle(job, record.with_(policy=job.order.policy), job.order.about)]
+
+    def _terminate(self, job: Job, record: Record | None) -> list[Command]:
+        """End the VM, or the copy that was left here; where it is not here at this sequence, as settle."""
+        if record is None:
+            return self._settle(job, None, NO_ORDER)
+        if record.sequence != job.order.sequence or not (record.phase in ENDED or record.dirty):
+            return self._settle(job, record, record.order)
+        ended = self._let_go(record)
+        if self._busy(record.vmid):
+            raise VmError("something else is being done with this VM: wait for it, or settle it")
+        terminate = Terminate(job, record)
+        return [*ended, *self._start(job, terminate, terminate.begin())]
+
+    def _let_go(self, record: Record) -> list[Command]:
+        """End the session of a source that waits for its destination: it has nothing under way, and can be taken up anew."""
+        if record.phase != "released" or record.order not in self._sessions:
+            return []
+        return self._carry([EndTcom(record.order)])
 
     def _abandon(self, job: Job, record: Record | None) -> list[Command]:
         if record is None or record.phase != "released" or record.order != job.order.about:
@@ -279,13 +363,13 @@ class Server:
         if record.phase != "released":
             return []
         out = MigrateOut(record, self.identity, self._random)
-        self._sessions[record.order] = _Session(record.vmid, out, self._time())
+        self._sessions[record.order] = _Session(record.vmid, record.owner.user, out, self._time())
         return self._carry(out.again())
 
     # Sessions
 
     def _start(self, job: Job, tcom: Tcom, commands: list[Command]) -> list[Command]:
-        self._sessions[job.session] = _Session(job.order.vmid, tcom, self._time())
+        self._sessions[job.session] = _Session(job.order.vmid, job.user, tcom, self._time())
         return self._carry(commands)
 
     def _pass(self, name: bytes, event: TcomEvent) -> list[Command]:
@@ -302,8 +386,10 @@ class Server:
         """Follow what is persisted and what ends; a record's number never falls."""
         carried: list[Command] = []
         for command in commands:
+            if isinstance(command, Open | Feed | Boot) and (refusal := self._charge(command)):
+                return carried + self._pass(command.session, Failed(command.session, refusal))
             if isinstance(command, Persist):
-                record = decode_record(command.record)
+                record = decode_record(command.record).with_(server=self.identity)
                 before = self.records.get(record.vmid)
                 if before is not None and before.number > record.number:
                     record = record.with_(number=before.number)
@@ -313,6 +399,21 @@ class Server:
             if isinstance(command, EndTcom) and (session := self._sessions.pop(command.session, None)):
                 carried += self._missed(session.vmid)
         return carried
+
+    def _charge(self, command: Open | Feed | Boot) -> str:
+        """Count what a session holds for its owner: a guest its memory and disk, else what was sent; if too much, say so."""
+        session = self._sessions[command.session]
+        if isinstance(command, Boot) or (isinstance(command, Open) and command.incoming):
+            session.cost, session.guest = _bytes(command.spec), True
+        elif isinstance(command, Feed) and not session.guest:
+            session.cost += len(command.data)
+        held = sum(one.cost for one in self._sessions.values() if one.owner == session.owner)
+        for one in self.records.values():
+            counted = one.order in self._sessions and self._sessions[one.order].cost
+            if one.owner.user == session.owner and one.phase in HELD and not counted:
+                held += _bytes(VmSpec.of(one.spec))
+        quota = self._owners.quota(session.owner).mb
+        return f"your VMs here would hold {-(-held >> 20)} MiB, and {quota} are your quota" if held > quota << 20 else ""
 
     def _tick(self, now: datetime) -> list[Command]:
         commands: list[Command] = []
@@ -355,6 +456,9 @@ class Server:
         record = self.records.get(vmid)
         if record is None:
             return [Note(vmid, "a guest without a record: it is none of ours")]
+        if record.server not in ("", self.identity):
+            self._clearing[record.order] = record
+            return [Note(vmid, "of this server with another TPM: nobody can attest for it"), Destroy(record.order, vmid)]
         match record.phase:
             case "released":
                 return self._again(record)
@@ -375,13 +479,15 @@ class Server:
         """What was found after a crash has been put in order, or not."""
         ended = isinstance(event, Scrubbed | ScrubFailed)
         failed = [Note(record.vmid, f"scrub failed: {event.reason}")] if isinstance(event, ScrubFailed) else []
+        if record.server not in ("", self.identity):
+            return [*failed] if failed else self._forget(record)
         match record.phase, event:
             case "ending", Scrubbed():
                 return self._carry([record.with_(phase="terminated", report=event.report).persist()])
             case "ending", ScrubFailed():
                 return [*failed]
             case (("launching" | "arriving" | "prepared" | "resuming"), _) if ended:
-                return [*self._carry([record.with_(phase="aborted").persist()]), *failed]
+                return [*self._carry([record.with_(phase="aborted", dirty=bool(failed)).persist()]), *failed]
             case "resuming", Resumed():
                 return self._carry([record.with_(phase="running").persist()])
             case "resuming", Failed():
@@ -393,3 +499,7 @@ class Server:
                 return self._missed(record.vmid)
         self._clearing[record.order] = record  # none of this was asked for
         return [Note(record.vmid, f"ignored after a crash: {type(event).__name__}")]
+
+
+def _bytes(spec: VmSpec) -> int:
+    return (spec.memory_mb + spec.disk_mb) << 20

@@ -1,25 +1,14 @@
 """The core of a user agent: orders, what it believes of the answers, and what it tells its user. Pure.
 
-It trusts its own records and what is attested under its VM's policy; all else (a Refusal, silence, who a message comes from) is a
-hint. Records are durable before an order leaves. A VM is in one of these phases here:
-
-============ ================================================================ ==============================================
-phase        where it may run                                                 what the user can do
-============ ================================================================ ==============================================
-idle         nowhere: it was never started, or a start failed                 launch anew; restore, if there is a backup
-launching    at ``peer``, once                                                resolve
-restoring    at ``peer``, once                                                resolve
-running      at ``server``                                                    migrate, backup, terminate, ask
-migrating    at ``server`` or at ``peer``, never both                         resolve; abandon, if ``peer`` is gone for good
-abandoning   at ``server``; ``peer`` was declared gone for good               resolve
-backing up   at ``server``                                                    resolve
-terminating  at ``server``, or nowhere by the user's order                    resolve, terminate again
-terminated   nowhere, by the user's order                                     restore
-lost         nowhere, as a server attested or the user declared               restore
-============ ================================================================ ==============================================
+It trusts its own records (:mod:`quoreduce.cloud.user_record`, with the phases of a VM) and what is attested under its VM's
+policy; all else (a Refusal, silence, who a message comes from) is a hint. Records are durable before an order leaves.
 
 Whatever was interrupted is resolved in one way: an order to *settle* goes to each server where the VM may be. It ends what can be
-ended safely, uses the interrupted order up, and is answered by an attested status, which says where the VM is.
+ended safely, uses the interrupted order up, and is answered by an attested status, which says where the VM is
+(:mod:`quoreduce.cloud.user_judge`). An *update* is the same, and gives the server the policy that the VM goes by from now on.
+
+Servers that have not attested that they overwrote their copy are remembered. A terminate goes to each of them too; it is over
+when all have attested it.
 """
 
 from __future__ import annotations
@@ -27,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from quoreduce.cloud import wire
@@ -43,13 +31,29 @@ from quoreduce.cloud.ports import (
     Persist,
     Received,
     Send,
-    Tick,
-    VmSpec,
     opened,
 )
 from quoreduce.cloud.sealing import StreamSealer, hpke_open, hpke_seal
 from quoreduce.cloud.tcom.backup import KEY
 from quoreduce.cloud.tcom.launch import IMAGE_STREAM, PACKAGE
+from quoreduce.cloud.user_judge import GOING_ON, Verdict, clean, judge, runs_at
+from quoreduce.cloud.user_ports import NewVm, ReadBack, Tell, UserCommand, UserEvent, WantImage, Wish
+from quoreduce.cloud.user_record import (
+    NOWHERE,
+    UNFINISHED,
+    Kept,
+    Left,
+    UserPhase,
+    Vm,
+    about,
+    copies,
+    decode_vm,
+    encode_vm,
+    hint,
+    how_to_resume,
+    left_text,
+    places,
+)
 from quoreduce.errors import VmError, one_line
 from quoreduce.trust.policy import decode_policy
 
@@ -61,144 +65,16 @@ LONG: Final = timedelta(hours=1)  # for an order that goes on all the time
 VMS_MAX: Final = 4096
 RESTORED: Final = 3  # what a restore adds to the sequence: above what a migration and its abandon could have made of it
 
-UserPhase = Literal[
-    "idle", "launching", "restoring", "running", "migrating", "abandoning", "backing up", "terminating", "terminated", "lost"
-]
-UNFINISHED: Final = frozenset({"launching", "restoring", "migrating", "abandoning", "backing up", "terminating"})
-GOING_ON: Final[dict[UserPhase, frozenset[str]]] = {  # what a server's phase is while an order goes on
-    "idle": frozenset(),
-    "launching": frozenset({"launching"}),
-    "restoring": frozenset({"launching"}),
-    "running": frozenset(),
-    "migrating": frozenset({"leaving", "arriving", "prepared", "resuming"}),
-    "abandoning": frozenset(),
-    "backing up": frozenset({"running"}),
-    "terminating": frozenset({"ending"}),
-    "terminated": frozenset(),
-    "lost": frozenset(),
-}
-NOWHERE: Final = frozenset({"idle", "terminated", "lost"})
+
+Sweeps: TypeAlias = Literal["", "resolve", "terminate"]
 
 
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A backup: its counter, its key K_B, its manifest as encoded."""
+class _Settle(NamedTuple):
+    """An order whose answer is a status."""
 
-    counter: wire.Count
-    key: wire.Key
-    manifest: Annotated[bytes, msgspec.Meta(max_length=4096)]
-
-
-class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user agent knows of a VM, durably. It holds the key of its backup: the file is for its owner only.
-
-    Attributes:
-        vmid, name, policy, spec, image, size: of the VM; ``size`` in bytes, of the image.
-        phase, server, peer: see above.
-        sequence: of its place, as far as is known. number: of the newest order. counter: of the newest backup that was ordered.
-        order, nonce: digest and n_U of the order under way, or of the last one. about: while abandoning, that of the migration.
-        given: while launching or restoring: whether a TCOM was given the VM's key; before that it cannot run.
-        backup: the newest. whole: the newest that was read back from storage; the one before it, if the newest was not.
-        chosen: while restoring: which of them.
-    """
-
-    vmid: wire.Id
-    name: Annotated[str, msgspec.Meta(max_length=128)]
-    policy: wire.Body
-    spec: wire.Spec
-    image: wire.Hash
-    size: wire.Count
-    phase: UserPhase
-    server: wire.Server = ""
-    peer: wire.Server = ""
-    sequence: wire.Count = 0
-    number: wire.Count = 0
-    counter: wire.Count = 0
-    order: wire.Hash = NO_ORDER
-    nonce: wire.Hash = NO_ORDER
-    about: wire.Hash = NO_ORDER
-    given: bool = False
-    backup: Kept | None = None
-    whole: Kept | None = None
-    chosen: Kept | None = None
-
-    def with_(self, **changes: Any) -> Vm:
-        """A copy in which these attributes are different."""
-        return msgspec.structs.replace(self, **changes)
-
-
-def decode_vm(raw: bytes) -> Vm:
-    """Decode what :class:`Persist` of a user agent has made durable; VmError if it is none."""
-    try:
-        return _DECODER.decode(raw)
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise VmError(f"no record of a VM: {one_line(error)}") from error
-
-
-_ENCODER: Final = msgspec.json.Encoder()
-_DECODER: Final = msgspec.json.Decoder(Vm)
-
-
-@dataclass(frozen=True, slots=True)
-class NewVm:
-    """The user wants a VM launched. ``vmid``: 16 fresh random bytes; ``image``: SHA-256 of the bundle of ``size`` bytes."""
-
-    vmid: bytes
-    name: str
-    server: str
-    policy: bytes
-    spec: VmSpec
-    image: bytes
-    size: int
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """The user wants something done with a VM.
-
-    ``ask`` and ``resolve`` find out where it is, the latter ending what is under way. ``abandon`` declares that a migration's
-    destination is gone for good, ``declare lost`` that every place where it may run is. ``server``: the destination of a migrate,
-    the place of a restore. ``policy``: given anew for a migrate or restore, else empty. ``counter``: which backup to restore, 0
-    for the newest.
-    """
-
-    operation: Literal["migrate", "backup", "restore", "terminate", "ask", "resolve", "abandon", "declare lost"]
-    vmid: bytes
-    at: datetime
-    server: str = ""
-    policy: bytes = b""
-    counter: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBack:
-    """Storage gave this backup back as it was; until then the one before it is not forgotten."""
-
-    vmid: bytes
-    counter: int
-
-
-UserEvent: TypeAlias = NewVm | Wish | ReadBack | Received | Data | DataEnd | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class WantImage:
-    """Give the image of this VM as Data, ..., DataEnd of this session."""
-
-    session: bytes
-    vmid: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """One line for the user. ``end``: the wish is ``done``, or has ``failed`` and this says what to do; empty: it goes on."""
-
-    vmid: bytes
-    text: str
-    end: Literal["", "done", "failed"] = ""
-
-
-UserCommand: TypeAlias = Persist | Send | WantImage | Tell
+    signed: wire.Signed
+    digest: bytes
+    number: int
 
 
 @dataclass(slots=True)
@@ -208,11 +84,14 @@ class _Active:
     since: datetime
     asked: datetime
     resolving: bool = False
+    sweeps: Sweeps = ""  # when it is known where the VM is, what was left elsewhere is ended too, for this wish
+    sweeping: Sweeps = ""  # that is what is being done now
     nonce: bytes = b""  # n_T, when an offer was accepted
     stream: StreamSealer | None = None
-    settles: dict[str, tuple[wire.Signed, bytes]] = field(default_factory=dict)  # server -> order to settle, and its digest
+    settles: dict[str, _Settle] = field(default_factory=dict)  # by server
     queries: dict[bytes, str] = field(default_factory=dict)  # nonce -> server
     heard: dict[str, str] = field(default_factory=dict)  # server -> phase
+    clean: set[str] = field(default_factory=set)  # servers that attest that they have nothing of it
     quiet: bool = False  # the questions are not the user's: is it still going on?
     begun: datetime | None = None
 
@@ -232,6 +111,7 @@ class User:
         self.keys = wire.sign(sign, self._public, wire.Package(NO_ORDER, NO_ORDER, b"")).keys
         self.vms: dict[bytes, Vm] = {one.vmid: one for one in map(decode_vm, records)}
         self._active: dict[bytes, _Active] = {}
+        self._number = max((vm.number for vm in self.vms.values()), default=0)
 
     @property
     def address(self) -> str:
@@ -280,19 +160,19 @@ class User:
             case "ask":
                 return self._ask(vm, wish.at)
             case "resolve":
-                return self._resolve(vm, wish.at)
+                return self._resolve(vm, wish.at, sweeps="resolve")
+            case "update":
+                return self._update(vm, wish)
             case "declare lost":
                 return self._declare_lost(vm)
             case "restore":
                 return self._restore(vm, wish)
             case "abandon":
                 return self._abandon(vm, wish.at)
-        if wish.operation == "terminate" and vm.phase in ("lost", "terminating") and vm.server:
-            return self._order(vm, "terminating", "terminate", wish.at, server=vm.server)
+            case "terminate":
+                return self._terminate(vm, wish.at)
         if vm.phase != "running":
-            raise VmError(f"{vm.name} is {vm.phase}: " + _hint(vm))
-        if wish.operation == "terminate":
-            return self._order(vm, "terminating", "terminate", wish.at, server=vm.server)
+            raise VmError(f"{vm.name} is {vm.phase}: {hint(vm)}")
         if wish.operation == "backup":
             vm = vm.with_(counter=vm.counter + 1)
             return self._order(vm, "backing up", "backup", wish.at, server=vm.server, counter=vm.counter)
@@ -303,10 +183,25 @@ class User:
         vm = vm.with_(peer=wish.server, policy=policy)
         return self._order(vm, "migrating", "migrate", wish.at, server=vm.server, destination=wish.server, policy=policy)
 
+    def _terminate(self, vm: Vm, at: datetime) -> list[UserCommand]:
+        """End it where it runs, and what was left elsewhere."""
+        if vm.phase in NOWHERE and vm.left:
+            return self._sweep(vm, at, "terminate")
+        if vm.phase not in ("running", "terminating"):
+            raise VmError(f"{vm.name} is {vm.phase}: {hint(vm)}")
+        commands = self._order(vm, "terminating", "terminate", at, server=vm.server)
+        self._active[vm.vmid].sweeps = "terminate"
+        return commands
+
     def _restore(self, vm: Vm, wish: Wish) -> list[UserCommand]:
         if vm.phase not in NOWHERE:
             raise VmError(
                 f"{vm.name} may run: it is {vm.phase}; terminate it first, or, if its servers are gone for good, declare it lost"
+            )
+        if vm.stale:
+            raise VmError(
+                f"this folder may be out of date: another one with your keys may have started {vm.name} since; if it runs"
+                " nowhere, declare it lost"
             )
         if vm.backup is None or not wish.server:
             raise VmError(f"{vm.name} has no backup to restore" if wish.server else "name a server to restore it on")
@@ -325,28 +220,46 @@ class User:
             return []
         return [self._keep(vm.with_(whole=vm.backup))]
 
+    def _update(self, vm: Vm, wish: Wish) -> list[UserCommand]:
+        """Have the VM go by this policy: here at once, at its servers by an order."""
+        decode_policy(wish.policy)
+        vm = vm.with_(policy=wish.policy)
+        if not places(vm):
+            return [self._keep(vm), Tell(vm.vmid, f"{vm.name} goes by the new policy", "done")]
+        return self._resolve(vm, wish.at, "update")
+
     def _abandon(self, vm: Vm, at: datetime) -> list[UserCommand]:
+        source = vm.source()
+        if vm.phase in ("running", "lost") and source is not None:  # the destination died after it took over
+            vm = vm.cleared(source.server)
+            vm = vm.with_(server=source.server, peer=vm.server, sequence=source.sequence)
+            return self._order(vm, "abandoning", "abandon", at, server=vm.server, about=source.about)
         if vm.phase not in ("migrating", "abandoning"):
-            raise VmError(f"{vm.name} is {vm.phase}: only a migration can be abandoned")
-        return self._order(vm, "abandoning", "abandon", at, server=vm.server, about=_about(vm))
+            raise VmError(f"{vm.name} is {vm.phase}, and no migration waits for its destination: there is nothing to abandon")
+        return self._order(vm, "abandoning", "abandon", at, server=vm.server, about=about(vm))
 
     def _declare_lost(self, vm: Vm) -> list[UserCommand]:
         self._active.pop(vm.vmid, None)
-        text = f"{vm.name} is declared lost: if a server that had it comes back, it may run there again; then terminate it there"
-        return [self._keep(vm.with_(phase="lost")), Tell(vm.vmid, text, "done")]
+        text = f"{vm.name} is declared lost: if a server that had it comes back, it may run there again; then resume it"
+        vm = vm.leaving(*copies(vm)).with_(phase="lost", stale=False)
+        return [self._keep(vm), Tell(vm.vmid, text, "done")]
 
     def _order(
         self, vm: Vm, phase: UserPhase, operation: wire.Operation, at: datetime, server: str, destination: str = "",
         policy: bytes = b"", counter: int = 0, about: bytes = NO_ORDER,
     ) -> list[UserCommand]:  # fmt: skip
         """Write down what is wanted, then order it."""
-        nonce = self._random(32)
-        number = vm.number + 1
+        nonce, number = self._random(32), self._next(at)
         order = wire.Order(operation, vm.vmid, vm.sequence, number, nonce, server, destination, policy, counter, about)
         signed = wire.sign(self._sign, self._public, order)
         vm = vm.with_(phase=phase, number=number, order=wire.digest(signed.body), nonce=nonce, about=about, given=False)
         self._active[vm.vmid] = _Active(at, at, begun=at)
         return [self._keep(vm), Send(server, signed)]
+
+    def _next(self, at: datetime) -> int:
+        """The number of the next order: above all of this user, and, by the clock, above those of a folder that was lost."""
+        self._number = max(self._number + 1, int(at.timestamp() * 1_000_000))
+        return self._number
 
     # Answers
 
@@ -367,7 +280,12 @@ class User:
                 return []
             if isinstance(said, wire.Offer):
                 return self._offer(vm, message, event.at)
-            return self._receipt(vm, message, said.operation, event.at) if isinstance(said, wire.Receipt) else []
+            if not isinstance(said, wire.Receipt):
+                return []
+            copy = next((one for one in vm.left if one.order == said.order), None)
+            if copy is not None and said.operation in ("migrate_out", "terminate"):
+                return self._left_receipt(vm, copy, message, said.operation, event.at)
+            return self._receipt(vm, message, said.operation, event.at)
         except REFUSED as error:
             return [Tell(vm.vmid if vm else bytes(16), f"refused: {one_line(error)}")]
 
@@ -420,51 +338,70 @@ class User:
             raise VmError("the receipt is for another order")
         if found.server not in (vm.server, vm.peer):
             raise VmError(f"the receipt is of server {found.server[:12]}, which has no part in this")
-        if operation == "migrate_out" and vm.phase == "running" and found.server != vm.server:
-            how = "is overwritten" if receipt.done else f"is not overwritten: {receipt.reason}"
-            return [Tell(vm.vmid, f"what {vm.name} left on server {found.server[:12]} {how}", "done")]
         if vm.phase not in UNFINISHED:
             return []
         if not receipt.done:
             how = "" if vm.phase == "abandoning" else "failed: "
             return [Tell(vm.vmid, how + receipt.reason), *self._resolve(vm, at)]
-        return self._done(vm, receipt, found)
+        return self._concluded(self._done(vm, receipt, found), at)
 
-    def _done(self, vm: Vm, receipt: wire.Receipt, found: Attested) -> list[UserCommand]:
+    def _left_receipt(
+        self, vm: Vm, copy: Left, message: wire.Attested, operation: wire.TcomOperation, at: datetime
+    ) -> list[UserCommand]:
+        """A server says what became of the copy that it still had."""
+        receipt, found = opened(message, wire.Receipt, copy.order, operation, vm.vmid, vm.policy, at)
+        if (receipt.vmid, receipt.order, receipt.user_nonce) != (vm.vmid, copy.order, copy.nonce):
+            raise VmError("the receipt is for another order")
+        if found.server != copy.server:
+            return []  # of the migration's destination, where it runs
+        if not receipt.done:
+            text = f"what {vm.name} left on server {copy.server[:12]} is not overwritten: {receipt.reason}; resume it"
+            active = self._active.get(vm.vmid)
+            if active is not None and active.sweeping:
+                self._active.pop(vm.vmid)
+                return [Tell(vm.vmid, text, "failed")]
+            return [Tell(vm.vmid, text, "" if active else "done")]
+        if found.report != receipt.report:
+            raise VmError("the receipt has another report than its evidence")
+        return self._overwritten(vm, copy.server, f"what {vm.name} left on server {copy.server[:12]} is overwritten")
+
+    def _done(self, vm: Vm, receipt: wire.Receipt, found: Attested) -> Verdict:
         active = self._active.get(vm.vmid)
-        where = found.server[:12]
+        where, moved = found.server[:12], vm.sequence + 1
         match vm.phase, receipt.operation:
-            case ("launching", "launch") | ("restoring", "restore") if found.server == vm.peer:
+            case ("launching", "launch") | ("restoring", "restore") if (found.server, receipt.sequence) == (vm.peer, vm.sequence):
                 if (receipt.digest, found.image) != (vm.image, vm.image):
                     raise VmError("the receipt is for another image")
                 if active is not None and active.nonce and receipt.nonce != active.nonce:
                     raise VmError("the receipt is for another offer")
-                return self._at(vm, vm.peer, vm.sequence, f"runs on server {where}; it was measured as ordered", "done")
-            case "migrating", "migrate_in" if found.server == vm.peer and receipt.sequence == vm.sequence + 1:
+                return runs_at(vm, vm.peer, vm.sequence, f"runs on server {where}; it was measured as ordered", "done")
+            case "migrating", "migrate_in" if (found.server, receipt.sequence) == (vm.peer, moved):
                 if found.image != vm.image:
                     raise VmError("the receipt is for another image")
-                return self._at(vm, vm.peer, receipt.sequence, f"runs on server {where} now", "done")
-            case "migrating", "migrate_out" if found.server == vm.server and receipt.sequence == vm.sequence + 1:
-                return self._at(vm, vm.peer, receipt.sequence, f"runs on server {vm.peer[:12]} now", "done")
-            case "backing up", "backup" if found.server == vm.server:
-                return self._backed_up(vm, receipt)
-            case "terminating", "terminate" if found.server == vm.server:
+                left = Left(vm.server, vm.sequence, vm.order, vm.nonce, vm.order)
+                return runs_at(vm, vm.peer, moved, f"runs on server {where} now", "done", left)
+            case "migrating", "migrate_out" if (found.server, receipt.sequence) == (vm.server, moved):
                 if found.report != receipt.report:
                     raise VmError("the receipt has another report than its evidence")
-                self._active.pop(vm.vmid, None)
-                text = f"{vm.name} is terminated; server {where} attests that all of it was overwritten"
-                return [self._keep(vm.with_(phase="terminated")), Tell(vm.vmid, text, "done")]
+                return runs_at(vm, vm.peer, moved, f"runs on server {vm.peer[:12]} now", "done")
+            case "backing up", "backup" if (found.server, receipt.sequence) == (vm.server, vm.sequence):
+                return self._backed_up(vm, receipt)
+            case "terminating", "terminate" if (found.server, receipt.sequence) == (vm.server, vm.sequence):
+                if found.report != receipt.report:
+                    raise VmError("the receipt has another report than its evidence")
+                text = f"{vm.name} is terminated; server {where} attests that it overwrote all that it had"
+                return Verdict(vm.with_(phase="terminated"), text, "done")
         raise VmError(f"a receipt for {receipt.operation} by server {where} is nothing that was ordered")
 
-    def _backed_up(self, vm: Vm, receipt: wire.Receipt) -> list[UserCommand]:
+    def _backed_up(self, vm: Vm, receipt: wire.Receipt) -> Verdict:
         key = wire.decode(hpke_open(self._box, KEY + vm.order, receipt.sealed), wire.BackupKey)
         manifest = wire.decode(receipt.manifest, wire.Manifest)
         if key.manifest != wire.digest(receipt.manifest) or not key.counter == manifest.counter == vm.counter:
             raise VmError("the receipt's manifest is not that of its key")
-        if (manifest.vmid, manifest.image, manifest.order) != (vm.vmid, vm.image, vm.order):
+        if (manifest.vmid, manifest.image, manifest.order, manifest.sequence) != (vm.vmid, vm.image, vm.order, vm.sequence):
             raise VmError("the receipt's manifest is of another VM")
         kept = vm.with_(backup=Kept(key.counter, key.key, receipt.manifest))
-        return self._at(kept, vm.server, vm.sequence, f"is backed up (number {key.counter}, {manifest.size} bytes)", "done")
+        return runs_at(kept, vm.server, vm.sequence, f"is backed up (number {key.counter}, {manifest.size} bytes)", "done")
 
     def _refusal(self, refusal: wire.Refusal, at: datetime) -> list[UserCommand]:
         """Nobody vouches for it: so find out what is the case."""
@@ -477,9 +414,9 @@ class User:
     # Where is it?
 
     def _ask(self, vm: Vm, at: datetime) -> list[UserCommand]:
-        servers = _places(vm)
+        servers = places(vm)
         if not servers:
-            return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {_hint(vm)}", "done")]
+            return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {hint(vm)}", "done")]
         active = self._active.setdefault(vm.vmid, _Active(at, at))
         active.quiet = False
         return self._query(vm, active, servers)
@@ -492,29 +429,39 @@ class User:
             commands.append(Send(server, wire.StatusQuery(vm.vmid, nonce, self.address)))
         return commands
 
-    def _resolve(self, vm: Vm, at: datetime) -> list[UserCommand]:
-        """Settle what is under way wherever the VM may be."""
+    def _resolve(
+        self, vm: Vm, at: datetime, operation: Literal["settle", "update"] = "settle", sweeps: Sweeps = ""
+    ) -> list[UserCommand]:
+        """Settle what is under way wherever the VM may be; if it is nowhere, wherever a copy was left."""
         if vm.phase in ("launching", "restoring") and not vm.given:
             return self._nowhere(vm, "idle", f"{vm.name} was not started, and will not be: no server was given its key")
-        servers = _places(vm)
+        if vm.phase == "terminated" and vm.left:
+            return self._sweep(vm, at, "resolve")
+        servers = places(vm) or tuple(one.server for one in vm.left)
         if not servers:
-            return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {_hint(vm)}", "done")]
-        vm = vm.with_(number=vm.number + 1)
-        active = self._active[vm.vmid] = _Active(at, at, resolving=True)
+            return [Tell(vm.vmid, f"{vm.name} is {vm.phase}: {hint(vm)}", "done")]
+        old = self._active.get(vm.vmid)
+        active = self._active[vm.vmid] = _Active(at, at, resolving=True, sweeps=sweeps or (old.sweeps if old else ""))
+        vm = vm.with_(number=self._next(at))
         for server in servers:
+            copy = vm.copy_at(server) if vm.phase in NOWHERE else None
             order = wire.Order(
-                "settle", vm.vmid, vm.sequence, vm.number, self._random(32), server, about=_about(vm)
+                operation, vm.vmid, copy.sequence if copy else vm.sequence, vm.number, self._random(32), server,
+                policy=vm.policy if operation == "update" else b"", about=copy.about if copy else about(vm),
             )  # fmt: skip
-            signed = wire.sign(self._sign, self._public, order)
-            active.settles[server] = signed, wire.digest(signed.body)
-        return [self._keep(vm), *(Send(server, signed) for server, (signed, _) in active.settles.items())]
+            active.settles[server] = self._signed(order)
+        return [self._keep(vm), *(Send(server, one.signed) for server, one in active.settles.items())]
+
+    def _signed(self, order: wire.Order) -> _Settle:
+        signed = wire.sign(self._sign, self._public, order)
+        return _Settle(signed, wire.digest(signed.body), order.number)
 
     def _status(self, vm: Vm, message: wire.Attested, at: datetime) -> list[UserCommand]:
         active = self._active.get(vm.vmid)
         said = wire.decode(message.content, wire.Status)
         if active is None:
             return []
-        expected = active.queries | {digest: server for server, (_, digest) in active.settles.items()}
+        expected = active.queries | {one.digest: server for server, one in active.settles.items()}
         server = expected.get(said.nonce)
         if server is None:
             return []
@@ -524,13 +471,82 @@ class User:
         active.heard[server] = status.phase
         if not active.resolving:
             active.queries.pop(said.nonce, None)
-            goes_on = status.order == vm.order and status.phase in GOING_ON[vm.phase]
+            goes_on = status.order == vm.order and status.phase in GOING_ON.get(vm.phase, ())
             if goes_on and active.begun is not None and at - active.begun < LONG:
                 active.since = at
             return [] if active.quiet else self._asked(vm, active, server, status, found)
-        if status.number < vm.number:
+        settle = active.settles.get(server)
+        if settle is None or status.number < settle.number:
             return []  # the order to settle is still on its way
-        return self._judge(vm, server, status)
+        commands: list[UserCommand] = []
+        self._number = max(self._number, status.number)
+        if status.number > vm.number and status.phase != "unknown":  # else it is of this user's other VMs
+            vm = vm.with_(number=status.number, stale=True)
+            text = f"another folder with your keys gave an order for {vm.name} (number {status.number}): use one of them only"
+            commands = [self._keep(vm), Tell(vm.vmid, text)]
+        return [*commands, *self._settled(vm, active, server, status, at)]
+
+    def _settled(self, vm: Vm, active: _Active, server: str, status: wire.Status, at: datetime) -> list[UserCommand]:
+        """An order to settle was taken there: what follows from the answer?"""
+        if not active.sweeping:
+            verdict = judge(vm, server, status)
+            if verdict is not None:
+                return self._concluded(verdict, at)
+            if clean(status):
+                active.clean.add(server)  # what was ordered is used up there: it stays so
+        copy = vm.copy_at(server)
+        if copy is None or not (active.sweeping or vm.phase in NOWHERE):
+            return []
+        if clean(status):
+            return self._overwritten(vm, server, f"server {server[:12]} attests that it has nothing of {vm.name}")
+        told = copy.order == active.settles[server].digest  # it was told to end it
+        if (active.sweeping and status.sequence != copy.sequence) or (status.phase == "lost" and not told):
+            return self._end_there(vm, active, [Left(server, status.sequence)], at)
+        return []
+
+    def _concluded(self, verdict: Verdict, at: datetime) -> list[UserCommand]:
+        """It is known where the VM is. What is left of it elsewhere is ended too, if that was wanted."""
+        vm, text = verdict.vm, verdict.text
+        active = self._active.pop(vm.vmid, None)
+        for server in active.clean if active else ():
+            vm = vm.cleared(server)
+        keep = self._keep(vm)
+        if vm.left and verdict.end == "done" and vm.phase in ("running", "terminated"):
+            if active is not None and active.sweeps:
+                return [keep, Tell(vm.vmid, text), *self._sweep(vm, at, active.sweeps)]
+            if vm.phase == "terminated":
+                return [keep, Tell(vm.vmid, f"{text}; {left_text(vm)}: terminate it again", "failed")]
+        return [keep, Tell(vm.vmid, text, verdict.end)]
+
+    def _sweep(self, vm: Vm, at: datetime, sweeps: Sweeps) -> list[UserCommand]:
+        """Have each server that may still have a copy end it."""
+        active = self._active[vm.vmid] = _Active(at, at, resolving=True, sweeping=sweeps)
+        return self._end_there(vm, active, vm.left, at)
+
+    def _end_there(self, vm: Vm, active: _Active, left: Iterable[Left], at: datetime) -> list[UserCommand]:
+        sends: list[UserCommand] = []
+        for one in left:
+            vm, nonce = vm.with_(number=self._next(at)), self._random(32)
+            order = wire.Order("terminate", vm.vmid, one.sequence, vm.number, nonce, one.server)
+            settle = active.settles[one.server] = self._signed(order)
+            vm = vm.leaving(Left(one.server, one.sequence, settle.digest, nonce))
+            sends.append(Send(one.server, settle.signed))
+        return [self._keep(vm), *sends]
+
+    def _overwritten(self, vm: Vm, server: str, text: str) -> list[UserCommand]:
+        """Nothing is left there any more."""
+        vm, active = vm.cleared(server), self._active.get(vm.vmid)
+        if active is None:
+            return [self._keep(vm), Tell(vm.vmid, text, "done")]
+        active.settles.pop(server, None)
+        if vm.left or not (active.resolving and (active.sweeping or vm.phase in NOWHERE)):
+            return [self._keep(vm), Tell(vm.vmid, text)]
+        self._active.pop(vm.vmid)
+        if active.sweeping == "terminate" and vm.phase == "lost":
+            vm = vm.with_(phase="terminated")
+        return [self._keep(vm), Tell(vm.vmid, text, "done")]
+
+    # Questions
 
     def _asked(self, vm: Vm, active: _Active, server: str, status: wire.Status, found: Attested) -> list[UserCommand]:
         text = f"server {server[:12]}, environment {found.environment[:12]}, attests: {vm.name} is {status.phase} there"
@@ -540,50 +556,10 @@ class User:
             end = "done"
         return [Tell(vm.vmid, f"{text} (sequence {status.sequence})", end)]
 
-    def _judge(self, vm: Vm, server: str, status: wire.Status) -> list[UserCommand]:
-        """What a server says after it was told to settle; nothing, if that decides nothing yet."""
-        failed = "failed" if vm.phase in UNFINISHED else "done"
-        match vm.phase, status.phase:
-            case (("launching" | "restoring"), "running") if status.order == vm.order:
-                return self._at(vm, server, status.sequence, f"runs on server {server[:12]}", "done")
-            case (("launching" | "restoring"), ("aborted" | "moved" | "terminated" | "running" | "leaving" | "released")):
-                return self._nowhere(vm, "idle", f"{vm.name} was not started on server {server[:12]}, and will not be")
-            case _, "lost":
-                return self._nowhere(
-                    vm.with_(server=server), "lost", f"server {server[:12]} attests that {vm.name} is gone there"
-                )
-            case (("migrating" | "abandoning"), "running") if server == vm.peer and status.sequence > vm.sequence:
-                return self._at(vm, server, status.sequence, f"runs on server {server[:12]} now", "done")
-            case (("migrating" | "abandoning"), "running") if server == vm.server:
-                moved = vm.phase == "migrating"
-                text = f"runs on server {server[:12]}" + (
-                    " as before; this order is used up, migrate it anew" if moved else " again"
-                )
-                return self._at(vm, server, status.sequence, text, "failed" if moved else "done")
-            case (("migrating" | "abandoning"), "moved") if server == vm.server:
-                return self._at(vm, vm.peer, vm.sequence + 1, f"runs on server {vm.peer[:12]} now", "done")
-            case (("running" | "backing up" | "terminating"), "running"):
-                text = "" if failed == "done" else f"; the {_NOUNS[vm.phase]} was not done, order it anew"
-                return self._at(vm, server, status.sequence, f"runs on server {server[:12]}{text}", failed)
-            case "terminating", "terminated":
-                return self._nowhere(vm, "terminated", f"{vm.name} is terminated; server {server[:12]} attests it", "done")
-            case "terminating", "ending":
-                self._active.pop(vm.vmid, None)
-                return [Tell(vm.vmid, f"{vm.name} is ended, but not all of it is overwritten: terminate it again", "failed")]
-            case "running", ("aborted" | "moved" | "terminated" | "unknown"):
-                return self._nowhere(vm, "lost", f"server {server[:12]} attests that {vm.name} is {status.phase} there")
-        return []
-
-    def _at(self, vm: Vm, server: str, sequence: int, text: str, end: Literal["done", "failed"] | str) -> list[UserCommand]:
-        self._active.pop(vm.vmid, None)
-        peer = vm.server if vm.server != server else vm.peer
-        kept = self._keep(vm.with_(phase="running", server=server, peer=peer, sequence=sequence))
-        return [kept, Tell(vm.vmid, f"{vm.name} {text}", "done" if end == "done" else "failed")]
-
-    def _nowhere(self, vm: Vm, phase: UserPhase, text: str, end: Literal["done", "failed"] = "failed") -> list[UserCommand]:
+    def _nowhere(self, vm: Vm, phase: UserPhase, text: str) -> list[UserCommand]:
         self._active.pop(vm.vmid, None)
         vm = vm.with_(phase=phase)
-        return [self._keep(vm), Tell(vm.vmid, text if end == "done" else f"{text}: {_hint(vm)}", end)]
+        return [self._keep(vm), Tell(vm.vmid, f"{text}: {hint(vm)}", "failed")]
 
     def _tick(self, now: datetime) -> list[UserCommand]:
         commands: list[UserCommand] = []
@@ -592,59 +568,32 @@ class User:
             if active.resolving or vm.phase not in UNFINISHED:
                 if now - active.since >= RESOLVING:
                     self._active.pop(vmid)
-                    commands.append(Tell(vmid, _how_to_resume(vm, active.heard), "failed"))
+                    commands.append(_given_up(vm, active))
                 elif now - active.asked >= ASK_AGAIN:
                     active.asked = now
-                    commands += [Send(server, signed) for server, (signed, _) in active.settles.items()]
-                    commands += self._query(vm, active, _places(vm))
+                    commands += [Send(server, one.signed) for server, one in active.settles.items()]
+                    commands += self._query(vm, active, tuple(active.settles) or places(vm))
             elif now - active.since >= PATIENCE:
                 commands += [Tell(vmid, "no answer: finding out where it is"), *self._resolve(vm, now)]
             elif now - active.asked >= LOOK:
                 active.asked, active.quiet = now, True
-                commands += self._query(vm, active, _places(vm))
+                commands += self._query(vm, active, places(vm))
         return commands
 
     def _of(self, order: bytes) -> Vm | None:
-        return next((vm for vm in self.vms.values() if vm.order == order and order != NO_ORDER), None)
+        """The VM of which this is an order under way, or the last one, or one to a server that still has a copy."""
+        if order == NO_ORDER:
+            return None
+        return next((vm for vm in self.vms.values() if vm.order == order or any(one.order == order for one in vm.left)), None)
 
     def _keep(self, vm: Vm) -> Persist:
         self.vms[vm.vmid] = vm
-        return Persist(vm.vmid, _ENCODER.encode(vm))
+        return Persist(vm.vmid, encode_vm(vm))
 
 
-_NOUNS: Final = {"backing up": "backup", "terminating": "termination"}
-
-
-def _places(vm: Vm) -> tuple[str, ...]:
-    """Where a VM may run."""
-    if vm.phase in NOWHERE:
-        return ()
-    if vm.phase in ("launching", "restoring"):
-        return (vm.peer,)
-    return (vm.server, vm.peer) if vm.phase in ("migrating", "abandoning") else (vm.server,)
-
-
-def _about(vm: Vm) -> bytes:
-    """The order that has to come to an end."""
-    return vm.about if vm.phase == "abandoning" else vm.order
-
-
-def _hint(vm: Vm) -> str:
-    """What the user can do."""
-    if vm.phase in UNFINISHED:
-        return "something was begun with it and not finished: resolve it first"
-    if vm.phase == "running":
-        return "it can be migrated, backed up and terminated"
-    return "restore it from its backup" if vm.backup else "it has no backup: launch a new one"
-
-
-def _how_to_resume(vm: Vm, heard: dict[str, str]) -> str:
-    said = "; ".join(f"server {server[:12]} says {phase}" for server, phase in heard.items()) or "no server answers"
-    if vm.phase in ("migrating", "abandoning"):
-        return (
-            f"{vm.name}: {said}. It runs on server {vm.server[:12]} or {vm.peer[:12]}, or waits at the former for the latter:"
-            f" resolve it when both answer; if {vm.peer[:12]} is gone for good, abandon the migration; if {vm.server[:12]} is,"
-            " declare it lost and restore it"
-        )
-    where = " or ".join(server[:12] for server in _places(vm))
-    return f"{vm.name}: {said}. Resolve it when server {where} answers; if that is gone for good, declare it lost and restore it"
+def _given_up(vm: Vm, active: _Active) -> Tell:
+    """Servers were silent for too long, or said nothing that decides."""
+    if not active.sweeping:
+        return Tell(vm.vmid, how_to_resume(vm, active.heard), "failed")
+    text = f"{vm.name} is {vm.phase}; {left_text(vm)}: {active.sweeping} it again when that server answers"
+    return Tell(vm.vmid, text, "failed" if active.sweeping == "terminate" else "done")

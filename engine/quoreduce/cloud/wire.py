@@ -35,10 +35,10 @@ FRAME_BYTES_MAX: Final = CHUNK_BYTES + (1 << 16)  # of a frame's body
 BODY_BYTES_MAX: Final = 1 << 18  # of what is signed or attested
 EVIDENCE_BYTES_MAX: Final = 1 << 19
 HEADER: Final = struct.Struct(">BI")
-OPERATIONS: Final = ("launch", "restore", "migrate", "backup", "terminate", "settle", "abandon")  # that a user orders
+OPERATIONS: Final = ("launch", "restore", "migrate", "backup", "terminate", "settle", "update", "abandon")  # that a user orders
 _DOMAIN: Final = b"quoreduce vm order 1"
 
-Operation = Literal["launch", "restore", "migrate", "backup", "terminate", "settle", "abandon"]
+Operation = Literal["launch", "restore", "migrate", "backup", "terminate", "settle", "update", "abandon"]
 TcomOperation = Literal["launch", "restore", "migrate_out", "migrate_in", "backup", "terminate", "status"]
 Phase = Literal[
     "launching", "running", "leaving", "released", "arriving", "prepared", "resuming", "aborted", "moved", "ending", "terminated",
@@ -87,14 +87,16 @@ class Order(_Message, frozen=True):
 
     Attributes:
         operation: what. ``settle``: what ``about`` began and has not finished is ended, and it never begins if it has not yet;
+            ``update``: the same, and the VM goes by ``policy`` from now on;
+            ``terminate``: it is ended; where it is not at this sequence, the same as settle;
             ``abandon``: the migration of ``about`` ends at its source, for its destination is gone for good (so the user says).
         vmid: of the VM.
         sequence: of the VM's present place; an order holds for no other. A launch or restore makes it; a migration adds 1.
-        number: of the order among all of this VM: a server takes none that is not above all that it has seen.
+        number: of the order among all of this user: a server takes none that is not above all that it has seen of this VM.
         nonce: n_U, fresh for each order.
         server: who shall do it: where the VM is or will be; at a migration the source.
         destination: of a migration, else empty.
-        policy: what the owner trusts (a file of trust.policy), with a launch, a restore, a migration; else empty.
+        policy: what the owner trusts (a file of trust.policy), with a launch, a restore, a migration, an update; else empty.
         counter: of a backup: greater than that of the one before. Of a restore: of the backup to be restored.
         about: of settle and abandon: the digest of an earlier order; else zeros.
     """
@@ -117,6 +119,12 @@ class Package(_Message, frozen=True):
     order: Hash
     nonce: Nonce
     sealed: Box
+
+
+class Entry(_Message, frozen=True):
+    """What a user shows to a manager: that he has the keys of his id. ``nonce`` is the manager's."""
+
+    nonce: Nonce
 
 
 # What a TCOM attests.
@@ -177,8 +185,9 @@ class Status(_Message, frozen=True):
         order: digest of the order that the phase is of, or zeros.
         number: of the newest order that the server has seen: those up to it will not be taken any more.
         nonce: of the query, or of the order to settle.
-        peer: the other server of a migration.
+        peer: the other server of a migration; empty, if the destination was given nothing.
         report: of a scrub.
+        dirty: something that it left there could not be overwritten.
     """
 
     vmid: Id
@@ -189,6 +198,7 @@ class Status(_Message, frozen=True):
     nonce: Nonce
     peer: Server = ""
     report: Annotated[bytes, msgspec.Meta(max_length=1 << 16)] = b""
+    dirty: bool = False
 
 
 # What goes through a session's channel.
@@ -388,7 +398,7 @@ def digest(raw: bytes) -> bytes:
     return sha256(raw).digest()
 
 
-def sign(private: bytes, box: bytes, body: Order | Package) -> Signed:
+def sign(private: bytes, box: bytes, body: Order | Package | Entry) -> Signed:
     """Sign with a user's Ed25519 key (32 bytes), which goes with the X25519 public key ``box``."""
     key = Ed25519PrivateKey.from_private_bytes(private)
     keys = Keys(key.public_key().public_bytes_raw(), box)

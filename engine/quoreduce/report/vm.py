@@ -19,7 +19,8 @@ from quoreduce.limits import NUMBERS
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.user import Answer, UserAgent
-    from quoreduce.cloud.user import Vm
+    from quoreduce.cloud.owners import Owners
+    from quoreduce.cloud.user_record import Vm
 
 KEY_BYTES_MAX: Final = 1 << 16
 STATE_HELP: Final = "the user's folder: keys, what is trusted, records of VMs (default: QUOREDUCE_VM, or in ~/.local/state)"
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _cloud_parsers(commands)
     _user_parsers(commands)
+    _key_parsers(commands)
     _show_parsers(commands)
     return top
 
@@ -57,6 +59,14 @@ def _cloud_parsers(commands: Any) -> None:
     server.add_argument("--name", metavar="NAME", help="under which it is reached (default: the name of DIR)")
     server.add_argument("--site", metavar="DIR", help="certificate authority and registrar of the site (default: site, beside --state)")
     server.add_argument("--run", metavar="DIR", help="where VMs live: a folder in memory (default: one in /dev/shm)")
+    server.add_argument(
+        "--owners", metavar="FILE",
+        help="who may have VMs here: a user's id a line, then vms=N mb=N if wanted (default: you alone, by the keys in your folder)",
+    )  # fmt: skip
+    server.add_argument(
+        "--new-tpm", action="store_true",
+        help="its TPM is dead for good: make another, which is another server; the VMs that are here are ended, for nobody can attest them",
+    )  # fmt: skip
     server.add_argument("--accel", choices=["kvm", "tcg"], help="how guests run (default: KVM if it is seen to run one, else TCG)")
     server.add_argument("--allow-dump", action="store_true", help="for demonstrations: lets VMs be dumped; another TVE, that no user should trust")
     manager = commands.add_parser("manager", help="run the manager, which nobody trusts: it passes letters on and stores blobs")
@@ -99,13 +109,33 @@ def _user_parsers(commands: Any) -> None:
     )  # fmt: skip
     terminate = _user(commands, "terminate", "end a VM: overwrite its memory, disk and TPM, with a receipt")
     terminate.add_argument("name", metavar="NAME")
-    resume = _user(commands, "resume", "go on with what was cut short by a crash, or give a destination up")
+    update = _user(commands, "update", "have VMs go by what is trusted now, after `vm trust`: when servers were upgraded")
+    update.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    resume = _user(commands, "resume", "go on with what was cut short, end copies that were left behind, or give a destination up")
     resume.add_argument("name", metavar="NAME")
     resume.add_argument(
         "--abandon", action="store_true",
-        help="the destination of a migration is gone for good, and I say so: the source goes on; if that is wrong, two will run",
+        help="the destination of a migration is gone for good, and I say so: the source goes on with what it had; if that is wrong, two will run",
     )  # fmt: skip
     _user(commands, "list", "list the VMs as the user's records have them", manager=False)
+
+
+def _key_parsers(commands: Any) -> None:
+    key = commands.add_parser(
+        "key", help="show the user's id, or take keys and records to another folder",
+        description="A user's id is what a server's list of owners names. Who has an exported file has the user's VMs: keep it as you keep the\n"
+        "folder. Of the two folders use one only: what was ordered from the other one since is found by `quoreduce vm resume`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    actions = key.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("show", "print the user's id"),
+        ("export", "write keys, policy and records to a file, for its owner only"),
+        ("import", "take them from such a file, into a folder without keys"),
+    ):
+        action = _user(actions, name, text, manager=False)
+        if name != "show":
+            action.add_argument("file", metavar="FILE")
 
 
 def _user(commands: Any, name: str, text: str, manager: bool = True) -> Any:
@@ -152,13 +182,13 @@ def _image(a: argparse.Namespace) -> int:
     out = Path(a.out)
     if out.exists():
         raise UsageError(f"{out} exists: choose another name")
-    built = build(out, kernel=Path(a.kernel) if a.kernel else None, plant=_key(a.plant) if a.plant else None)
+    built = build(out, kernel=Path(a.kernel) if a.kernel else None, plant=_planted(a.plant) if a.plant else None)
     known = {"image": str(built.path), "sha256": built.digest.hex(), "bytes": built.bytes, "kernel": built.kernel_version}
     _print(a.json, known, f"{built.path}: {built.bytes:,} bytes, SHA-256 {built.digest.hex()}, Linux {built.kernel_version}")
     return 0
 
 
-def _key(name: str) -> bytes:
+def _planted(name: str) -> bytes:
     from quoreduce.reading import read_file
 
     return read_file(Path(name), KEY_BYTES_MAX)
@@ -167,14 +197,33 @@ def _key(name: str) -> bytes:
 def _server(a: argparse.Namespace) -> int:
     from quoreduce.cloud.agents.channel import Address
     from quoreduce.cloud.agents.server import serve
-    from quoreduce.cloud.agents.site import site_folder
+    from quoreduce.cloud.agents.site import check_programs, site_folder
 
+    check_programs()
     state = Path(a.state).expanduser().resolve()
     serve(
-        state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), run=a.run,
-        allow_dump=a.allow_dump, accel=a.accel, log=_log,
+        state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), owners=_owners(a.owners),
+        run=a.run, allow_dump=a.allow_dump, accel=a.accel, new_tpm=a.new_tpm, log=_log,
     )  # fmt: skip
     return 0
+
+
+def _owners(name: str | None) -> Owners:
+    """The list that was named; else whoever starts the server, as a user."""
+    from quoreduce.cloud.agents.folder import user_folder
+    from quoreduce.cloud.agents.user import own_id
+    from quoreduce.cloud.owners import OWNERS_BYTES_MAX, Owners, Quota
+    from quoreduce.reading import read_file
+
+    if name is not None:
+        raw = read_file(Path(name), OWNERS_BYTES_MAX)
+        try:
+            return Owners.parse(raw.decode())
+        except (VmError, UnicodeError) as error:
+            raise UsageError(f"{name}: {error}") from error
+    user = own_id(user_folder())
+    _log(f"serves user {user} alone, whose keys are in {user_folder()}; others: --owners FILE")
+    return Owners({user: Quota()})
 
 
 def _agent_name(name: str) -> str:
@@ -261,7 +310,8 @@ def _launch(a: argparse.Namespace) -> int:
 
 
 def _attest(a: argparse.Namespace) -> int:
-    from quoreduce.cloud.user import NOWHERE, Wish
+    from quoreduce.cloud.user_ports import Wish
+    from quoreduce.cloud.user_record import NOWHERE
 
     with _agent(a) as agent:
         vms = [agent.vm(name) for name in a.names] or [vm for vm in agent.vms if vm.phase not in NOWHERE]
@@ -270,13 +320,15 @@ def _attest(a: argparse.Namespace) -> int:
             print(json.dumps({"vms": [_described(agent, vm) for vm in vms], "attested": answer.lines}))
         elif not vms:
             print("no VM runs")
+        if not a.json:
+            _say_left(agent)
     if answer.failure:
         raise VmError(answer.failure)
     return 0
 
 
 def _migrate(a: argparse.Namespace) -> int:
-    from quoreduce.cloud.user import Wish
+    from quoreduce.cloud.user_ports import Wish
 
     with _agent(a) as agent:
         vm = agent.vm(a.name)
@@ -294,7 +346,7 @@ def _backup(a: argparse.Namespace) -> int:
 
 
 def _restore(a: argparse.Namespace) -> int:
-    from quoreduce.cloud.user import Wish
+    from quoreduce.cloud.user_ports import Wish
 
     with _agent(a) as agent:
         vm = agent.vm(a.name)
@@ -310,6 +362,49 @@ def _terminate(a: argparse.Namespace) -> int:
         return _ended(a, agent, a.name, lambda: _wished(a, agent, "terminate"))
 
 
+def _update(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.user_ports import Wish
+
+    with _agent(a) as agent:
+        policy = agent.policy()
+        vms = [agent.vm(name) for name in a.names] or agent.vms
+        answer = agent.wish(*(Wish("update", vm.vmid, _now(), policy=policy) for vm in vms), timeout_s=a.timeout)
+        if a.json:
+            print(json.dumps({"vms": [_described(agent, vm) for vm in vms], "said": answer.lines}))
+    if answer.failure:
+        raise VmError(answer.failure)
+    return 0
+
+
+def _key(a: argparse.Namespace) -> int:
+    from quoreduce.cloud.agents.folder import StateFolder, user_folder
+    from quoreduce.cloud.agents.user import import_keys, own_id
+
+    if a.action == "import":
+        with StateFolder(user_folder(a.state), wait_s=1.0) as folder:
+            vms = import_keys(folder, Path(a.file))
+            known = {"user": own_id(folder.path), "vms": vms, "folder": str(folder.path)}
+        text = f"user {known['user']}, {vms} VMs, are in {known['folder']} now; resume each VM: it may be elsewhere by now"
+    else:
+        with _agent(a, connect=False) as agent:
+            known = {"user": agent.core.address, "vms": len(agent.vms)}
+            text = agent.core.address
+            if a.action == "export":
+                agent.export(Path(a.file))
+                known["file"] = a.file
+                text = f"{a.file}: the keys of user {agent.core.address}, {len(agent.vms)} VMs; whoever has this file has them"
+    _print(a.json, known, text)
+    return 0
+
+
+def _say_left(agent: UserAgent) -> None:
+    names = agent.names()
+    for vm in agent.vms:
+        if vm.left:
+            servers = ", ".join(names.get(one.server, one.server[:12]) for one in vm.left)
+            print(f"{vm.name}: not attested to be overwritten on {servers}: quoreduce vm resume {vm.name}")
+
+
 def _resume(a: argparse.Namespace) -> int:
     with _agent(a) as agent:
         return _ended(a, agent, a.name, lambda: _wished(a, agent, "abandon" if a.abandon else "resolve"))
@@ -318,7 +413,7 @@ def _resume(a: argparse.Namespace) -> int:
 def _wished(
     a: argparse.Namespace, agent: UserAgent, operation: Literal["backup", "terminate", "resolve", "abandon", "declare lost"]
 ) -> Answer:
-    from quoreduce.cloud.user import Wish
+    from quoreduce.cloud.user_ports import Wish
 
     return agent.wish(Wish(operation, agent.vm(a.name).vmid, _now()), timeout_s=a.timeout)
 
@@ -346,10 +441,12 @@ def _list(a: argparse.Namespace) -> int:
     if not rows:
         print("no VMs yet: quoreduce vm launch IMAGE NAME --server SERVER")
     for row in rows:
+        left = f"; not attested to be overwritten on {', '.join(row['left'])}: resume it" if row["left"] else ""
+        left += "; may be out of date: resume it" if row["stale"] else ""
         backup = f", backup {row['backup']}" if row["backup"] else ""
         if row["read_back"] < row["backup"]:
             backup += f" (not read back; {row['read_back']} was)" if row["read_back"] else " (not read back)"
-        print(f"{row['name']:16} {row['vm']}  {row['phase']:12} {row['server'] or '-'}{backup}")
+        print(f"{row['name']:16} {row['vm']}  {row['phase']:12} {row['server'] or '-'}{backup}{left}")
     return 0
 
 
@@ -361,6 +458,7 @@ def _described(agent: UserAgent, vm: Vm) -> dict[str, Any]:
         "name": vm.name, "vm": vm.vmid.hex(), "phase": vm.phase, "server": names.get(vm.server, vm.server[:12]),
         "sequence": vm.sequence, "backup": vm.backup.counter if vm.backup else 0,
         "read_back": vm.whole.counter if vm.whole else 0,
+        "left": [names.get(one.server, one.server[:12]) for one in vm.left], "stale": vm.stale,
     }  # fmt: skip
 
 
@@ -402,5 +500,6 @@ def _now() -> datetime:
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "image": _image, "server": _server, "manager": _manager, "policy": _policy, "trust": _trust, "launch": _launch, "attest": _attest,
     "migrate": _migrate, "backup": _backup, "restore": _restore, "terminate": _terminate, "resume": _resume, "list": _list,
+    "update": _update, "key": _key,
     "insider": _insider, "attack": _attack, "demo": _demo,
 }  # fmt: skip

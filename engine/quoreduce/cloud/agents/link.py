@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Final
 
 from quoreduce.cloud.agents.channel import Address, Channel, connect
-from quoreduce.cloud.agents.post import Enter, Entered, Post, decode, encode
+from quoreduce.cloud.agents.names import Prover
+from quoreduce.cloud.agents.post import Enter, Entered, Post, Prove, decode, encode
 from quoreduce.errors import VmError
 
 BULK_MAX: Final = 16  # parts of 1 MiB on their way out
@@ -26,16 +27,17 @@ _NAME_PAUSE_S: Final = 0.02
 _Frame = tuple[bytes, Callable[[], None] | None]
 
 
-def enter(address: Address, name: str, server: str = "") -> Channel:
+def enter(address: Address, name: str, server: str = "", prove: Prover | None = None) -> Channel:
     """Connect to the manager under a name; VmError if nobody answers, or the name is in use.
 
-    An agent that has just ended may still be known there: so its name is asked for again, for :data:`NAME_S` at most.
+    A user and a server ``prove`` that it is theirs. An agent of another kind that has just ended may still be known there: so its
+    name is asked for again, for :data:`NAME_S` at most.
     """
     limit = time.monotonic() + NAME_S
     while True:
         channel = connect(address)
         try:
-            reason = _asked(channel, address, name, server)
+            reason = _asked(channel, address, Enter(name, server), prove)
         except BaseException:
             channel.close()
             raise
@@ -47,21 +49,28 @@ def enter(address: Address, name: str, server: str = "") -> Channel:
         time.sleep(_NAME_PAUSE_S)
 
 
-def _asked(channel: Channel, address: Address, name: str, server: str) -> str:
+def _asked(channel: Channel, address: Address, who: Enter, prove: Prover | None) -> str:
     """Ask to be let in; return the reason why not, or nothing."""
-    channel.send(encode(Enter(name, server)))
-    frame = channel.receive(ENTER_S)
-    answer = decode(frame) if frame is not None else None
+    channel.send(encode(who))
+    answer = _heard(channel)
+    if isinstance(answer, Prove) and prove is not None:
+        channel.send(encode(prove(answer.nonce)))
+        answer = _heard(channel)
     if not isinstance(answer, Entered):
         raise VmError(f"what listens at {address} is no manager")
     return answer.reason
+
+
+def _heard(channel: Channel) -> Post | None:
+    frame = channel.receive(ENTER_S)
+    return decode(frame) if frame is not None else None
 
 
 class Link:
     """A link that lasts until :meth:`close`.
 
     Args:
-        address: of the manager. name, server: see :class:`~quoreduce.cloud.agents.post.Enter`.
+        address: of the manager. name, server: see :class:`~quoreduce.cloud.agents.post.Enter`. prove: shows that they are ours.
         heard: called in the reading thread with each message; while it blocks, nothing is read.
         say: called with one line when the connection is lost, cannot be made, or is there again.
 
@@ -70,13 +79,15 @@ class Link:
     """
 
     def __init__(
-        self, address: Address, name: str, server: str, heard: Callable[[Post], None], say: Callable[[str], None]
-    ) -> None:
+        self, address: Address, name: str, server: str, heard: Callable[[Post], None], say: Callable[[str], None],
+        prove: Prover | None = None,
+    ) -> None:  # fmt: skip
         self._address, self._name, self._server, self._heard, self._say = address, name, server, heard, say
+        self._prove = prove
         self._bulk = threading.BoundedSemaphore(BULK_MAX)
         self._waiting: queue.Queue[_Frame] = queue.Queue(WAITING_MAX)
         self._closing = threading.Event()
-        self._channel: Channel | None = enter(address, name, server)
+        self._channel: Channel | None = enter(address, name, server, prove)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._write)]
 
     def start(self) -> None:
@@ -141,7 +152,7 @@ class Link:
 
     def _reconnect(self) -> None:
         try:
-            self._channel = enter(self._address, self._name, self._server)
+            self._channel = enter(self._address, self._name, self._server, self._prove)
             self._say("the manager is there again")
         except VmError:
             self._closing.wait(RETRY_S)

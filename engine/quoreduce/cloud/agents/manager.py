@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import BinaryIO, Final
 
+from quoreduce.cloud.agents import names
 from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, Listener
 from quoreduce.cloud.agents.post import (
     BODY_BYTES_MAX,
@@ -30,6 +31,8 @@ from quoreduce.cloud.agents.post import (
     Names,
     Part,
     Post,
+    Proof,
+    Prove,
     Put,
     Reply,
     Stored,
@@ -40,6 +43,7 @@ from quoreduce.cloud.agents.post import (
 from quoreduce.errors import OutputError, VmError, one_line
 
 BLOB_BYTES_MAX: Final = 64 << 30
+UNPROVED_MAX: Final = NAMES_MAX // 2  # agents who are neither users nor servers: there is always room for those
 _SIZE: Final = struct.Struct(">I")
 
 
@@ -157,11 +161,24 @@ class Manager:
                 self._record.write(frame)
 
     def enter(self, enter: Enter, agent: _Agent) -> str:
-        """Give an agent its name; return the reason why not, or nothing."""
+        """Give an agent its name; return the reason why not, or nothing.
+
+        A user or a server, who have shown that they are it, take the place of an older connection of theirs. A server whose name
+        another one has got is listed with the beginning of its identity: it is reached all the same.
+        """
         with self._lock:
-            if enter.name in self._agents:
+            mine = [name for name, one in self._agents.items() if agent.server and one.server == agent.server]
+            if not agent.server and names.claims(enter):
+                mine = [enter.name] if enter.name in self._agents else []
+            for name in mine:
+                self._agents.pop(name).channel.close()
+            if enter.name in self._agents and not agent.server:
                 return f"the name {enter.name} is in use"
-            self._agents[enter.name] = agent
+            if not names.claims(enter) and sum(not one.shown for one in self._agents.values()) >= UNPROVED_MAX:
+                return f"{UNPROVED_MAX} others are here who need not show who they are"
+            if enter.name in self._agents:
+                agent.name = f"{enter.name[:60]}-{agent.server[4:16]}"
+            self._agents[agent.name] = agent
             return ""
 
     def leave(self, agent: _Agent) -> None:
@@ -197,6 +214,7 @@ class _Agent:
     def __init__(self, manager: Manager, channel: Channel) -> None:
         self._manager, self.channel = manager, channel
         self.name = self.server = ""
+        self.shown = False  # that the name is his
         self._blobs: dict[str, BlobWriter] = {}
 
     def run(self) -> None:
@@ -219,9 +237,21 @@ class _Agent:
         if not isinstance(message, Enter):
             return False
         self.name, self.server = message.name, message.server
-        reason = self._manager.enter(message, self)
+        self.shown = names.claims(message)
+        reason = self._unproved(message) if self.shown else ""
+        reason = reason or self._manager.enter(message, self)
         self._say(Entered(reason))
         return not reason
+
+    def _unproved(self, message: Enter) -> str:
+        """Have a user or a server show that it is who it says; the reason why it is not, or nothing."""
+        nonce = os.urandom(32)
+        self._say(Prove(nonce))
+        frame = self.channel.receive(timeout_s=10)
+        proof = decode(frame) if frame is not None else None
+        if not isinstance(proof, Proof):
+            return "it does not show who it is"
+        return names.why_not(message, nonce, proof)[:500]
 
     def _say(self, message: Post) -> None:
         self.channel.send(encode(message))

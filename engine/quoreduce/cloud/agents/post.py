@@ -1,7 +1,8 @@
 """What an agent and the manager say to each other: letters to be passed on, parts of stored blobs, the insider's console.
 
 The manager is not trusted: these messages carry no secret, and whatever matters in a letter is signed, attested or encrypted
-between its ends (:mod:`quoreduce.cloud.wire`). A name is an address, no identity.
+between its ends (:mod:`quoreduce.cloud.wire`). A name is an address; who enters under a user's id or as a server shows that it is
+his (:mod:`quoreduce.cloud.agents.names`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,18 @@ class Enter(msgspec.Struct, frozen=True, tag="enter"):
 
     name: Name
     server: Annotated[str, msgspec.Meta(max_length=NAME_MAX)] = ""
+
+
+class Prove(msgspec.Struct, frozen=True, tag="prove"):
+    """The manager asks a user or a server to show that the name is his, for this nonce."""
+
+    nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Proof(msgspec.Struct, frozen=True, tag="proof"):
+    """The answer: of a user the nonce signed (:class:`quoreduce.cloud.wire.Entry`), of a server evidence for it."""
+
+    shown: Annotated[bytes, msgspec.Meta(max_length=1 << 19)]
 
 
 class Entered(msgspec.Struct, frozen=True, tag="entered"):
@@ -111,7 +124,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply"):
     reason: Text = ""
 
 
-Post: TypeAlias = Enter | Entered | Letter | Lost | Who | Names | Put | Stored | Get | Part | Console | Reply
+Post: TypeAlias = Enter | Prove | Proof | Entered | Letter | Lost | Who | Names | Put | Stored | Get | Part | Console | Reply
 _DECODER: Final = msgspec.msgpack.Decoder(Post)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 

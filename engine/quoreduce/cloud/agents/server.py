@@ -26,13 +26,14 @@ from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.seats import Seats, Ticket
 from quoreduce.cloud.attestor import SHARED_MAX, Challenge, Session, TpmAttestor
 from quoreduce.cloud.evidence import encode as encode_evidence
-from quoreduce.errors import QuoreduceError, VmError, one_line
+from quoreduce.errors import HostError, QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.channel import Address
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.broker import Rules
     from quoreduce.cloud.measure import Environment
+    from quoreduce.cloud.owners import Owners
 
 INBOX_MAX: Final = 64
 RUN_ROOT: Final = Path("/dev/shm")
@@ -195,6 +196,10 @@ class ServerAgent:
                 self._send(command, None)
             elif isinstance(command, ports.Persist):
                 self._state.write(f"vms/{command.vmid.hex()}", command.record)
+            elif isinstance(command, ports.Floor):
+                self._state.write(f"floors/{command.owner}", str(command.number).encode())
+            elif isinstance(command, ports.Forget):
+                self._state.remove(f"vms/{command.vmid.hex()}")
             elif isinstance(command, ports.Note):
                 self.say(command.vmid, command.text)
             elif isinstance(command, ports.StartTcom | ports.Extend | ports.SendAttested | ports.EndTcom):
@@ -204,7 +209,7 @@ class ServerAgent:
             else:
                 self.seats.do(command)
         except QuoreduceError as error:
-            if isinstance(command, ports.Persist):
+            if isinstance(command, ports.Persist | ports.Floor | ports.Forget):
                 raise
             self._log(f"{type(command).__name__} failed: {one_line(error)}")
             self._step(ports.Failed(command.session, one_line(error)))  # type: ignore[union-attr]
@@ -324,6 +329,16 @@ def run_folder(state: Path, named: str | None) -> Path:
     return path
 
 
+def _attestor(state: Path, environment: Environment) -> TpmAttestor:
+    """The server's TPM; HostError says what to do if it is dead."""
+    from quoreduce.cloud.attestor import SwtpmAttestor
+
+    try:
+        return SwtpmAttestor(state, environment.document, environment.codes)
+    except HostError as error:
+        raise HostError(f"{error}; if this TPM is dead for good, start once with --new-tpm, which ends the VMs here") from error
+
+
 def with_dump(rules: Rules) -> Rules:
     """Rules under which the manager may dump a VM's memory, for demonstrations: another TVE, which no policy of ours trusts."""
     from quoreduce.cloud.broker import Rules
@@ -342,18 +357,20 @@ def measured(rules: Rules) -> Environment:
 
 
 def serve(
-    state: Path, manager: Address, name: str, site: Path, *, run: str | None, allow_dump: bool, accel: str | None,
-    log: Callable[[str], None],
+    state: Path, manager: Address, name: str, site: Path, *, owners: Owners, run: str | None, allow_dump: bool, accel: str | None,
+    new_tpm: bool, log: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Be a server until SIGTERM or SIGINT; its VMs go on, and are taken up when it is started again.
+
+    With ``new_tpm`` it gets another TPM first, and is another server: VMs that it finds are ended.
 
     Raises:
         VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the manager is not there.
         OutputError: a folder cannot be written.
     """
     from quoreduce.cloud.agents.link import Link
-    from quoreduce.cloud.agents.site import check_programs, setup_server
-    from quoreduce.cloud.attestor import SwtpmAttestor
+    from quoreduce.cloud.agents.names import server_prover
+    from quoreduce.cloud.agents.site import check_programs, put_tpm_away, setup_server
     from quoreduce.cloud.broker import RULES
     from quoreduce.cloud.hypervisor import Guest
     from quoreduce.cloud.scrub import scrub
@@ -362,14 +379,18 @@ def serve(
     check_programs()
     rules = with_dump(RULES) if allow_dump else RULES
     with StateFolder(state) as folder, contextlib.ExitStack() as stack:
+        if new_tpm:
+            log(put_tpm_away(state))
         setup_server(state, site)
         environment = measured(rules)
-        attestor = SwtpmAttestor(state, environment.document, environment.codes)
+        attestor = _attestor(state, environment)
         stack.callback(attestor.close)
         records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}
-        agent = ServerAgent(Server(attestor.identity, os.urandom, records.values()), attestor, folder, log)
+        floors = {Path(one).name: int(folder.read(one) or b"0") for one in folder.names("floors")}
+        core = Server(attestor.identity, os.urandom, owners, records.values(), floors)
+        agent = ServerAgent(core, attestor, folder, log)
         agent.seats = Seats(run_folder(state, run), Guest, scrub, agent, agent.report, agent.say, rules, accel)
-        agent.link = Link(manager, name, attestor.identity, agent.heard, log)
+        agent.link = Link(manager, name, attestor.identity, agent.heard, log, server_prover(attestor))
         stack.callback(agent.link.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())

@@ -70,6 +70,21 @@ def setup_server(state: Path, site: Path) -> None:
         folder.write(f"../{ENROLMENT}", msgspec.json.encode(Enrolment("swtpm", signature, made.intermediates)))
 
 
+def put_tpm_away(state: Path) -> str:
+    """Put the TPM of a server aside, which is dead for good, so that another one is made; say what was done. HostError."""
+    from quoreduce.trust.node import ENROLMENT
+
+    away = next(path for number in range(1, 1000) if not (path := state / f"swtpm.old-{number}").exists())
+    try:
+        if not (state / "swtpm").is_dir():
+            return "there is no TPM yet: one is made"
+        (state / ENROLMENT).unlink(missing_ok=True)
+        (state / "swtpm").rename(away)
+    except OSError as error:
+        raise HostError(f"cannot put the TPM in {state} aside: {error.strerror}") from error
+    return f"the TPM is put aside, as {away}: this is another server from now on, and ends the VMs that it finds"
+
+
 def site_policy(state: Path, site: Path, environments: Sequence[str]) -> bytes:
     """The policy (:mod:`quoreduce.trust.policy`) that trusts servers of this site in these environments; a file's bytes."""
     from cryptography import x509

@@ -5,6 +5,7 @@ The folder (mode 0700) holds what the user's VMs hang on; whoever has it, has th
     keys          the user's private keys       policy.json   what is trusted: :mod:`quoreduce.trust.policy`
     vms/VMID      records of VMs, with the keys of their newest backups
     servers.json  which server answered to which name, when it was first asked for      manager   where the manager was last
+    place         which folder this is: one that was copied knows it, and trusts none of its records to be the newest
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.channel import Address, Channel
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
+from quoreduce.cloud.agents.names import user_prover
 from quoreduce.cloud.bundle import Bundle
 from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
-from quoreduce.cloud.user import UNFINISHED, NewVm, ReadBack, Tell, User, UserEvent, Vm, WantImage, Wish
+from quoreduce.cloud.user import User
+from quoreduce.cloud.user_ports import NewVm, ReadBack, Tell, UserEvent, WantImage, Wish
+from quoreduce.cloud.user_record import UNFINISHED, Vm, decode_vm, encode_vm
 from quoreduce.errors import InputError, UsageError, VmError, one_line
+from quoreduce.files import write_whole
 from quoreduce.reading import read_file
 from quoreduce.trust.policy import POLICY_BYTES_MAX, Policy, decode_policy
 
@@ -36,13 +41,26 @@ TICK_S: Final = 0.5
 WHO_S: Final = 10.0
 SCRUB_S: Final = 30.0  # for a migration's source to say that it overwrote what it had
 IMAGE_FILE_MAX: Final = 300 << 20
-KEYS, POLICY, SERVERS, MANAGER = "keys", "policy.json", "servers.json", "manager"
+EXPORT_BYTES_MAX: Final = 64 << 20
+KEYS_BYTES_MAX: Final = 4096
+EXPORT: Final = "quoreduce vm key 1"
+KEYS, POLICY, SERVERS, MANAGER, PLACE = "keys", "policy.json", "servers.json", "manager", "place"
 Say = Callable[[str], None]
 
 
 class _Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sign: wire.Key
     box: wire.Key
+
+
+class _Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of a user's folder, for another place: whoever has it, has the user's VMs."""
+
+    format: str
+    keys: _Keys
+    policy: bytes
+    servers: bytes
+    vms: list[bytes]
 
 
 @dataclass
@@ -63,7 +81,8 @@ class UserAgent:
 
     def __init__(self, folder: StateFolder, say: Say) -> None:
         self._folder, self._say = folder, say
-        keys = _keys(folder)
+        self._keys = keys = _keys(folder)
+        self._notice_copy()
         records = [folder.read(name) or b"" for name in folder.names("vms")]
         self.core = User(keys.sign, keys.box, os.urandom, records)
         self._images: dict[bytes, bytes] = {}
@@ -102,6 +121,27 @@ class UserAgent:
         self._folder.write(POLICY, merged.checked().encode())
         return merged
 
+    def _notice_copy(self) -> None:
+        """A folder that was copied (or brought back) does not know what was ordered from the other one since."""
+        here = str(self._folder.path.stat().st_ino).encode()
+        known = self._folder.read(PLACE)
+        if known is not None and known != here:
+            for name in self._folder.names("vms"):
+                self._folder.write(name, encode_vm(decode_vm(self._folder.read(name) or b"").with_(stale=True)))
+            self._say("this folder is a copy of another: use one of them only; `vm resume` finds VMs that are elsewhere now")
+        if known != here:
+            self._folder.write(PLACE, here)
+
+    def export(self, path: Path) -> int:
+        """Write keys and records to a file (mode 0600) that does not exist yet; return how many VMs are in it."""
+        if path.exists():
+            raise UsageError(f"{path} exists: choose another name")
+        read = self._folder.read
+        vms = [read(name) or b"" for name in self._folder.names("vms")]
+        export = _Export(EXPORT, self._keys, read(POLICY) or b"", read(SERVERS) or b"", vms)
+        write_whole(path, msgspec.json.encode(export), mode=0o600)
+        return len(vms)
+
     # ---- the manager
 
     def connect(self, named: str | None) -> None:
@@ -110,7 +150,7 @@ class UserAgent:
         if not said:
             raise UsageError("name the manager: --manager unix:PATH or tcp:127.0.0.1:PORT")
         address = Address.parse(said)
-        self._channel = enter(address, self.core.address)
+        self._channel = enter(address, self.core.address, "", user_prover(self._keys.sign, self.core.keys.box))
         self._folder.write(MANAGER, str(address).encode())
 
     def close(self) -> None:
@@ -266,6 +306,8 @@ class UserAgent:
         """Remove the record of a VM that runs nowhere, whose name is wanted for another."""
         if vm.backup is not None:
             raise UsageError(f"{vm.name} is {vm.phase}, and has a backup: restore it, or choose another name")
+        if vm.left:
+            raise UsageError(f"not all of {vm.name} is attested to be overwritten: terminate it again, or choose another name")
         del self.core.vms[vm.vmid]
         self._folder.remove(f"vms/{vm.vmid.hex()}")
 
@@ -280,16 +322,56 @@ def unfinished(vm: Vm) -> bool:
     return vm.phase in UNFINISHED
 
 
+def own_id(path: Path) -> str:
+    """The id of the user whose folder this is; keys are made if there are none yet. A command that uses it does not matter."""
+    if (path / KEYS).exists():
+        keys = _decoded(path, read_file(path / KEYS, KEYS_BYTES_MAX))
+    else:
+        with StateFolder(path, wait_s=10.0) as folder:
+            keys = _keys(folder)
+    return User(keys.sign, keys.box, os.urandom).address
+
+
+def import_keys(folder: StateFolder, path: Path) -> int:
+    """Take keys and records from an exported file into a folder without keys; return how many VMs there are.
+
+    What was ordered from another folder since the export is not known: its VMs are out of date until servers have answered.
+
+    Raises:
+        UsageError: the folder has keys. InputError: the file is no export.
+    """
+    if folder.read(KEYS) is not None:
+        raise UsageError(f"{folder.path} has keys already: name a new folder with --state")
+    try:
+        export = msgspec.json.decode(read_file(path, EXPORT_BYTES_MAX), type=_Export)
+        vms = [decode_vm(raw).with_(stale=True) for raw in export.vms]
+    except (msgspec.MsgspecError, UnicodeError, VmError) as error:
+        raise InputError(f"{path} is no file of `quoreduce vm key export`: {one_line(error)}") from error
+    if export.format != EXPORT:
+        raise InputError(f"{path} is of another version: {export.format[:40]!r}, where {EXPORT!r} has to be")
+    for vm in vms:
+        folder.write(f"vms/{vm.vmid.hex()}", encode_vm(vm))
+    for name, data in ((POLICY, export.policy), (SERVERS, export.servers)):
+        if data:
+            folder.write(name, data)
+    folder.write(KEYS, msgspec.json.encode(export.keys))
+    return len(vms)
+
+
 def _keys(folder: StateFolder) -> _Keys:
     raw = folder.read(KEYS)
     if raw is None:
         keys = _Keys(os.urandom(32), os.urandom(32))
         folder.write(KEYS, msgspec.json.encode(keys))
         return keys
+    return _decoded(folder.path, raw)
+
+
+def _decoded(path: Path, raw: bytes) -> _Keys:
     try:
         return msgspec.json.decode(raw, type=_Keys)
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise InputError(f"{folder.path / KEYS} holds no keys of a user: {one_line(error)}") from error
+        raise InputError(f"{path / KEYS} holds no keys of a user: {one_line(error)}") from error
 
 
 def _union(lists: Iterator[tuple[str, ...]]) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class Launch:
                 return self._receipt(False)
             case ScrubFailed() if self._state == "ending":
                 self._reason += f"; and what it left behind could not be overwritten: {event.reason}"
+                self._record = self._record.with_(dirty=True)
                 return self._receipt(False)
             case Failed() | TimedOut() | Settle() if self._state != "ending":
                 return self._fail(_why(event))

@@ -112,6 +112,7 @@ class MigrateIn:
                 return self._over(False)
             case ScrubFailed(), "ending":
                 self._reason += f"; and what it left behind could not be overwritten: {event.reason}"
+                self._record = self._record.with_(dirty=True)
                 return self._over(False)
             case Failed(), ("offered" | "filling" | "loading" | "prepared" | "resuming"):
                 return self._fail(event.reason)

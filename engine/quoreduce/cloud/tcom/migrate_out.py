@@ -5,8 +5,8 @@ Phases, and what holds in each:
 ``greeting``   the order is used up (record ``leaving``); the VM runs; the destination has to attest itself for this order and
                nonce.
 ``streaming``  the destination is the server that the order names, in an environment of the owner's policy; it alone can read the
-               key K_S. The VM may be paused. Whatever fails up to here: the record says ``running``, the VM is resumed, and this
-               order can never be used again.
+               key K_S, and the record names it. The VM may be paused. Whatever fails up to here: the record says ``running``, the
+               VM is resumed, and this order can never be used again.
 ``released``   the destination holds all of it, verified and paused, and the record says so *before* Commit leaves. From here the
                destination decides; this side asks, and never resumes on its own.
 ``ending``     the destination has attested that it runs the VM: only now is the copy here destroyed and scrubbed; then ``moved``.
@@ -82,7 +82,8 @@ class MigrateOut:
     def begin(self, signed: wire.Signed) -> list[Command]:
         """Use the order up, and pass it on to the destination."""
         hello = wire.Hello(wire.encode(signed), self._nonce)
-        return [self._record.persist(), StartTcom(self._session, "migrate_out"), Send(self._record.peer, hello)]
+        record = self._record.with_(peer="")  # who is given nothing has nothing
+        return [record.persist(), StartTcom(self._session, "migrate_out"), Send(self._record.peer, hello)]
 
     def again(self) -> list[Command]:
         """Take a migration up again that was released in an earlier life."""
@@ -148,6 +149,7 @@ class MigrateOut:
         accept = wire.encode(wire.Accept(self._session, offer.nonce, sealed))
         self._state = "streaming"
         return [
+            record.persist(),
             SendAttested(self._session, (record.peer,), bound(self._session, offer.nonce), record.vmid, accept),
             Outgoing(self._session, record.vmid),
         ]
@@ -226,8 +228,9 @@ class MigrateOut:
 
     def _resume(self, reason: str) -> list[Command]:
         """Never after ``released``, but for the destination's own word or the owner's."""
+        peer = "" if self._state == "greeting" else self._record.peer
         self._state, self._reason = "resuming", reason
-        self._record = self._record.with_(phase="running")
+        self._record = self._record.with_(phase="running", peer=peer)
         return [
             Note(self._record.vmid, f"migration failed: {reason}"),
             self._record.persist(),

@@ -47,7 +47,7 @@ class Terminate:
         job = self._job
         match event:
             case Scrubbed():
-                self._record = self._record.with_(phase="terminated", report=event.report)
+                self._record = self._record.with_(phase="terminated", report=event.report, dirty=False)
                 receipt = self._receipt(True, wire.digest(event.report), event.report, "")
                 return [Extend(job.session, REPORT, event.report), self._record.persist(), *receipt]
             case ScrubFailed():
