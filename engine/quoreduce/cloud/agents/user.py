@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -22,12 +22,12 @@ import msgspec
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import post
-from quoreduce.cloud.agents.channel import Address, Channel
-from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed
+from quoreduce.cloud.agents.folder import Records, StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.bundle import Bundle
 from quoreduce.cloud.ports import Data, DataEnd, Persist, Received, Send, Tick, VmSpec
-from quoreduce.cloud.user import UNFINISHED, NewVm, ReadBack, Tell, User, UserEvent, Vm, WantImage, Wish
+from quoreduce.cloud.user import UNFINISHED, NewVm, ReadBack, Tell, User, UserEvent, Vm, WantImage, Wish, decode_vm
 from quoreduce.errors import InputError, UsageError, VmError, one_line
 from quoreduce.reading import read_file
 from quoreduce.trust.policy import POLICY_BYTES_MAX, Policy, decode_policy
@@ -36,6 +36,7 @@ TICK_S: Final = 0.5
 WHO_S: Final = 10.0
 SCRUB_S: Final = 30.0  # for a migration's source to say that it overwrote what it had
 IMAGE_FILE_MAX: Final = 300 << 20
+LATER: Final = "it may still be done: find out with `quoreduce vm resume NAME`"
 KEYS, POLICY, SERVERS, MANAGER = "keys", "policy.json", "servers.json", "manager"
 Say = Callable[[str], None]
 
@@ -74,7 +75,7 @@ class UserAgent:
     @property
     def vms(self) -> list[Vm]:
         """The VMs on record, by name."""
-        return sorted(self.core.vms.values(), key=lambda vm: (vm.name, vm.vmid))
+        return _sorted(self.core.vms.values())
 
     def vm(self, name: str) -> Vm:
         """The VM of this name, or id in hex; UsageError if there is none."""
@@ -131,7 +132,7 @@ class UserAgent:
         raise VmError(f"the manager did not say within {WHO_S:g} s which servers there are")
 
     def _known(self, name: str, servers: dict[str, str]) -> str:
-        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
+        known = _known_servers(self._folder)
         found = next((identity for other, identity in servers.items() if name in (other, identity)), None)
         if found is None:
             raise VmError(f"no server {name} is connected to the manager; there are: {', '.join(servers) or 'none'}")
@@ -143,8 +144,7 @@ class UserAgent:
 
     def names(self) -> dict[str, str]:
         """Names of servers by identity, as far as they were asked for."""
-        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
-        return {identity: name for name, identity in known.items()}
+        return server_names(self._folder)
 
     # ---- wishes
 
@@ -205,9 +205,12 @@ class UserAgent:
 
     def _until(self, events: Sequence[UserEvent], timeout_s: float) -> Answer:
         answer = Answer()
-        for event in events:
-            self._step(event, answer)
-        return self._listen(answer, len(events), timeout_s)
+        try:
+            for event in events:
+                self._step(event, answer)
+            return self._listen(answer, len(events), timeout_s)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}); {LATER}") from error
 
     def _listen(self, answer: Answer, ends: int, timeout_s: float) -> Answer:
         """Take messages until so many wishes have ended, or one has failed."""
@@ -219,7 +222,7 @@ class UserAgent:
                 heard = time.monotonic()
                 self._hear(post.decode(frame), answer)
             elif time.monotonic() - heard > timeout_s:
-                raise VmError(f"nothing came for {timeout_s:g} s; it may still be done: find out with `quoreduce vm resume NAME`")
+                raise VmError(f"nothing came for {timeout_s:g} s; {LATER}")
             else:
                 self._step(Tick(_now()), answer)
         return answer
@@ -273,6 +276,28 @@ class UserAgent:
         if self._channel is None:
             raise VmError("not connected to a manager")
         return self._channel
+
+
+def recorded(folder: Records) -> list[Vm]:
+    """The VMs on record in a user's folder, by name; InputError, VmError for a record that cannot be read."""
+    records = [folder.read(name) for name in folder.names("vms")]
+    return _sorted(decode_vm(raw) for raw in records if raw is not None)
+
+
+def server_names(folder: Records) -> dict[str, str]:
+    """Names of servers by identity, as far as they were asked for."""
+    return {identity: name for name, identity in _known_servers(folder).items()}
+
+
+def _known_servers(folder: Records) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(folder.read(SERVERS) or b"{}", type=dict[str, str])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InputError(f"{folder.path / SERVERS} holds no names of servers: restore it, or remove it") from error
+
+
+def _sorted(vms: Iterable[Vm]) -> list[Vm]:
+    return sorted(vms, key=lambda vm: (vm.name, vm.vmid))
 
 
 def unfinished(vm: Vm) -> bool:
