@@ -136,7 +136,7 @@ class Server:
                 case wire.Hello():
                     return self._hello(message)
                 case wire.StatusQuery():
-                    return status.answer(message.vmid, self.records.get(message.vmid), message.nonce, message.reply)
+                    return self._status(message.vmid, message.nonce, message.reply)
                 case wire.Attested():
                     said = wire.decode_said(message.content)
                     if not isinstance(said, wire.Status):
@@ -260,7 +260,10 @@ class Server:
             commands += self._pass(order.about, Settle())
         elif not self._busy(order.vmid):
             commands += self._again(self.records[order.vmid])
-        return [*commands, *status.answer(order.vmid, self.records[order.vmid], job.session, job.user)]
+        return [*commands, *self._status(order.vmid, job.session, job.user)]
+
+    def _status(self, vmid: bytes, nonce: bytes, reply: str) -> list[Command]:
+        return status.answer(vmid, self.records.get(vmid), nonce, reply, self._busy(vmid))
 
     def _abandon(self, job: Job, record: Record | None) -> list[Command]:
         if record is None or record.phase != "released" or record.order != job.order.about:

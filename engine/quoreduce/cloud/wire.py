@@ -179,6 +179,7 @@ class Status(_Message, frozen=True):
         nonce: of the query, or of the order to settle.
         peer: the other server of a migration.
         report: of a scrub.
+        busy: whether something is being done with the VM there now.
     """
 
     vmid: Id
@@ -189,6 +190,7 @@ class Status(_Message, frozen=True):
     nonce: Nonce
     peer: Server = ""
     report: Annotated[bytes, msgspec.Meta(max_length=1 << 16)] = b""
+    busy: bool = False
 
 
 # What goes through a session's channel.

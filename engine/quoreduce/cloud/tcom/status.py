@@ -11,13 +11,13 @@ from quoreduce.cloud import wire
 from quoreduce.cloud.ports import NO_ORDER, Command, EndTcom, Record, SendAttested, StartTcom
 
 
-def answer(vmid: bytes, record: Record | None, nonce: bytes, reply: str) -> list[Command]:
+def answer(vmid: bytes, record: Record | None, nonce: bytes, reply: str, busy: bool) -> list[Command]:
     """Answer a query, or an order to settle, with this nonce; to ``reply``, whoever that is."""
     session = sha256(b"quoreduce vm status 1" + nonce + reply.encode()).digest()
     status = wire.Status(vmid, "unknown", 0, NO_ORDER, 0, nonce)
     if record is not None:
         status = wire.Status(
-            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report
+            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report, busy
         )  # fmt: skip
     return [
         StartTcom(session, "status"),
