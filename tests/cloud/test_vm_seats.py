@@ -21,12 +21,12 @@ from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.runfolder import RunFolder
 from quoreduce.cloud.agents.seats import Seats
-from quoreduce.cloud.agents.server import ServerAgent
+from quoreduce.cloud.agents.server import ServerAgent, TpmLost
 from quoreduce.cloud.broker import RULES
 from quoreduce.cloud.bundle import Bundle
 from quoreduce.cloud.processes import Process
 from quoreduce.cloud.scrub import scrub
-from quoreduce.errors import OutputError, VmError
+from quoreduce.errors import HostError, OutputError, VmError
 from quoreduce.files import mark
 
 VM, SESSION, OTHER = bytes(range(16)), b"s" * 32, b"o" * 32
@@ -362,6 +362,20 @@ def test_a_record_that_cannot_be_written_stops_the_agent_and_nothing_is_sent(
     with pytest.raises(OutputError):
         made._take(ports.Gone(VM))
     assert link.sent == []
+
+
+def test_a_tpm_that_is_gone_stops_the_agent_and_nothing_is_said_without_it(tmp_path: Path) -> None:
+    def gone(challenges: Any) -> Any:
+        raise HostError("swtpm is gone")
+
+    attested = ports.SendAttested(SESSION, ("someone",), bytes(32), VM, b"content")
+    made, core, link = agent(tmp_path, {ports.Gone: [ports.StartTcom(SESSION, "backup"), attested, ports.Persist(VM, b"record")]})
+    made._attestor = SimpleNamespace(session=lambda operation: SimpleNamespace(operation=operation), attest_many=gone)  # type: ignore[assignment]
+    with pytest.raises(TpmLost, match="its VMs go on: start the server again"):
+        made._take(ports.Gone(VM))
+    assert link.sent == []
+    assert core.events == [ports.Gone(VM)]
+    assert not (tmp_path / "state" / "vms").exists()
 
 
 def test_a_part_that_is_fetched_goes_to_its_session_only_while_that_lasts(tmp_path: Path) -> None:

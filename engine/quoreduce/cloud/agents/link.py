@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from quoreduce.cloud.agents.channel import Address, Channel, connect
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, connect
 from quoreduce.cloud.agents.post import Enter, Entered, Post, decode, encode
 from quoreduce.errors import VmError
 
@@ -36,6 +36,9 @@ def enter(address: Address, name: str, server: str = "") -> Channel:
         channel = connect(address)
         try:
             reason = _asked(channel, address, name, server)
+        except ChannelClosed as error:
+            channel.close()
+            raise VmError(f"the manager is gone ({error}): start it again, `quoreduce vm manager {address}`") from error
         except BaseException:
             channel.close()
             raise

@@ -122,6 +122,12 @@ class UserAgent:
 
     def server(self, name: str) -> str:
         """The server of this name: as it was when it was first asked for, so that the manager cannot give another one later."""
+        try:
+            return self._asked(name)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}): start it again, and repeat this") from error
+
+    def _asked(self, name: str) -> str:
         channel = self._connected()
         channel.send(post.encode(post.Who()))
         limit = time.monotonic() + WHO_S
@@ -185,6 +191,13 @@ class UserAgent:
         again = f"back {vm.name} up again"
         if vm.whole is not None and vm.whole != vm.backup:
             again += f" (until then number {vm.whole.counter} can be restored)"
+        try:
+            return self._read_back(vm, manifest, again)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}): {again}") from error
+
+    def _read_back(self, vm: Vm, manifest: wire.Manifest, again: str) -> int:
+        assert vm.backup is not None
         channel = self._connected()
         channel.send(post.encode(post.Get(manifest.order.hex(), 1)))
         digest, size = sha256(), 0
