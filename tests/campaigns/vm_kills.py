@@ -229,7 +229,7 @@ class Campaign:
             seconds = time.monotonic() - killed_at
             if not case.at_once:
                 self._start_again(case, place)
-            self._judge_words(case, command.returncode, out, err)
+            judge_words(case, command.returncode, out, err)
             phase = self._settled()
         self.tally.samples += copies.samples
         if copies.double:
@@ -276,16 +276,6 @@ class Campaign:
             command.kill()
             out, err = command.communicate()
             raise Wrong(f"the command does not end within {END_MAX_S:g} s of the kill; it said: {out} {err}") from None
-
-    def _judge_words(self, case: Case, code: int, out: str, err: str) -> None:
-        if "Traceback" in out + err:
-            raise Wrong(f"a traceback: {err}")
-        if case.victim == "user" and code == -signal.SIGKILL:
-            return
-        if code not in (0, 6):
-            raise Wrong(f"exit {code}: {err}")
-        if code and (err.count("\n") != 1 or not HINT.search(err)):
-            raise Wrong(f"it does not say in one line what to do: {err!r}")
 
     def _settled(self) -> str:
         """The VM's phase when `vm resume` has found it; nothing is under way then."""
@@ -365,6 +355,18 @@ class Campaign:
         if found := found_in(self._secrets, places):
             raise Wrong(f"a secret is in {found}")
         os.truncate(self.site.record, 0)
+
+
+def judge_words(case: Case, code: int, out: str, err: str) -> None:
+    """Raise Wrong unless a command says how it ended, and what to do."""
+    if "Traceback" in out + err:
+        raise Wrong(f"a traceback: {err}")
+    if case.victim == "user" and code == -signal.SIGKILL:
+        return
+    if code not in (0, 6):
+        raise Wrong(f"exit {code}: {err}")
+    if code and (err.count("\n") != 1 or not HINT.search(err)):
+        raise Wrong(f"it does not say in one line what to do: {err!r}")
 
 
 def tpms(state: Path) -> list[int]:
