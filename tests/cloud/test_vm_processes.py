@@ -101,7 +101,7 @@ def test_a_vm_whose_folder_was_deleted_is_ended_before_it_is_said_to_be_lost(sit
     shutil.rmtree(guest(site))
     site.server("s1")
     assert not any(process.alive() for process in was)
-    assert "lost" in site.run("resume", "web").err
+    assert "attests that web is gone there" in site.run("resume", "web").err
 
 
 def tpms(state: Path) -> list[int]:

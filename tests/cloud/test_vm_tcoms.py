@@ -200,6 +200,23 @@ def test_a_backup_that_its_server_knows_nothing_of_any_more_is_settled_at_the_ne
     assert any("the backup was not done, order it anew" in line for line in world.lines or ())
 
 
+@pytest.mark.parametrize("gone", ["A", "B"])
+def test_a_migration_is_settled_when_one_of_its_servers_is_gone_whatever_the_other_says(gone: str) -> None:
+    world = World(3, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    world.wish("migrate", to="B")
+    while not any("A: Outgoing" in line for line in world.lines or ()):
+        world.deliver(world.letters.pop(0))
+    world.hosts[gone].crash()
+    for _ in range(12):
+        world.tick(5)
+        while letter := next((one for one in world.letters if "Status" in one.what or "settle" in one.what), None):
+            world.letters.remove(letter)
+            world.deliver(letter)
+    assert any("user is told (failed)" in line for line in world.lines or ())
+
+
 def test_whoever_waits_for_a_server_that_is_gone_is_told_what_to_do_within_a_minute() -> None:
     world = backing_up()
     for _ in range(12):

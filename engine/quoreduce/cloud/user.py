@@ -215,6 +215,7 @@ class _Active:
     heard: dict[str, str] = field(default_factory=dict)  # server -> phase
     quiet: bool = False  # the questions are not the user's: is it still going on?
     begun: datetime | None = None
+    going: dict[str, datetime] = field(default_factory=dict)  # server -> when it last said that the order goes on
     sent: bool = False  # a part of the image, since the last tick
 
 
@@ -528,7 +529,8 @@ class User:
             active.queries.pop(said.nonce, None)
             goes_on = status.busy and status.order == vm.order and status.phase in GOING_ON[vm.phase]
             if goes_on and active.begun is not None and at - active.begun < LONG:
-                active.since = at
+                active.going[server] = at
+                active.since = max(active.since, min(active.going.get(one, active.begun) for one in _places(vm)))
             if active.quiet and status.order == vm.order and not status.busy and vm.phase in UNFINISHED:
                 return self._resolve(vm, at)  # the server was begun anew, or what it said was lost
             return [] if active.quiet else self._asked(vm, active, server, status, found)
