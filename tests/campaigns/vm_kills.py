@@ -42,7 +42,7 @@ END_MAX_S = 60.0  # from the kill to the end of a command
 LEFT_MAX_S = 45.0  # until nothing is left of a VM where it is not
 APPEAR_MAX_S = 20.0
 POLL_S = 0.01
-HINT = re.compile(r"resume|restore|launch|anew|again|terminate|backup|trust")
+HINT = re.compile(r"start|resume|restore|launch|anew|again|terminate|backup|trust")
 BEGUN = frozenset({"launching", "restoring", "migrating", "abandoning", "backing up", "terminating"})
 ENDS = {  # how an operation may end, whoever is killed; and "lost" if it was a process of the guest's
     "launch": {"running", "idle", "not ordered"}, "migrate": {"running"}, "backup": {"running"},

@@ -25,7 +25,7 @@ from quoreduce.cloud.image import build
 from quoreduce.report.vm_demo import Site
 
 SERVERS = ("s1", "s2")
-PIECE_BYTES, PIECES = 48, 256
+PIECE_BYTES, PIECES = 48, 12
 GROWN_MAX_MB = 24.0  # of an agent's memory; an image has 16
 QUIET_MAX_S = 30.0
 POLL_S = 0.05

@@ -141,7 +141,8 @@ class UserAgent:
         known = _known_servers(self._folder)
         found = next((identity for other, identity in servers.items() if name in (other, identity)), None)
         if found is None:
-            raise VmError(f"no server {name} is connected to the manager; there are: {', '.join(servers) or 'none'}")
+            there = ", ".join(servers) or "none"
+            raise VmError(f"no server {name} is connected to the manager: start it, or name another one; there are: {there}")
         if known.setdefault(name, found) != found:
             was = known[name][:12]
             raise VmError(f"{name} is another server than before ({found[:12]}, was {was}): if that is right, name it in full")
