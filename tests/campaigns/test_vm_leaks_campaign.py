@@ -27,7 +27,7 @@ def test_servers_are_after_operations_as_they_were_before(tmp_path: Path, says: 
         before = campaign.look()
         campaign.launches(1)
         campaign.moves(1)
-        after, files = campaign.look(), campaign.files()
+        after, files = campaign.look(before), campaign.files()
     finally:
         campaign.close()
     says("VM leaks: " + " | ".join(table(before, after).splitlines()))

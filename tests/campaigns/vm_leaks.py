@@ -46,6 +46,11 @@ class Figures:
     memory_mb: float
 
 
+def counts(one: Figures) -> tuple[int, int, int]:
+    """What has to be the same again."""
+    return one.children, one.files, one.threads
+
+
 def figures(pid: int) -> Figures:
     """Look at a process."""
     stats = [(entry, _stat(entry)) for entry in os.listdir("/proc") if entry.isdecimal()]
@@ -129,12 +134,15 @@ class Campaign:
     def pid(self, name: str) -> int:
         return self.site.processes[name].pid
 
-    def look(self) -> dict[str, Figures]:
-        """Look at all agents when they are quiet: what has ended has been asked how."""
+    def look(self, before: dict[str, Figures] | None = None) -> dict[str, Figures]:
+        """Look at all agents when they are quiet: all counts are as they were, or for a while they do not get so."""
         limit = time.monotonic() + QUIET_MAX_S
-        while any(figures(self.pid(name)).ended for name in SERVERS) and time.monotonic() < limit:
+        while True:
+            found = {name: figures(self.pid(name)) for name in ("manager", *SERVERS)}
+            same = before is None or all(counts(found[name]) == counts(before[name]) for name in found)
+            if time.monotonic() > limit or (same and not any(one.ended for one in found.values())):
+                return found
             time.sleep(POLL_S)
-        return {name: figures(self.pid(name)) for name in ("manager", *SERVERS)}
 
     def files(self) -> list[str]:
         """What lies in the servers' run folders, but for what a server has there all the time."""
@@ -183,7 +191,7 @@ def judge(before: dict[str, Figures], after: dict[str, Figures], files: Sequence
         raise Wrong(f"an agent's memory holds pieces of the image after a receipt, {copies} times")
     for name, was in before.items():
         now = after[name]
-        if now.ended or (now.children, now.files, now.threads) != (was.children, was.files, was.threads):
+        if now.ended or counts(now) != counts(was):
             raise Wrong(f"{name} has other processes, open files or threads: {was} before, {now} after")
         if now.memory_mb - was.memory_mb > GROWN_MAX_MB:
             raise Wrong(f"{name} has more memory: {was} before, {now} after")
@@ -212,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             before = campaign.look()
             campaign.launches(a.launches)
             campaign.moves(a.moves)
-            after, files = campaign.look(), campaign.files()
+            after, files = campaign.look(before), campaign.files()
         finally:
             campaign.close()
     print(table(before, after))
