@@ -93,14 +93,15 @@ class Owner:
 
     def runs(self) -> bool:
         """Whether the process still runs; this one is asked by its locks."""
-        return self.pid != os.getpid() and self.pid > 0 and self.boot == _boot_id() and _start_of(self.pid) == self.start
+        return self.pid != os.getpid() and self.pid > 0 and self.boot == boot_id() and _start_of(self.pid) == self.start
 
 
 def _this_process(folder: os.stat_result, pid: int) -> Owner:
-    return Owner(_MAGIC, os.geteuid(), pid, _start_of(pid) or 0, _boot_id(), folder.st_dev, folder.st_ino)
+    return Owner(_MAGIC, os.geteuid(), pid, _start_of(pid) or 0, boot_id(), folder.st_dev, folder.st_ino)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Which boot of this machine this is: another one each time; empty where the kernel does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -130,7 +131,7 @@ def _decode(raw: bytes, folder: os.stat_result) -> Owner | None:
     well_formed = isinstance(owner.pid, int) and isinstance(owner.start, int)
     if not well_formed or (owner.quoreduce, owner.uid, owner.inode) != here:
         return None
-    same_device = owner.device == folder.st_dev or owner.boot != _boot_id()  # many devices get new numbers at each boot
+    same_device = owner.device == folder.st_dev or owner.boot != boot_id()  # many devices get new numbers at each boot
     return owner if same_device else None
 
 
@@ -261,6 +262,11 @@ class Hold:
             close_quietly(self._lock)
         self._lock = -1
         _held.discard(self)
+
+
+def mark(folder: Path) -> None:
+    """Mark a folder of ours that outlives this process, and that nobody holds; OSError if it cannot be marked."""
+    Hold(folder).release()
 
 
 _held: weakref.WeakSet[Hold] = weakref.WeakSet()

@@ -341,7 +341,7 @@ def _kind(path: Path) -> str:
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(guest: Guest, bundle: Bundle) -> None:
-    with pytest.raises(VmError, match="is not empty: a guest needs a folder of its own"):
+    with pytest.raises(VmError, match="is not empty, or not ours: a guest needs a folder of its own"):
         Guest.start(guest.folder, SPEC, bundle)
     assert guest.status() == "running"
 

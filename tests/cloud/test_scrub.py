@@ -13,6 +13,7 @@ import pytest
 
 from quoreduce.cloud.scrub import Io, scrub
 from quoreduce.errors import VmError
+from quoreduce.files import MARKER, mark
 
 SECRET = b"a secret that must not stay" * 1000
 
@@ -21,6 +22,7 @@ SECRET = b"a secret that must not stay" * 1000
 def folder(tmp_path: Path) -> Path:
     made = tmp_path / "guest"
     (made / "vtpm").mkdir(parents=True)
+    mark(made)
     (made / "ram").write_bytes(SECRET * 60)  # more than one piece
     (made / "vtpm" / "state").write_bytes(SECRET)
     (made / "empty").touch()
@@ -55,6 +57,7 @@ def test_a_folder_that_is_gone_is_scrubbed(tmp_path: Path) -> None:
 def test_holes_are_not_filled_and_data_between_them_is_overwritten(tmp_path: Path) -> None:
     made = tmp_path / "guest"
     made.mkdir()
+    mark(made)
     with open(made / "sparse", "wb") as file:
         file.truncate(64 << 20)
         os.pwrite(file.fileno(), SECRET, 10_000_000)
@@ -108,6 +111,7 @@ def test_a_file_that_grows_is_done_again_and_one_that_does_not_stop_is_refused(f
     assert all(SECRET[:27] not in (tmp_path / name).read_bytes() for name in ("ram", "empty", "vtpm-state"))
 
     folder.mkdir()
+    mark(folder)
     (folder / "log").write_bytes(SECRET)
     with pytest.raises(VmError, match="guest/log: it changes its size all the time"):
         scrub(folder, Io(sync=lambda fd: os.ftruncate(fd, os.fstat(fd).st_size + 1)))
@@ -129,7 +133,30 @@ def test_a_file_that_cannot_be_opened_for_writing_is_named(folder: Path) -> None
         try:
             with pytest.raises(VmError, match=r"not scrubbed: .*guest/busy: Text file busy; put that right and try again"):
                 scrub(folder)
-            assert [path.name for path in folder.rglob("*") if not path.is_dir()] == ["busy"]
+            assert [path.name for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith(MARKER)] == ["busy"]
         finally:
             busy.kill()
+    assert scrub(folder).files == 1
+
+
+def test_a_folder_without_our_marker_and_a_link_are_refused_and_left_alone(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "vtpm", tmp_path / "foreign")
+    shutil.copy(next(folder.glob(f"{MARKER}*")), tmp_path / "foreign")  # of another folder
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("foreign", "link"):
+        with pytest.raises(VmError, match=f"{name} is not scrubbed: .* bears no marker of ours"):
+            scrub(tmp_path / name)
+    assert (tmp_path / "foreign" / "state").read_bytes() == SECRET
+    assert (folder / "vtpm" / "state").read_bytes() == SECRET
+
+
+def test_the_marker_goes_last(folder: Path) -> None:
+    def fails(path: Path) -> None:
+        if path.name == "empty":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.unlink(path)
+
+    with pytest.raises(VmError, match="not scrubbed"):
+        scrub(folder, Io(unlink=fails))
+    assert next(folder.glob(f"{MARKER}*"))
     assert scrub(folder).files == 1

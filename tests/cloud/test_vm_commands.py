@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quoreduce.cloud import wire
@@ -94,6 +95,8 @@ def test_what_cannot_be_is_said_in_one_line(vm: Callable[..., Any], arguments: t
 def test_a_user_begins_with_no_vms_and_a_folder_of_his_own(vm: Callable[..., Any], tmp_path: Path) -> None:
     assert "no VMs yet" in vm("list").stdout
     assert json.loads(vm("list", "--json").stdout) == {"vms": []}
+    assert not (tmp_path / "user").exists()  # to look makes nothing
+    assert vm("attest", "--manager", "unix:m").code == 6
     assert stat.S_IMODE((tmp_path / "user").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "user" / "keys").stat().st_mode) == 0o600
 
@@ -115,7 +118,7 @@ def test_what_is_trusted_is_what_was_named_last(vm: Callable[..., Any], tmp_path
 def test_broken_keys_of_a_user_are_said(vm: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "user").mkdir()
     (tmp_path / "user" / "keys").write_bytes(os.urandom(64))
-    ended = vm("list")
+    ended = vm("attest", "--manager", "unix:m")
     assert ended.code == 2
     assert "holds no keys of a user" in ended.stderr
 
@@ -163,3 +166,13 @@ def test_a_copy_that_is_left_is_listed(vm: Callable[..., Any], tmp_path: Path) -
         folder.write("vms/" + (b"v" * 16).hex(), encode_vm(one))
     assert "not attested to be overwritten on 000b22222222: resume it" in vm("list").stdout
     assert json.loads(vm("list", "--json").stdout)["vms"][0]["left"] == ["000b22222222"]
+
+
+def test_the_list_is_there_while_another_command_holds_the_folder(vm: Callable[..., Any], tmp_path: Path) -> None:
+    record = Vm(b"v" * 16, "web", b"", wire.Spec(), bytes(32), 1, "launching", peer="000b" + "11" * 32)
+    with StateFolder(tmp_path / "user") as folder:
+        folder.write("vms/" + record.vmid.hex(), encode_vm(record))
+        assert "in use by another process" in vm("attest", "--manager", "unix:m").stderr
+        ended = vm("list", "--json")
+    assert ended.code == 0, ended.stderr
+    assert [(row["name"], row["phase"]) for row in json.loads(ended.stdout)["vms"]] == [("web", "launching")]

@@ -12,6 +12,7 @@ from towers import Tower, tower
 
 from quoreduce.cloud.agents import manager as managers
 from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, connect
+from quoreduce.cloud.agents.folder import LOCK
 from quoreduce.cloud.agents.manager import Manager, Store
 from quoreduce.cloud.agents.names import server_prover, user_prover
 from quoreduce.cloud.agents.post import (
@@ -35,6 +36,7 @@ from quoreduce.cloud.agents.post import (
 )
 from quoreduce.cloud.user import User
 from quoreduce.errors import OutputError, VmError
+from quoreduce.files import MARKER
 
 VM = "00" * 16
 ONE, TWO = tower(), tower()
@@ -189,6 +191,10 @@ def test_a_blob_comes_back_in_its_parts_and_again_after_a_restart(tmp_path: Path
     cloud.close()
 
 
+def blobs(cloud: Cloud) -> list[Path]:
+    return [path for path in cloud.store.iterdir() if path.name != LOCK and not path.name.startswith(f"{MARKER}.")]
+
+
 def test_a_blob_is_invisible_until_it_is_whole_and_gone_with_its_writer(cloud: Cloud) -> None:
     alice, bob = cloud.agent("alice"), cloud.agent("bob")
     say(alice, Put("b1", 0, b"half", False), Who())
@@ -198,7 +204,7 @@ def test_a_blob_is_invisible_until_it_is_whole_and_gone_with_its_writer(cloud: C
     assert isinstance(part, Part)
     assert "no stored blob b1" in part.reason
     alice.close()
-    while any(cloud.store.iterdir()):
+    while blobs(cloud):
         say(bob, Who())
         hear(bob)
 
@@ -210,7 +216,7 @@ def test_parts_out_of_order_are_refused_once_and_nothing_is_left(cloud: Cloud) -
     assert isinstance(refused, Stored)
     assert "part 2 in the place of 1" in refused.reason
     assert isinstance(hear(alice), Names)
-    assert not any(cloud.store.iterdir())
+    assert not blobs(cloud)
 
 
 def test_a_full_disk_is_told_and_what_was_written_is_removed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,14 +229,42 @@ def test_a_full_disk_is_told_and_what_was_written_is_removed(cloud: Cloud, monke
     refused = hear(alice)
     assert isinstance(refused, Stored)
     assert "No space left" in refused.reason
-    assert not any(cloud.store.iterdir())
+    assert not blobs(cloud)
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x00\x00\x09half", b"\xff\xff\xff\xff", b"\x00"])
 def test_a_stored_blob_that_was_damaged_is_no_blob(tmp_path: Path, damage: bytes) -> None:
-    (tmp_path / "b1").write_bytes(damage)
+    store = Store(tmp_path / "store")
+    (store.folder / "b1").write_bytes(damage)
     with pytest.raises(VmError, match="b1"):
-        list(Store(tmp_path).parts("b1"))
+        list(store.parts("b1"))
+
+
+def test_a_folder_of_others_is_no_store_and_nothing_in_it_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / ".vimrc.new").touch()
+    with pytest.raises(OutputError, match="is no store of ours, and not empty: choose another folder with --store"):
+        Store(tmp_path)
+    assert (tmp_path / ".vimrc.new").exists()
+
+
+def test_a_second_manager_on_a_store_is_refused(tmp_path: Path) -> None:
+    first = Store(tmp_path / "store")
+    (first.folder / ".b1.alice.new").touch()
+    with pytest.raises(VmError, match="in use by another process"):
+        Store(tmp_path / "store")
+    assert (first.folder / ".b1.alice.new").exists()
+    first.close()
+    assert not (Store(tmp_path / "store").folder / ".b1.alice.new").exists()
+
+
+def test_no_blob_takes_the_place_of_the_stores_lock(cloud: Cloud) -> None:
+    alice = cloud.agent("alice")
+    say(alice, Put(LOCK, 0, b"x", True), Get(LOCK, 1))
+    refused, part = hear(alice), hear(alice)
+    assert isinstance(refused, Stored)
+    assert isinstance(part, Part)
+    assert "no blob can be called lock" in refused.reason
+    assert "no blob can be called lock" in part.reason
 
 
 def test_a_store_that_cannot_be_made_is_said(tmp_path: Path) -> None:

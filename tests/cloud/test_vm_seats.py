@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import queue
+import signal
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +19,15 @@ import pytest
 from quoreduce.cloud import ports, wire
 from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.runfolder import RunFolder
 from quoreduce.cloud.agents.seats import Seats
-from quoreduce.cloud.agents.server import ServerAgent
+from quoreduce.cloud.agents.server import ServerAgent, TpmLost
 from quoreduce.cloud.broker import RULES
 from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.processes import Process
 from quoreduce.cloud.scrub import scrub
-from quoreduce.errors import OutputError, VmError
+from quoreduce.errors import HostError, OutputError, VmError
+from quoreduce.files import mark
 
 VM, SESSION, OTHER = bytes(range(16)), b"s" * 32, b"o" * 32
 IMAGE = Bundle(b"kernel", b"initrd", "quiet").encode()
@@ -34,6 +40,7 @@ class Guest:
     made: list[Guest]
     gate: threading.Event
     boots = True
+    processes_of_next: tuple[Process, ...] = ()
 
     def __init__(self, folder: Path, incoming: bool) -> None:
         self.folder, self.calls, self.lives = folder, ["start incoming" if incoming else "start"], True
@@ -41,10 +48,13 @@ class Guest:
         self.broker = SimpleNamespace(qmp=SimpleNamespace(on_event=lambda listener: None))
         self.serial = SimpleNamespace(wait=self._wait, close=lambda: None)
         self.got, self.leaving = bytearray(), threading.Event()
+        self.processes: tuple[Process, ...] = Guest.processes_of_next
         Guest.made.append(self)
 
     @classmethod
     def start(cls, folder: Path, spec: ports.VmSpec, bundle: Bundle, *, incoming: bool, accel: str | None, rules: Any) -> Guest:
+        folder.mkdir()
+        mark(folder)
         (folder / "ram.bin").write_bytes(b"secret")
         return cls(folder, incoming)
 
@@ -100,7 +110,9 @@ class Place:
     def __init__(self, folder: Path, tickets: int = 100) -> None:
         self.events: queue.Queue[ports.Event] = queue.Queue()
         self.outlet = Outlet(tickets)
-        self.seats = Seats(folder, Guest, scrub, self.outlet, self.events.put, lambda vmid, text: None, RULES)  # type: ignore[arg-type]
+        self.state = StateFolder(folder.with_name(f"{folder.name}-state"))
+        self.run = RunFolder(self.state, str(folder))
+        self.seats = Seats(self.run, Guest, scrub, self.outlet, self.events.put, lambda vmid, text: None, RULES)  # type: ignore[arg-type]
 
     def event(self) -> ports.Event:
         return self.events.get(timeout=10)
@@ -118,7 +130,7 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     Guest.made, Guest.boots, Guest.gate = [], True, threading.Event()
     Guest.gate.set()
-    yield Place(tmp_path)
+    yield Place(tmp_path / "run")
     Guest.gate.set()
 
 
@@ -154,7 +166,6 @@ def test_what_leaves_is_what_another_seat_takes_in(place: Place, tmp_path: Path)
     assert place.event() == ports.DataEnd(OTHER)
     state = bytes(place.outlet.parts)
     assert state.startswith(struct.pack(">I", len(IMAGE)) + IMAGE)
-    (tmp_path / "there").mkdir()
     there = Place(tmp_path / "there")
     there.seats.do(ports.Open(SESSION, VM, SPEC, True))
     for at in range(0, len(state), 1000):
@@ -177,7 +188,7 @@ def test_a_state_that_ends_within_its_image_is_refused(place: Place) -> None:
 def test_resuming_stops_what_leaves_even_while_it_waits_for_a_ticket(tmp_path: Path) -> None:
     Guest.made, Guest.boots, Guest.gate = [], True, threading.Event()
     Guest.gate.set()
-    place = Place(tmp_path, tickets=1)
+    place = Place(tmp_path / "run", tickets=1)
     guest = place.boot()
     place.seats.do(ports.Outgoing(OTHER, VM))
     place.seats.do(ports.Resume(OTHER, VM))
@@ -234,16 +245,64 @@ def test_a_guest_that_ended_by_itself_is_said_once_and_scrubbed(place: Place) ->
     assert not guest.folder.exists()
 
 
-def test_after_a_restart_guests_are_taken_up_and_the_rest_is_scrubbed(place: Place, tmp_path: Path) -> None:
-    for name in (VM.hex(), OTHER[:16].hex(), "stray"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "ram.bin").write_bytes(b"secret")
-    (tmp_path / VM.hex() / "alive").touch()
+def test_after_a_restart_guests_are_taken_up_and_the_rest_is_scrubbed(place: Place) -> None:
+    for name in (VM.hex(), OTHER[:16].hex(), "ab" * 16):
+        (place.run.path / name).mkdir()
+        mark(place.run.path / name)
+        (place.run.path / name / "ram.bin").write_bytes(b"secret")
+    (place.run.path / VM.hex() / "alive").touch()
     assert len(place.seats.strays({VM, OTHER[:16]})) == 1
     assert place.seats.recover(VM)
     assert not place.seats.recover(OTHER[:16])
     assert not place.seats.recover(bytes(16))
-    assert [path.name for path in tmp_path.iterdir()] == [VM.hex()]
+    assert place.run.vms() == {VM}
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a guest's."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_that_runs_although_its_folder_is_gone_is_ended_before_the_vm_is_said_to_be_gone(
+    place: Place, stranger: subprocess.Popen[bytes]
+) -> None:
+    place.run.note(VM, [Process.of(stranger.pid)])
+    assert not place.seats.recover(VM)
+    assert stranger.wait(10) == -signal.SIGKILL
+    assert place.run.vms() == set()
+
+
+def test_a_vm_of_which_a_process_cannot_be_ended_is_not_gone(
+    place: Place, stranger: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(self: Process, grace_s: float = 0.0) -> None:
+        raise VmError(f"process {self.pid} cannot be killed")
+
+    Guest.processes_of_next = (Process.of(stranger.pid),)
+    guest = place.boot()
+    Guest.processes_of_next = ()
+    monkeypatch.setattr(Process, "end", cannot)
+    guest.lives = False
+    while place.seats._seat(VM)._busy:
+        pass
+    assert place.seats.gone() == []
+    assert place.seats.recover(VM)
+    monkeypatch.undo()
+    place.seats._seat(VM).guest = guest  # type: ignore[assignment]
+    assert place.seats.gone() == [VM]
+    assert stranger.wait(10) == -signal.SIGKILL
+
+
+def test_a_process_of_another_boot_or_with_another_start_is_not_the_guests(
+    place: Place, stranger: subprocess.Popen[bytes]
+) -> None:
+    process = Process.of(stranger.pid)
+    place.run.note(VM, [replace(process, boot="another"), replace(process, start=process.start - 1)])
+    assert not place.seats.recover(VM)
+    assert stranger.poll() is None
 
 
 # ---- the server's loop
@@ -303,6 +362,20 @@ def test_a_record_that_cannot_be_written_stops_the_agent_and_nothing_is_sent(
     with pytest.raises(OutputError):
         made._take(ports.Gone(VM))
     assert link.sent == []
+
+
+def test_a_tpm_that_is_gone_stops_the_agent_and_nothing_is_said_without_it(tmp_path: Path) -> None:
+    def gone(challenges: Any) -> Any:
+        raise HostError("swtpm is gone")
+
+    attested = ports.SendAttested(SESSION, ("someone",), bytes(32), VM, b"content")
+    made, core, link = agent(tmp_path, {ports.Gone: [ports.StartTcom(SESSION, "backup"), attested, ports.Persist(VM, b"record")]})
+    made._attestor = SimpleNamespace(session=lambda operation: SimpleNamespace(operation=operation), attest_many=gone)  # type: ignore[assignment]
+    with pytest.raises(TpmLost, match="its VMs go on: start the server again"):
+        made._take(ports.Gone(VM))
+    assert link.sent == []
+    assert core.events == [ports.Gone(VM)]
+    assert not (tmp_path / "state" / "vms").exists()
 
 
 def test_a_part_that_is_fetched_goes_to_its_session_only_while_that_lasts(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ def test_an_order_that_goes_on_is_waited_for_and_one_that_does_not_is_settled() 
     world.wish("migrate", to="B")
     while not any("A: Outgoing" in line for line in world.lines or ()):
         world.deliver(world.letters.pop(0))
-    for _ in range(8):  # 4 minutes in which the stream goes on, slowly
-        world.tick(30)
+    for _ in range(48):  # 4 minutes in which the stream goes on, slowly
+        world.tick(5)
         world.hosts["A"].core._sessions[next(iter(world.hosts["A"].core._sessions))].since = world.now
         world.hosts["B"].core._sessions[next(iter(world.hosts["B"].core._sessions))].since = world.now
         for letter in [one for one in world.letters if one.what.startswith("Status")]:
@@ -179,3 +179,48 @@ def test_an_order_that_goes_on_is_waited_for_and_one_that_does_not_is_settled() 
         world.tick(30)
         world.letters.clear()
     assert any("settle" in line for line in world.lines or ())
+
+
+def backing_up() -> World:
+    world = World(3, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    world.wish("backup")
+    while not any("A: Outgoing" in line for line in world.lines or ()):
+        world.deliver(world.letters.pop(0))
+    world.hosts["A"].crash()
+    return world
+
+
+def test_a_backup_that_its_server_knows_nothing_of_any_more_is_settled_at_the_next_look() -> None:
+    world = backing_up()
+    world.hosts["A"].start()
+    for _ in range(2):  # at first it is busy with what it found
+        world.tick(5)
+        world.settle_down()
+    assert any("the backup was not done, order it anew" in line for line in world.lines or ())
+
+
+@pytest.mark.parametrize("gone", ["A", "B"])
+def test_a_migration_is_settled_when_one_of_its_servers_is_gone_whatever_the_other_says(gone: str) -> None:
+    world = World(3, recorded=True)
+    world.wish("launch", to="A")
+    world.settle_down()
+    world.wish("migrate", to="B")
+    while not any("A: Outgoing" in line for line in world.lines or ()):
+        world.deliver(world.letters.pop(0))
+    world.hosts[gone].crash()
+    for _ in range(12):
+        world.tick(5)
+        while letter := next((one for one in world.letters if "Status" in one.what or "settle" in one.what), None):
+            world.letters.remove(letter)
+            world.deliver(letter)
+    assert any("user is told (failed)" in line for line in world.lines or ())
+
+
+def test_whoever_waits_for_a_server_that_is_gone_is_told_what_to_do_within_a_minute() -> None:
+    world = backing_up()
+    for _ in range(12):
+        world.tick(5)
+        world.letters.clear()
+    assert any("Resolve it when server" in line and "declare it lost" in line for line in world.lines or ())

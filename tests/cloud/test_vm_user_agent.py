@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from towers import AT, tower
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import insider, post
-from quoreduce.cloud.agents.channel import Address
+from quoreduce.cloud.agents.channel import Address, Listener
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.manager import Manager
@@ -27,6 +28,7 @@ from quoreduce.errors import InputError, UsageError, VmError
 
 FIRST, SECOND, THIRD = tower(), tower(), tower()
 ONE, OTHER = FIRST.identity, SECOND.identity
+AT = datetime(2026, 1, 2, tzinfo=UTC)
 PARTS = [b"first", b"second", b""]
 
 
@@ -118,6 +120,40 @@ def test_the_backup_before_one_that_was_lost_is_named(agent: UserAgent) -> None:
 def test_a_backup_that_was_lost_is_said(agent: UserAgent) -> None:
     with pytest.raises(VmError, match="back web up again"):
         agent.check_stored(agent.vm("web"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "hint"),
+    [
+        (lambda agent: agent.wish(Wish("ask", b"v" * 16, AT), timeout_s=30), "vm resume NAME"),
+        (lambda agent: agent.check_stored(agent.vm("web")), "back web up again"),
+        (lambda agent: agent.server("s1"), "start it again"),
+    ],
+)
+def test_who_waits_for_a_manager_that_went_away_is_told_what_to_do(
+    tmp_path: Path, ask: Callable[[UserAgent], object], hint: str
+) -> None:
+    listener = Listener(Address(f"{tmp_path}/m"))
+
+    def let_in_and_go() -> None:
+        channel = next(listener.accept())
+        channel.receive(10)
+        channel.send(post.encode(post.Entered()))
+        channel.receive(10)
+        channel.close()
+
+    thread = threading.Thread(target=let_in_and_go, daemon=True)
+    thread.start()
+    with StateFolder(tmp_path / "user") as folder:
+        folder.write("vms/" + (b"v" * 16).hex(), msgspec.json.encode(backed_up(stream_digest())))
+        agent = UserAgent(folder, lambda text: None)
+        agent.connect(f"unix:{tmp_path}/m")
+        with pytest.raises(VmError, match="the manager is gone") as caught:
+            ask(agent)
+        agent.close()
+    assert hint in str(caught.value)
+    listener.close()
+    thread.join(5)
 
 
 def test_a_vm_is_known_by_its_name_and_its_id(agent: UserAgent) -> None:

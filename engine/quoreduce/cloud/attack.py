@@ -34,6 +34,7 @@ from quoreduce.cloud.sealing import KEY_BYTES, StreamSealer
 from quoreduce.cloud.serial import Serial
 from quoreduce.cloud.wire import CHUNK_BYTES
 from quoreduce.errors import VmError
+from quoreduce.files import mark
 
 READY: Final = "GUEST-READY"
 BOOT_S: Final = 120.0
@@ -244,6 +245,7 @@ class OpenGuest:
         accel = kvm.choose(accel)
         qemu, swtpm = processes.program("qemu-system-x86_64"), processes.program("swtpm")
         (folder / "vtpm").mkdir(parents=True)
+        mark(folder)
         (folder / "kernel").write_bytes(bundle.kernel)
         (folder / "initrd").write_bytes(bundle.initrd)
         with open(folder / machine.DISK, "wb") as disk:
@@ -297,6 +299,10 @@ def campaign(bundle: Bundle, folder: Path, spec: VmSpec | None = None, accel: st
     secret, image = planted(bundle), bundle.encode()
     try:
         folder.mkdir(mode=0o700)
+        mark(folder)
+    except OSError as error:
+        raise VmError(f"cannot attack guests in {folder}: {error.strerror or error}") from error
+    try:
         found = [
             read_image(image, folder / "image", "nothing", secret),
             read_image(sealed(image), folder / "image", "sealing", secret),

@@ -32,6 +32,7 @@ from quoreduce.cloud.qmp import Qmp, listen
 from quoreduce.cloud.scrub import scrub
 from quoreduce.cloud.serial import Serial
 from quoreduce.errors import VmError
+from quoreduce.files import MARKER, mark, state_of
 
 DEFAULT_ROOT: Final = Path("/dev/shm")
 IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -147,6 +148,11 @@ class Guest:
         return self.broker.path
 
     @property
+    def processes(self) -> tuple[Process, Process]:
+        """Its QEMU and its swtpm."""
+        return self._record.qemu, self._record.swtpm
+
+    @property
     def pids(self) -> tuple[int, int]:
         """The process ids of QEMU and of swtpm."""
         return self._record.qemu.pid, self._record.swtpm.pid
@@ -191,17 +197,18 @@ class Guest:
 
 
 def prepare(folder: Path) -> None:
-    """Make a private folder for a guest, or take an empty one; VmError if it is in use or its files would reach a disk."""
+    """Make a private folder for a guest, marked as ours, or take an empty one; VmError if it is in use or would reach a disk."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        if state_of(folder) != "dead" or any(not path.name.startswith(f"{MARKER}.") for path in folder.iterdir()):
+            raise VmError(f"{folder} is not empty, or not ours: a guest needs a folder of its own")
+        kind = _file_system(folder)
+        if kind not in IN_MEMORY:
+            raise VmError(f"{folder} is on {kind}: a guest's memory would reach a disk; use one on tmpfs, such as {DEFAULT_ROOT}")
         folder.chmod(0o700)
-        if any(folder.iterdir()):
-            raise VmError(f"{folder} is not empty: a guest needs a folder of its own")
+        mark(folder)
     except OSError as error:
         raise VmError(f"cannot use {folder} for a guest: {error.strerror}") from error
-    kind = _file_system(folder)
-    if kind not in IN_MEMORY:
-        raise VmError(f"{folder} is on {kind}: a guest's memory would reach a disk; use one on tmpfs, such as {DEFAULT_ROOT}")
 
 
 def _file_system(folder: Path) -> str:

@@ -39,7 +39,7 @@ MODULES: Final = {  # of each operation, in cloud/
 }
 SHARED: Final = ("__init__.py", "evidence.py", "ports.py", "sealing.py", "tcom/__init__.py", "wire.py")
 PACKAGE: Final = (  # of quoreduce itself: whatever is in it runs these
-    "__init__.py", "errors.py", "job.py", "machine.py", "ownership.py", "printable.py", "reading.py",
+    "__init__.py", "errors.py", "files.py", "job.py", "machine.py", "ownership.py", "printable.py", "reading.py",
 )  # fmt: skip
 _OURS: Final = Path(__file__).parents[1]
 _VERSION_TIMEOUT_S: Final = 20.0

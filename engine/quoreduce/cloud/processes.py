@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from quoreduce.errors import VmError
+from quoreduce.files import boot_id
 
 PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86 seabios", "swtpm": "swtpm"}  # → packages of Debian and Ubuntu
 LOG_CHARS: Final = 300  # of a program's last words, in errors
@@ -23,10 +24,11 @@ _KILLED_S: Final = 10.0  # for a process to be gone after SIGKILL
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its number, and when it started (clock ticks since boot), because numbers are used again."""
+    """A process: its number, when it started (clock ticks since boot), and the boot: numbers are used again."""
 
     pid: int
     start: int
+    boot: str = field(default_factory=boot_id)
 
     @classmethod
     def of(cls, pid: int) -> Process:
@@ -38,7 +40,9 @@ class Process:
 
     def alive(self) -> bool:
         """Whether it runs (or is stopped): it is not if it has ended, even if nobody has asked how."""
-        self._reap()
+        if self.boot != boot_id():
+            return False
+        _reap(self.pid)
         found = _state_and_start(self.pid)
         return found is not None and found[0] not in "ZX" and found[1] == self.start
 
@@ -63,10 +67,6 @@ class Process:
         if not self.wait(_KILLED_S):
             raise VmError(f"process {self.pid} cannot be killed: it waits for the kernel; restart this machine")
 
-    def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
-
 
 def program(name: str) -> str:
     """Return a program's path; VmError says what to install."""
@@ -86,9 +86,27 @@ def spawn(line: Sequence[str], folder: Path, log: str, fds: Sequence[int]) -> Pr
             )  # fmt: skip
     except OSError as error:
         raise VmError(f"cannot start {line[0]}: {error.strerror or error}") from error
+    _children.add(child.pid)
     process = Process.of(child.pid)
     child.returncode = 0  # Process asks for its end, and this object never: else it would warn that the process goes on
     return process
+
+
+def reap() -> None:
+    """Ask how programs ended that were started here: until then the kernel keeps an entry of each that has ended."""
+    for pid in list(_children):
+        _reap(pid)
+
+
+_children: Final[set[int]] = set()  # not asked yet; another process may get the number of one that was
+
+
+def _reap(pid: int) -> None:
+    if pid in _children:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return
+        _children.discard(pid)
 
 
 def last_words(log: Path) -> str:

@@ -4,6 +4,9 @@ What is written is random and made anew each time, so that what is read back was
 they are not filled (there may be no space), but read back they must be zeros. A file that grows meanwhile is done again; one that
 still grows, or reads back otherwise, is a failure: somebody has it open.
 
+Only a folder that bears our marker is scrubbed (:mod:`quoreduce.files`). The marker goes last: what a scrub that was killed has
+left can still be told.
+
 On a disk, an SSD above all, old copies of a file may outlive it: a guest's folder is therefore in memory (tmpfs).
 """
 
@@ -21,6 +24,7 @@ from typing import Final, TypeAlias
 
 from quoreduce.cloud import processes
 from quoreduce.errors import VmError
+from quoreduce.files import MARKER, state_of
 
 PIECE_BYTES: Final = 1 << 20
 ROUNDS_MAX: Final = 3  # over a file that grows, and over a folder in which files appear
@@ -53,14 +57,17 @@ class Io:
 
 
 def scrub(folder: Path, io: Io = Io()) -> ScrubReport:
-    """Scrub a folder and all below it, and remove it. Programs of a guest that still run in it are killed first.
+    """Scrub a folder of ours and all below it, and remove it. Programs of a guest that still run in it are killed first.
 
     A folder that is not there is scrubbed: nothing was overwritten. After a failure what could be scrubbed is gone, the rest is
     still there, and it can be tried again.
 
     Raises:
-        VmError: naming the first file that could not be overwritten, read back or unlinked, and how many there are.
+        VmError: the folder is not ours, or is a link: nothing was done. Or it names the first file that could not be
+            overwritten, read back or unlinked, and how many there are.
     """
+    if os.path.lexists(folder) and state_of(folder) == "foreign":
+        raise VmError(f"{folder} is not scrubbed: it is a link, or bears no marker of ours; move it away")
     for process in processes.living_in(folder):
         process.end()
     done: list[tuple[str, int, str]] = []
@@ -86,6 +93,8 @@ def _scrub_all(folder: Path, io: Io, done: list[tuple[str, int, str]]) -> None:
         folders.append(Path(where))
         links = [name for name in inner if (Path(where) / name).is_symlink()]
         for path in (Path(where) / name for name in (*names, *links)):
+            if _is_marker(path, folder):
+                continue
             try:
                 name = os.fspath(path.relative_to(folder))
                 if stat.S_ISREG(path.lstat().st_mode):
@@ -96,9 +105,19 @@ def _scrub_all(folder: Path, io: Io, done: list[tuple[str, int, str]]) -> None:
     if failed:
         others = f" (and {len(failed) - 1} other files)" if failed[1:] else ""
         raise VmError(f"not scrubbed: {failed[0]}{others}; put that right and try again")
-    for each in folders:
+    for each in folders[:-1]:
         with contextlib.suppress(OSError):  # not empty: another round
             each.rmdir()
+    left = list(folder.iterdir())
+    if all(_is_marker(path, folder) for path in left):
+        with contextlib.suppress(OSError):
+            for path in left:
+                path.unlink()
+            folder.rmdir()
+
+
+def _is_marker(path: Path, folder: Path) -> bool:
+    return path.parent == folder and path.name.startswith(f"{MARKER}.")
 
 
 def _scrub_file(path: Path, io: Io) -> tuple[int, str]:

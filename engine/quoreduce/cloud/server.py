@@ -161,7 +161,7 @@ class Server:
                 case wire.Hello():
                     return self._hello(message)
                 case wire.StatusQuery():
-                    return status.answer(message.vmid, self.records.get(message.vmid), message.nonce, message.reply)
+                    return self._status(message.vmid, message.nonce, message.reply)
                 case wire.Attested():
                     said = wire.decode_said(message.content)
                     if not isinstance(said, wire.Status):
@@ -310,13 +310,16 @@ class Server:
         if record is None:
             self._owners.quota(job.user)
             floor = self._floor(job.user, order.number)
-            return [floor, *status.answer(order.vmid, None, job.session, job.user, floor.number)]
+            return [floor, *status.answer(order.vmid, None, job.session, job.user, busy=False, floor=floor.number)]
         commands = self._carry([record.with_(number=order.number).persist()])
         if about in self._sessions and record.order == about:
             commands += self._pass(about, Settle())
         elif not self._busy(order.vmid):
             commands += self._again(self.records[order.vmid])
-        return [*commands, *status.answer(order.vmid, self.records[order.vmid], job.session, job.user)]
+        return [*commands, *self._status(order.vmid, job.session, job.user)]
+
+    def _status(self, vmid: bytes, nonce: bytes, reply: str) -> list[Command]:
+        return status.answer(vmid, self.records.get(vmid), nonce, reply, self._busy(vmid))
 
     def _update(self, job: Job, record: Record | None) -> list[Command]:
         """From now on the VM goes by this policy; else as settle."""

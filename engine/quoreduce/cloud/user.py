@@ -57,10 +57,10 @@ from quoreduce.cloud.user_record import (
 from quoreduce.errors import VmError, one_line
 from quoreduce.trust.policy import decode_policy
 
-PATIENCE: Final = timedelta(seconds=120)  # without news of an order; then it is settled
-RESOLVING: Final = timedelta(seconds=60)  # for servers to answer where the VM is
+PATIENCE: Final = timedelta(seconds=25)  # without news of an order; then it is settled
+RESOLVING: Final = timedelta(seconds=25)  # for servers to answer where the VM is
 ASK_AGAIN: Final = timedelta(seconds=3)
-LOOK: Final = timedelta(seconds=30)  # between looks at whether an order goes on
+LOOK: Final = timedelta(seconds=5)  # between looks at whether an order goes on
 LONG: Final = timedelta(hours=1)  # for an order that goes on all the time
 VMS_MAX: Final = 4096
 RESTORED: Final = 3  # what a restore adds to the sequence: above what a migration and its abandon could have made of it
@@ -94,6 +94,8 @@ class _Active:
     clean: set[str] = field(default_factory=set)  # servers that attest that they have nothing of it
     quiet: bool = False  # the questions are not the user's: is it still going on?
     begun: datetime | None = None
+    going: dict[str, datetime] = field(default_factory=dict)  # server -> when it last said that the order goes on
+    sent: bool = False  # a part of the image, since the last tick
 
 
 class User:
@@ -330,6 +332,7 @@ class User:
         active = self._active.get(vm.vmid) if vm else None
         if vm is None or active is None or active.stream is None:
             return []
+        active.sent = True
         return [Send(vm.peer, wire.Chunk(session, active.stream.chunk(data, final)))]
 
     def _receipt(self, vm: Vm, message: wire.Attested, operation: wire.TcomOperation, at: datetime) -> list[UserCommand]:
@@ -471,9 +474,12 @@ class User:
         active.heard[server] = status.phase
         if not active.resolving:
             active.queries.pop(said.nonce, None)
-            goes_on = status.order == vm.order and status.phase in GOING_ON.get(vm.phase, ())
+            goes_on = status.busy and status.order == vm.order and status.phase in GOING_ON.get(vm.phase, ())
             if goes_on and active.begun is not None and at - active.begun < LONG:
-                active.since = at
+                active.going[server] = at
+                active.since = max(active.since, min(active.going.get(one, active.begun) for one in places(vm)))
+            if active.quiet and status.order == vm.order and not status.busy and vm.phase in UNFINISHED:
+                return self._resolve(vm, at)  # the server was begun anew, or what it said was lost
             return [] if active.quiet else self._asked(vm, active, server, status, found)
         settle = active.settles.get(server)
         if settle is None or status.number < settle.number:
@@ -565,6 +571,8 @@ class User:
         commands: list[UserCommand] = []
         for vmid, active in list(self._active.items()):
             vm = self.vms[vmid]
+            if active.sent:
+                active.since, active.sent = now, False
             if active.resolving or vm.phase not in UNFINISHED:
                 if now - active.since >= RESOLVING:
                     self._active.pop(vmid)

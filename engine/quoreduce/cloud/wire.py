@@ -188,6 +188,7 @@ class Status(_Message, frozen=True):
         peer: the other server of a migration; empty, if the destination was given nothing.
         report: of a scrub.
         dirty: something that it left there could not be overwritten.
+        busy: whether something is being done with the VM there now.
     """
 
     vmid: Id
@@ -199,6 +200,7 @@ class Status(_Message, frozen=True):
     peer: Server = ""
     report: Annotated[bytes, msgspec.Meta(max_length=1 << 16)] = b""
     dirty: bool = False
+    busy: bool = False
 
 
 # What goes through a session's channel.

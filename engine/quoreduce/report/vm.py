@@ -317,7 +317,7 @@ def _attest(a: argparse.Namespace) -> int:
         vms = [agent.vm(name) for name in a.names] or [vm for vm in agent.vms if vm.phase not in NOWHERE]
         answer = agent.wish(*(Wish("ask", vm.vmid, _now()) for vm in vms), timeout_s=a.timeout)
         if a.json:
-            print(json.dumps({"vms": [_described(agent, vm) for vm in vms], "attested": answer.lines}))
+            print(json.dumps({"vms": [_described(agent.names(), agent.core.vms[vm.vmid]) for vm in vms], "attested": answer.lines}))
         elif not vms:
             print("no VM runs")
         if not a.json:
@@ -426,15 +426,20 @@ def _ended(a: argparse.Namespace, agent: UserAgent, name: str, act: Callable[[],
         raise VmError(answer.failure)
     took = time.monotonic() - began
     if a.json:
-        print(json.dumps({**_described(agent, agent.vm(name)), "said": answer.lines, "seconds": round(took, 3)}))
+        print(json.dumps({**_described(agent.names(), agent.vm(name)), "said": answer.lines, "seconds": round(took, 3)}))
     else:
         print(f"{a.command}: {took:.2f} s")
     return 0
 
 
 def _list(a: argparse.Namespace) -> int:
-    with _agent(a, connect=False) as agent:
-        rows = [_described(agent, vm) for vm in agent.vms]
+    """What the records say now: a command that is under way is not waited for."""
+    from quoreduce.cloud.agents.folder import Records, user_folder
+    from quoreduce.cloud.agents.user import recorded, server_names
+
+    folder = Records(user_folder(a.state))
+    names = server_names(folder)
+    rows = [_described(names, vm) for vm in recorded(folder)]
     if a.json:
         print(json.dumps({"vms": rows}))
         return 0
@@ -450,10 +455,8 @@ def _list(a: argparse.Namespace) -> int:
     return 0
 
 
-def _described(agent: UserAgent, vm: Vm) -> dict[str, Any]:
-    """A VM as the records have it now."""
-    vm = agent.core.vms[vm.vmid]
-    names = agent.names()
+def _described(names: dict[str, str], vm: Vm) -> dict[str, Any]:
+    """A VM as its record has it; ``names``: of servers, by their identities."""
     return {
         "name": vm.name, "vm": vm.vmid.hex(), "phase": vm.phase, "server": names.get(vm.server, vm.server[:12]),
         "sequence": vm.sequence, "backup": vm.backup.counter if vm.backup else 0,

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from quoreduce.errors import InputError, OutputError, VmError
+from quoreduce.reading import read_regular
 
 RECORD_BYTES_MAX: Final = 16 << 20
 _PAUSE_S: Final = 0.02
-_LOCK: Final = "lock"
+LOCK: Final = "lock"
 
 
 def user_folder(name: str | None = None) -> Path:
@@ -24,7 +25,32 @@ def user_folder(name: str | None = None) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "quoreduce", "vm")
 
 
-class StateFolder:
+class Records:
+    """The records in a folder, to be read only: nobody is waited for, and each is as it was written last.
+
+    Args:
+        path: need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under this name, or None; InputError if it cannot be read."""
+        try:
+            return read_regular(self.path / name, RECORD_BYTES_MAX)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            why = f"{error.strerror}; it is no record of ours, or not readable"
+            raise InputError(f"cannot read {self.path / name}: {why}") from error
+
+    def names(self, folder: str) -> list[str]:
+        """The names (``folder/...``) of the records there, sorted; one that was being written is none."""
+        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob("*")) if path.suffix != ".new"]
+
+
+class StateFolder(Records):
     """A folder that this process holds the lock of until :meth:`close` (or its end).
 
     Args:
@@ -35,11 +61,11 @@ class StateFolder:
     """
 
     def __init__(self, path: Path, wait_s: float = 0.0) -> None:
-        self.path = path
+        super().__init__(path)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
-            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise OutputError(f"cannot use the folder {path}: {error.strerror}; choose another one") from error
         limit = time.monotonic() + wait_s
@@ -60,19 +86,6 @@ class StateFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-    def read(self, name: str) -> bytes | None:
-        """Return what was written under this name, or None; InputError if it cannot be read."""
-        try:
-            with (self.path / name).open("rb") as file:
-                raw = file.read(RECORD_BYTES_MAX + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(f"cannot read {self.path / name}: {error.strerror}") from error
-        if len(raw) > RECORD_BYTES_MAX:
-            raise InputError(f"{self.path / name} has more than {RECORD_BYTES_MAX} bytes: no record of ours")
-        return raw
 
     def write(self, name: str, data: bytes) -> None:
         """Write a record (mode 0600): when this returns it is on disk; if it does not, the old one is. OutputError."""
@@ -100,10 +113,6 @@ class StateFolder:
             return
         except OSError as error:
             raise OutputError(f"cannot remove {self.path / name}: {error.strerror}") from error
-
-    def names(self, folder: str) -> list[str]:
-        """The names (``folder/...``) of the records there, sorted; one that was being written is none."""
-        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob("*")) if path.suffix != ".new"]
 
     def _taken(self) -> bool:
         try:

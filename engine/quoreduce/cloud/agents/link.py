@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from quoreduce.cloud.agents.channel import Address, Channel, connect
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, connect
 from quoreduce.cloud.agents.names import Prover
 from quoreduce.cloud.agents.post import Enter, Entered, Post, Prove, decode, encode
 from quoreduce.errors import VmError
@@ -38,6 +38,9 @@ def enter(address: Address, name: str, server: str = "", prove: Prover | None = 
         channel = connect(address)
         try:
             reason = _asked(channel, address, Enter(name, server), prove)
+        except ChannelClosed as error:
+            channel.close()
+            raise VmError(f"the manager is gone ({error}): start it again, `quoreduce vm manager {address}`") from error
         except BaseException:
             channel.close()
             raise

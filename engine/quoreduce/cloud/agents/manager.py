@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from quoreduce.cloud.agents import names
 from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed, Listener
+from quoreduce.cloud.agents.folder import LOCK, StateFolder
 from quoreduce.cloud.agents.post import (
     BODY_BYTES_MAX,
     NAMES_MAX,
@@ -41,6 +42,7 @@ from quoreduce.cloud.agents.post import (
     encode,
 )
 from quoreduce.errors import OutputError, VmError, one_line
+from quoreduce.files import MARKER, mark, state_of
 
 BLOB_BYTES_MAX: Final = 64 << 30
 UNPROVED_MAX: Final = NAMES_MAX // 2  # agents who are neither users nor servers: there is always room for those
@@ -50,26 +52,39 @@ _SIZE: Final = struct.Struct(">I")
 class Store:
     """Blobs as files of a folder, each part behind its length (u32, big-endian); a blob is visible when it is whole.
 
-    Errors: VmError, for what cannot be stored or is not there.
+    The folder bears our marker, and one manager at a time uses it: what an earlier one did not finish is deleted.
+
+    Errors: OutputError for a folder that is not ours, or cannot be used; VmError for one in use, for what cannot be stored or is
+    not there.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
+            folder = folder.resolve()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if state_of(folder) == "foreign":
+                raise OutputError(f"{folder} is no store of ours, and not empty: choose another folder with --store")
+            self._held = StateFolder(folder)
+            if not any(folder.glob(f"{MARKER}.*")):
+                mark(folder)
             for left in folder.glob(".*.new"):
                 left.unlink()
         except OSError as error:
             raise OutputError(f"cannot use {folder} as a store: {error.strerror}; choose another folder with --store") from error
         self.folder = folder
 
+    def close(self) -> None:
+        """Let another manager use it; may be called again."""
+        self._held.close()
+
     def writer(self, blob: str, owner: str) -> BlobWriter:
         """Begin a blob; it replaces one of its name when it is whole."""
-        return BlobWriter(self.folder / f".{blob}.{owner}.new", self.folder / blob)
+        return BlobWriter(self.folder / f".{blob}.{owner}.new", self._path(blob))
 
     def parts(self, blob: str) -> Iterator[tuple[bytes, bool]]:
         """Give the parts of a blob, and whether it is the last one."""
         try:
-            with (self.folder / blob).open("rb") as file:
+            with self._path(blob).open("rb") as file:
                 left = os.fstat(file.fileno()).st_size
                 while left:
                     (size,) = _SIZE.unpack(file.read(_SIZE.size))
@@ -81,6 +96,11 @@ class Store:
             raise VmError(f"there is no stored blob {blob}") from error
         except (OSError, struct.error) as error:
             raise VmError(f"the stored blob {blob} cannot be read: {error}") from error
+
+    def _path(self, blob: str) -> Path:
+        if blob == LOCK:
+            raise VmError(f"no blob can be called {LOCK}")
+        return self.folder / blob
 
 
 class BlobWriter:
@@ -149,6 +169,7 @@ class Manager:
             agents = list(self._agents.values())
         for agent in agents:
             agent.channel.close()
+        self._store.close()
         if self._record is not None:
             with self._lock:
                 self._record.close()

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from quoreduce.cloud import ports
 from quoreduce.cloud.bundle import Bundle
+from quoreduce.cloud.processes import living_in
 from quoreduce.cloud.wire import CHUNK_BYTES
 from quoreduce.errors import QuoreduceError, VmError, one_line
 
 if TYPE_CHECKING:
+    from quoreduce.cloud.agents.runfolder import RunFolder
     from quoreduce.cloud.broker import Rules
     from quoreduce.cloud.hypervisor import Guest
     from quoreduce.cloud.scrub import ScrubReport
@@ -70,41 +72,39 @@ class Seats:
     """All VMs of a server.
 
     Args:
-        folder: in memory, mode 0700; each VM has a folder in it.
+        run: where each VM has a folder, and its processes are written down.
         hypervisor: :class:`quoreduce.cloud.hypervisor.Guest`, and ``scrub`` (:func:`quoreduce.cloud.scrub.scrub`).
         outlet, report, say: where data, events, and lines for the log go.
         rules: of the VMs' brokers. accel: kvm or tcg; by default what works.
     """
 
     def __init__(
-        self, folder: Path, hypervisor: type[Guest], scrub: Callable[[Path], ScrubReport], outlet: Outlet, report: Report,
+        self, run: RunFolder, hypervisor: type[Guest], scrub: Callable[[Path], ScrubReport], outlet: Outlet, report: Report,
         say: Callable[[bytes, str], None], rules: Rules, accel: str | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.hypervisor, self.scrub = folder, hypervisor, scrub
+        self.run, self.hypervisor, self.scrub = run, hypervisor, scrub
         self.outlet, self.report, self.say = outlet, report, say
         self.rules, self.accel = rules, accel
         self._seats: dict[bytes, Seat] = {}
         self._sessions: dict[bytes, Seat] = {}
 
     def recover(self, vmid: bytes) -> bool:
-        """Take up a guest of an earlier life of this process; return whether it is there."""
-        seat = self._seat(vmid)
-        if not seat.folder.is_dir():
+        """Take up a guest of an earlier life of this process; return whether it is there.
+
+        One that cannot be taken up is ended: it is of no use to anybody any more. While a process of it still runs, it is there.
+        """
+        if vmid not in self.run.vms():
             return False
-        if seat.adopt():
-            return True
-        seat.drop_guest()  # its memory is of no use to anybody any more
-        return False
+        seat = self._seat(vmid)
+        return seat.adopt() or not seat.drop_guest()
 
     def strays(self, known: set[bytes]) -> list[str]:
-        """Scrub folders of VMs that nothing is known of; return what was done, in lines."""
+        """End and scrub VMs that nothing is known of; return what was done, in lines. VmError for one that cannot be."""
         said = []
-        for folder in sorted(self.folder.iterdir()):
-            if folder.is_dir() and not any(folder.name == vmid.hex() for vmid in known):
-                seat = Seat(self, bytes(16), folder)
-                seat.adopt()
-                seat.end_guest()
-                said.append(f"{folder.name}: no record of it: ended and scrubbed")
+        for vmid in sorted(self.run.vms() - known):
+            self._seat(vmid).end_guest()
+            self.forget(vmid)
+            said.append(f"{vmid.hex()}: no record of it: ended and scrubbed")
         return said
 
     def do(self, command: Task) -> None:
@@ -144,15 +144,15 @@ class Seats:
 
     def _seat(self, vmid: bytes) -> Seat:
         if vmid not in self._seats:
-            self._seats[vmid] = Seat(self, vmid, self.folder / vmid.hex())
+            self._seats[vmid] = Seat(self, vmid)
         return self._seats[vmid]
 
 
 class Seat:
     """One VM: its folder, its guest, its thread (which lives while there is something to do)."""
 
-    def __init__(self, seats: Seats, vmid: bytes, folder: Path) -> None:
-        self._seats, self.vmid, self.folder = seats, vmid, folder
+    def __init__(self, seats: Seats, vmid: bytes) -> None:
+        self._seats, self.vmid, self.folder = seats, vmid, seats.run.vm(vmid)
         self.guest: Guest | None = None
         self.fed = 0
         self._stopped = "?"
@@ -201,12 +201,11 @@ class Seat:
                 self._stops[session].set()
 
     def noticed_gone(self) -> bool:
-        """Whether the guest ended by itself; said once."""
+        """Whether the guest ended by itself, and nothing of it runs any more; said once."""
         with self._lock:
             if self._busy or self.guest is None or self.guest.alive():
                 return False
-        self.drop_guest()  # its memory is of no use to anybody any more
-        return True
+        return self.drop_guest()  # its memory is of no use to anybody any more
 
     def idle(self) -> bool:
         """Whether nothing is left to be done, and no guest is here."""
@@ -305,10 +304,11 @@ class Seat:
         bundle = Bundle.decode(image)
         if self.guest is not None:
             raise VmError("a guest of this VM is here already")
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._seats.run.note(self.vmid)  # from here on something of it may be here
         self.guest = self._seats.hypervisor.start(
             self.folder, spec, bundle, incoming=incoming, accel=self._seats.accel, rules=self._seats.rules
         )
+        self._seats.run.note(self.vmid, self.guest.processes)
         (self.folder / IMAGE).write_bytes(image)
 
     def _outgoing(self, command: ports.Outgoing) -> None:
@@ -356,18 +356,35 @@ class Seat:
         self._seats.report(ports.Scrubbed(command.session, report))
 
     def end_guest(self) -> bytes:
-        """End the guest and scrub its folder; return the report. VmError names what could not be scrubbed."""
+        """End the guest and scrub its folder; return the report. VmError names what could not be ended or scrubbed."""
         if self.guest is not None:
             self.guest.quit()
             self.guest = None
-        return self._seats.scrub(self.folder).document()
+        for process in self._seats.run.noted(self.vmid):
+            process.end()
+        report = self._seats.scrub(self.folder).document()
+        self._seats.run.forget(self.vmid)
+        return report
 
-    def drop_guest(self) -> None:
-        """Of a guest that failed nothing stays. What cannot be scrubbed is said; a later Destroy tries again."""
+    def drop_guest(self) -> bool:
+        """Of a guest that failed nothing stays; return whether none of its processes runs any more.
+
+        What cannot be ended or scrubbed is said; a later Destroy tries again.
+        """
         try:
             self.end_guest()
-        except VmError as error:
-            self._say(str(error))
+        except QuoreduceError as error:
+            self._say(one_line(error))
+            return not self._runs()
+        return True
+
+    def _runs(self) -> bool:
+        """Whether a process of it may run; yes, if that cannot be told."""
+        try:
+            noted = self._seats.run.noted(self.vmid)
+        except QuoreduceError:
+            return True
+        return any(process.alive() for process in noted) or bool(living_in(self.folder))
 
     def _say(self, text: str) -> None:
         self._seats.say(self.vmid, text)

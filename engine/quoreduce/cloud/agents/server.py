@@ -1,8 +1,8 @@
 """The server agent as a process: it drives :mod:`quoreduce.cloud.server`, which decides; here things are done.
 
 One thread takes events from the inbox and carries out the commands of each step, in order; it never waits for a guest, nor for
-the relay. A record is on disk before the command after its Persist is begun; if it cannot be written the agent stops, as if it
-were killed, and the guests go on: started again it takes them up.
+the relay. A record is on disk before the command after its Persist is begun; if it cannot be written, or the TPM is gone, the
+agent stops, as if it were killed, and the guests go on: started again it takes them up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from quoreduce.cloud import ports, wire
+from quoreduce.cloud import ports, processes, wire
 from quoreduce.cloud.agents import post
 from quoreduce.cloud.agents.folder import StateFolder
 from quoreduce.cloud.agents.seats import Seats, Ticket
@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from quoreduce.cloud.owners import Owners
 
 INBOX_MAX: Final = 64
-RUN_ROOT: Final = Path("/dev/shm")
-RUN_PREFIX: Final = "vms-quoreduce-"  # what begins with quoreduce- there is swept by jobs that start
 TICK_S: Final = 0.5
 FULL_PAUSE_S: Final = 0.01
 CONSOLE_S: Final = 10.0
 CONSOLES_MAX: Final = 16
+
+
+class TpmLost(HostError):
+    """The server's TPM does not answer any more."""
 
 
 class Core(Protocol):
@@ -130,7 +132,11 @@ class ServerAgent:
             self._step(ports.Recovered(vmid, self.seats.recover(vmid), _now()))
 
     def run(self) -> None:
-        """Take events until :meth:`stop`. OutputError: a record cannot be written; everything else is an event."""
+        """Take events until :meth:`stop`.
+
+        Raises:
+            OutputError: a record cannot be written. TpmLost. Everything else is an event.
+        """
         next_tick = time.monotonic()
         while not self._stopping.is_set():
             if time.monotonic() >= next_tick:
@@ -142,6 +148,7 @@ class ServerAgent:
                 self._answer()
 
     def _tick(self) -> None:
+        processes.reap()
         for vmid in self.seats.gone():
             self._step(ports.Gone(vmid))
         self._step(ports.Tick(_now()))
@@ -209,7 +216,7 @@ class ServerAgent:
             else:
                 self.seats.do(command)
         except QuoreduceError as error:
-            if isinstance(command, ports.Persist | ports.Floor | ports.Forget):
+            if isinstance(command, ports.Persist | ports.Floor | ports.Forget) or isinstance(error, TpmLost):
                 raise
             self._log(f"{type(command).__name__} failed: {one_line(error)}")
             self._step(ports.Failed(command.session, one_line(error)))  # type: ignore[union-attr]
@@ -239,6 +246,8 @@ class ServerAgent:
             return
         try:
             made = self._attestor.attest_many([challenge for _, challenge in asked])
+        except HostError as error:
+            raise TpmLost(f"the server's TPM is gone, and its VMs go on: start the server again ({one_line(error)})") from error
         except QuoreduceError as error:
             self._log(f"cannot attest: {one_line(error)}")
             for command, challenge in asked:
@@ -309,26 +318,6 @@ def _now() -> datetime:
 # ---- the process
 
 
-def run_folder(state: Path, named: str | None) -> Path:
-    """Where a server's VMs live, in memory: the folder that was named, or one in /dev/shm that goes with ``state``; mode 0700.
-
-    Raises:
-        VmError: it cannot be made, or is somebody else's.
-    """
-    from hashlib import sha256
-
-    tag = sha256(os.fsencode(state.resolve())).hexdigest()[:12]
-    path = Path(named).expanduser().resolve() if named else RUN_ROOT / f"{RUN_PREFIX}{os.getuid()}-{tag}"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        if path.is_symlink() or path.stat().st_uid != os.getuid():
-            raise VmError(f"{path} is somebody else's: choose another folder with --run")
-        path.chmod(0o700)
-    except OSError as error:
-        raise VmError(f"cannot use {path} for VMs: {error.strerror}; choose another folder in memory with --run") from error
-    return path
-
-
 def _attestor(state: Path, environment: Environment) -> TpmAttestor:
     """The server's TPM; HostError says what to do if it is dead."""
     from quoreduce.cloud.attestor import SwtpmAttestor
@@ -365,11 +354,14 @@ def serve(
     With ``new_tpm`` it gets another TPM first, and is another server: VMs that it finds are ended.
 
     Raises:
-        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the manager is not there.
+        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, its VMs live in another run folder,
+            what lies there is not ours, the manager is not there.
         OutputError: a folder cannot be written.
     """
     from quoreduce.cloud.agents.link import Link
+    from quoreduce.cloud.agents.memory import forget_what_is_freed
     from quoreduce.cloud.agents.names import server_prover
+    from quoreduce.cloud.agents.runfolder import RunFolder
     from quoreduce.cloud.agents.site import check_programs, put_tpm_away, setup_server
     from quoreduce.cloud.broker import RULES
     from quoreduce.cloud.hypervisor import Guest
@@ -377,8 +369,9 @@ def serve(
     from quoreduce.cloud.server import Server
 
     check_programs()
+    forget_what_is_freed()
     rules = with_dump(RULES) if allow_dump else RULES
-    with StateFolder(state) as folder, contextlib.ExitStack() as stack:
+    with StateFolder(state) as folder, RunFolder(folder, run) as here, contextlib.ExitStack() as stack:
         if new_tpm:
             log(put_tpm_away(state))
         setup_server(state, site)
@@ -389,7 +382,7 @@ def serve(
         floors = {Path(one).name: int(folder.read(one) or b"0") for one in folder.names("floors")}
         core = Server(attestor.identity, os.urandom, owners, records.values(), floors)
         agent = ServerAgent(core, attestor, folder, log)
-        agent.seats = Seats(run_folder(state, run), Guest, scrub, agent, agent.report, agent.say, rules, accel)
+        agent.seats = Seats(here, Guest, scrub, agent, agent.report, agent.say, rules, accel)
         agent.link = Link(manager, name, attestor.identity, agent.heard, log, server_prover(attestor))
         stack.callback(agent.link.close)
         for number in (signal.SIGTERM, signal.SIGINT):

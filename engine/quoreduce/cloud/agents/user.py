@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -23,8 +23,8 @@ import msgspec
 
 from quoreduce.cloud import wire
 from quoreduce.cloud.agents import post
-from quoreduce.cloud.agents.channel import Address, Channel
-from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.channel import Address, Channel, ChannelClosed
+from quoreduce.cloud.agents.folder import Records, StateFolder
 from quoreduce.cloud.agents.link import enter
 from quoreduce.cloud.agents.names import user_prover
 from quoreduce.cloud.bundle import Bundle
@@ -44,6 +44,7 @@ IMAGE_FILE_MAX: Final = 300 << 20
 EXPORT_BYTES_MAX: Final = 64 << 20
 KEYS_BYTES_MAX: Final = 4096
 EXPORT: Final = "quoreduce vm key 1"
+LATER: Final = "it may still be done: find out with `quoreduce vm resume NAME`"
 KEYS, POLICY, SERVERS, MANAGER, PLACE = "keys", "policy.json", "servers.json", "manager", "place"
 Say = Callable[[str], None]
 
@@ -93,7 +94,7 @@ class UserAgent:
     @property
     def vms(self) -> list[Vm]:
         """The VMs on record, by name."""
-        return sorted(self.core.vms.values(), key=lambda vm: (vm.name, vm.vmid))
+        return _sorted(self.core.vms.values())
 
     def vm(self, name: str) -> Vm:
         """The VM of this name, or id in hex; UsageError if there is none."""
@@ -161,6 +162,12 @@ class UserAgent:
 
     def server(self, name: str) -> str:
         """The server of this name: as it was when it was first asked for, so that the manager cannot give another one later."""
+        try:
+            return self._asked(name)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}): start it again, and repeat this") from error
+
+    def _asked(self, name: str) -> str:
         channel = self._connected()
         channel.send(post.encode(post.Who()))
         limit = time.monotonic() + WHO_S
@@ -171,10 +178,11 @@ class UserAgent:
         raise VmError(f"the manager did not say within {WHO_S:g} s which servers there are")
 
     def _known(self, name: str, servers: dict[str, str]) -> str:
-        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
+        known = _known_servers(self._folder)
         found = next((identity for other, identity in servers.items() if name in (other, identity)), None)
         if found is None:
-            raise VmError(f"no server {name} is connected to the manager; there are: {', '.join(servers) or 'none'}")
+            there = ", ".join(servers) or "none"
+            raise VmError(f"no server {name} is connected to the manager: start it, or name another one; there are: {there}")
         if known.setdefault(name, found) != found:
             was = known[name][:12]
             raise VmError(f"{name} is another server than before ({found[:12]}, was {was}): if that is right, name it in full")
@@ -183,8 +191,7 @@ class UserAgent:
 
     def names(self) -> dict[str, str]:
         """Names of servers by identity, as far as they were asked for."""
-        known: dict[str, str] = msgspec.json.decode(self._folder.read(SERVERS) or b"{}", type=dict[str, str])
-        return {identity: name for name, identity in known.items()}
+        return server_names(self._folder)
 
     # ---- wishes
 
@@ -225,6 +232,13 @@ class UserAgent:
         again = f"back {vm.name} up again"
         if vm.whole is not None and vm.whole != vm.backup:
             again += f" (until then number {vm.whole.counter} can be restored)"
+        try:
+            return self._read_back(vm, manifest, again)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}): {again}") from error
+
+    def _read_back(self, vm: Vm, manifest: wire.Manifest, again: str) -> int:
+        assert vm.backup is not None
         channel = self._connected()
         channel.send(post.encode(post.Get(manifest.order.hex(), 1)))
         digest, size = sha256(), 0
@@ -245,9 +259,12 @@ class UserAgent:
 
     def _until(self, events: Sequence[UserEvent], timeout_s: float) -> Answer:
         answer = Answer()
-        for event in events:
-            self._step(event, answer)
-        return self._listen(answer, len(events), timeout_s)
+        try:
+            for event in events:
+                self._step(event, answer)
+            return self._listen(answer, len(events), timeout_s)
+        except ChannelClosed as error:
+            raise VmError(f"the manager is gone ({error}); {LATER}") from error
 
     def _listen(self, answer: Answer, ends: int, timeout_s: float) -> Answer:
         """Take messages until so many wishes have ended, or one has failed."""
@@ -259,7 +276,7 @@ class UserAgent:
                 heard = time.monotonic()
                 self._hear(post.decode(frame), answer)
             elif time.monotonic() - heard > timeout_s:
-                raise VmError(f"nothing came for {timeout_s:g} s; it may still be done: find out with `quoreduce vm resume NAME`")
+                raise VmError(f"nothing came for {timeout_s:g} s; {LATER}")
             else:
                 self._step(Tick(_now()), answer)
         return answer
@@ -315,6 +332,28 @@ class UserAgent:
         if self._channel is None:
             raise VmError("not connected to a manager")
         return self._channel
+
+
+def recorded(folder: Records) -> list[Vm]:
+    """The VMs on record in a user's folder, by name; InputError, VmError for a record that cannot be read."""
+    records = [folder.read(name) for name in folder.names("vms")]
+    return _sorted(decode_vm(raw) for raw in records if raw is not None)
+
+
+def server_names(folder: Records) -> dict[str, str]:
+    """Names of servers by identity, as far as they were asked for."""
+    return {identity: name for name, identity in _known_servers(folder).items()}
+
+
+def _known_servers(folder: Records) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(folder.read(SERVERS) or b"{}", type=dict[str, str])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InputError(f"{folder.path / SERVERS} holds no names of servers: restore it, or remove it") from error
+
+
+def _sorted(vms: Iterable[Vm]) -> list[Vm]:
+    return sorted(vms, key=lambda vm: (vm.name, vm.vmid))
 
 
 def unfinished(vm: Vm) -> bool:

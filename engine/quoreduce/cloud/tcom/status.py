@@ -11,16 +11,18 @@ from quoreduce.cloud import wire
 from quoreduce.cloud.ports import NO_ORDER, Command, EndTcom, Record, SendAttested, StartTcom
 
 
-def answer(vmid: bytes, record: Record | None, nonce: bytes, reply: str, floor: int = 0) -> list[Command]:
+def answer(vmid: bytes, record: Record | None, nonce: bytes, reply: str, busy: bool, floor: int = 0) -> list[Command]:
     """Answer a query, or an order to settle, with this nonce; to ``reply``, whoever that is.
 
-    ``floor``: without a record, the number up to which no order of its owner is taken any more.
+    ``busy``: something is being done with the VM. ``floor``: without a record, the number up to which no order of its owner is
+    taken any more.
     """
     session = sha256(b"quoreduce vm status 1" + nonce + reply.encode()).digest()
     status = wire.Status(vmid, "unknown", 0, NO_ORDER, floor, nonce)
     if record is not None:
         status = wire.Status(
-            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report, record.dirty
+            vmid, record.phase, record.sequence, record.order, record.number, nonce, record.peer, record.report, record.dirty,
+            busy,
         )  # fmt: skip
     return [
         StartTcom(session, "status"),
