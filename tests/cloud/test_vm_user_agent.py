@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from quoreduce.errors import InputError, UsageError, VmError
 
 FIRST, SECOND, THIRD = tower(), tower(), tower()
 ONE, OTHER = FIRST.identity, SECOND.identity
-AT = datetime(2026, 1, 2, tzinfo=UTC)
 PARTS = [b"first", b"second", b""]
 
 

@@ -370,7 +370,7 @@ def _update(a: argparse.Namespace) -> int:
         vms = [agent.vm(name) for name in a.names] or agent.vms
         answer = agent.wish(*(Wish("update", vm.vmid, _now(), policy=policy) for vm in vms), timeout_s=a.timeout)
         if a.json:
-            print(json.dumps({"vms": [_described(agent, vm) for vm in vms], "said": answer.lines}))
+            print(json.dumps({"vms": [_described(agent.names(), vm) for vm in vms], "said": answer.lines}))
     if answer.failure:
         raise VmError(answer.failure)
     return 0
