@@ -71,6 +71,9 @@ def _cloud_parsers(commands: Any) -> None:
     )  # fmt: skip
     policy.add_argument("--state", required=True, metavar="DIR", help="of a server of that site")
     policy.add_argument("--site", metavar="DIR", help="as for vm server")
+    measure = commands.add_parser("measure", help="print what a server of this installation attests, and which files make it differ from another")
+    measure.add_argument("--against", metavar="FILE", help="what `vm measure --json` printed elsewhere, or measured.json in a server's folder")
+    measure.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _user_parsers(commands: Any) -> None:
@@ -165,16 +168,18 @@ def _key(name: str) -> bytes:
 
 
 def _server(a: argparse.Namespace) -> int:
+    from quoreduce.cloud import boot
     from quoreduce.cloud.agents.channel import Address
-    from quoreduce.cloud.agents.server import serve
-    from quoreduce.cloud.agents.site import site_folder
+    from quoreduce.cloud.agents.site import check_programs, site_folder
+    from quoreduce.cloud.agents.start import become
 
+    check_programs(boot.PATH)
     state = Path(a.state).expanduser().resolve()
-    serve(
-        state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), run=a.run,
-        allow_dump=a.allow_dump, accel=a.accel, log=_log,
-    )  # fmt: skip
-    return 0
+    Address.parse(a.manager)
+    become("server", {
+        "state": str(state), "manager": a.manager, "name": _agent_name(a.name or state.name),
+        "site": str(site_folder(state, a.site)), "run": a.run, "allow_dump": a.allow_dump, "accel": a.accel,
+    })  # fmt: skip
 
 
 def _agent_name(name: str) -> str:
@@ -212,16 +217,24 @@ def _manager(a: argparse.Namespace) -> int:
 
 
 def _policy(a: argparse.Namespace) -> int:
-    from quoreduce.cloud.agents.server import measured
-    from quoreduce.cloud.agents.site import check_programs, site_folder, site_policy
-    from quoreduce.cloud.broker import RULES
+    from quoreduce.cloud import boot
+    from quoreduce.cloud.agents.site import check_programs, site_folder
+    from quoreduce.cloud.agents.start import become
 
-    check_programs()
+    check_programs(boot.PATH)
     state = Path(a.state).expanduser().resolve()
     if not (state / "swtpm").is_dir():
         raise UsageError(f"{state} is no server's folder: start the server once, `quoreduce vm server --state {state} ...`")
-    print(site_policy(state, site_folder(state, a.site), [measured(RULES).digest]).decode(), end="")
-    return 0
+    become("policy", {"state": str(state), "site": str(site_folder(state, a.site))})
+
+
+def _measure(a: argparse.Namespace) -> int:
+    from quoreduce.cloud import boot
+    from quoreduce.cloud.agents.site import check_programs
+    from quoreduce.cloud.agents.start import become
+
+    check_programs(boot.PATH)
+    become("measure", {"against": str(Path(a.against).expanduser().resolve()) if a.against else None, "as_json": a.json})
 
 
 # ---- the user's side
@@ -400,7 +413,7 @@ def _now() -> datetime:
 
 
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
-    "image": _image, "server": _server, "manager": _manager, "policy": _policy, "trust": _trust, "launch": _launch, "attest": _attest,
+    "image": _image, "server": _server, "manager": _manager, "policy": _policy, "measure": _measure, "trust": _trust, "launch": _launch, "attest": _attest,
     "migrate": _migrate, "backup": _backup, "restore": _restore, "terminate": _terminate, "resume": _resume, "list": _list,
     "insider": _insider, "attack": _attack, "demo": _demo,
 }  # fmt: skip

@@ -8,6 +8,7 @@ were killed, and the guests go on: started again it takes them up.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -332,27 +333,22 @@ def with_dump(rules: Rules) -> Rules:
     return Rules({**rules.commands, "manager": manager}, rules.events)
 
 
-def measured(rules: Rules) -> Environment:
-    """This installation as a server's environment, with these rules of the broker."""
-    import json
-
-    from quoreduce.cloud.measure import environment
-
-    return environment(json.loads(rules.document()))
-
-
 def serve(
     state: Path, manager: Address, name: str, site: Path, *, run: str | None, allow_dump: bool, accel: str | None,
-    log: Callable[[str], None],
+    log: Callable[[str], None], measure: Callable[[Any], Environment],
 ) -> None:  # fmt: skip
     """Be a server until SIGTERM or SIGINT; its VMs go on, and are taken up when it is started again.
 
+    ``measure`` returns the environment with these rules of the broker, as JSON has them.
+
     Raises:
-        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the manager is not there.
+        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the
+            manager is not there.
         OutputError: a folder cannot be written.
     """
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.agents.site import check_programs, setup_server
+    from quoreduce.cloud.agents.start import note_measured
     from quoreduce.cloud.attestor import SwtpmAttestor
     from quoreduce.cloud.broker import RULES
     from quoreduce.cloud.hypervisor import Guest
@@ -363,7 +359,8 @@ def serve(
     rules = with_dump(RULES) if allow_dump else RULES
     with StateFolder(state) as folder, contextlib.ExitStack() as stack:
         setup_server(state, site)
-        environment = measured(rules)
+        environment = measure(json.loads(rules.document()))
+        note_measured(folder, environment.files, log)
         attestor = SwtpmAttestor(state, environment.document, environment.codes)
         stack.callback(attestor.close)
         records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}
