@@ -269,6 +269,10 @@ def _read(path: str) -> bytes:
 def _main(operation: str, arguments: str, ours: str, *roots: str) -> int:
     manifest = scan(ours, roots, standard_library())
     manifest.install()
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a server takes it: no traceback
     sys.modules["quoreduce.cloud.boot"] = sys.modules["__main__"]
     from quoreduce.cloud.agents.start import main
 

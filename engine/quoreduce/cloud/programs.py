@@ -149,7 +149,7 @@ def firmware(path: str) -> list[str]:
 
 def _modules(files: Sequence[str]) -> list[str]:
     """The module with which QEMU emulates, where that is a file of its own."""
-    for folder in {os.path.dirname(one): None for one in files}:
+    for folder in {os.path.realpath(os.path.dirname(one)): None for one in files}:  # QEMU knows no /lib but /usr/lib
         module = os.path.join(folder, _TCG)
         if os.path.isfile(module):
             return [module]

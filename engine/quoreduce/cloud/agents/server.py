@@ -342,10 +342,11 @@ def serve(
     ``measure`` returns the environment with these rules of the broker, as JSON has them.
 
     Raises:
-        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, the
+        VmError, HostError: QEMU or swtpm is missing, fails or cannot be confined, another process is this server, the
             manager is not there.
         OutputError: a folder cannot be written.
     """
+    from quoreduce.cloud import cgroups, confine, programs
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.agents.site import check_programs, setup_server
     from quoreduce.cloud.agents.start import note_measured
@@ -361,6 +362,9 @@ def serve(
         setup_server(state, site)
         environment = measure(json.loads(rules.document()))
         note_measured(folder, environment.files, log)
+        confine.check(programs.load(programs.SWTPM))
+        unlimited = cgroups.prepare()
+        log(f"guests are confined{f'; without limits of a cgroup: {unlimited}' if unlimited else ''}")
         attestor = SwtpmAttestor(state, environment.document, environment.codes)
         stack.callback(attestor.close)
         records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from quoreduce.cloud import boot
 from quoreduce.cloud.measure import Environment, Files, differences, environment, interpreter, measured_files
 from quoreduce.errors import HostError, QuoreduceError, UsageError, VmError, one_line
+from quoreduce.printable import printable
 from quoreduce.trust.measure import canonical
 
 if TYPE_CHECKING:
@@ -41,18 +42,23 @@ def become(operation: str, arguments: Mapping[str, Any]) -> NoReturn:
 
 def main(manifest: boot.Manifest, operation: str, arguments: str) -> int:
     """Run an operation, and return the exit code; what is wrong is said in one line."""
+    sys.excepthook = lambda kind, error, _: print(
+        "quoreduce:", printable(f"internal error: {kind.__name__}: {error}; please report it"), file=sys.stderr
+    )
     try:
         _OPERATIONS[operation](manifest, **json.loads(arguments))
     except QuoreduceError as error:
-        print(f"quoreduce: {one_line(error)}", file=sys.stderr)
-        return VmError.exit_code if isinstance(error, HostError) else error.exit_code
+        return _said(one_line(error), VmError.exit_code if isinstance(error, HostError) else error.exit_code)
     except boot.Unmeasured as error:
-        print(f"quoreduce: {one_line(error)}: this server does not start", file=sys.stderr)
-        return VmError.exit_code
+        return _said(f"{one_line(error)}: start this server again, if that is as it should be", VmError.exit_code)
     except OSError as error:
-        print(f"quoreduce: the machine failed: {one_line(error)}", file=sys.stderr)
-        return VmError.exit_code
+        return _said(f"the machine failed: {one_line(error)}", VmError.exit_code)
     return 0
+
+
+def _said(text: str, code: int) -> int:
+    print("quoreduce:", printable(text), file=sys.stderr)
+    return code
 
 
 def _server(
