@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
     from typing import Any
 
-DEPENDENCIES = ("_cffi_backend", "blake3", "cryptography", "msgspec", "qemu", "typing_extensions")
+DEPENDENCIES = ("_cffi_backend", "blake3", "cryptography", "msgspec", "qemu")
 OPTIONS = ("-I", "-S", "-B", "-X", "pycache_prefix=/dev/null/none")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
