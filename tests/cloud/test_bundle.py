@@ -14,7 +14,8 @@ from quoreduce.cloud.bundle import CMDLINE_BYTES_MAX, HEADER_BYTES, MAGIC, Bundl
 from quoreduce.errors import InputError
 
 part = st.binary(min_size=1, max_size=200)
-bundles = st.builds(Bundle, part, part, st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=100))
+cmdline_characters = st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"')
+bundles = st.builds(Bundle, part, part, st.text(cmdline_characters, max_size=100))
 
 
 @given(bundles)
@@ -85,7 +86,7 @@ def test_no_part_is_empty(kernel: bytes, initrd: bytes, name: str) -> None:
         Bundle.decode(MAGIC + struct.pack(">III", 0, len(kernel), len(initrd)) + kernel + initrd)
 
 
-@pytest.mark.parametrize("cmdline", ["a\nb", "a\0b", "é", "\x7f"])
+@pytest.mark.parametrize("cmdline", ["a\nb", "a\0b", "é", "\x7f", 'a "b"'])
 def test_a_command_line_is_printable_ascii(cmdline: str) -> None:
     raw = cmdline.encode()
     with pytest.raises(InputError, match="printable ASCII"):
@@ -94,7 +95,7 @@ def test_a_command_line_is_printable_ascii(cmdline: str) -> None:
         Bundle.decode(MAGIC + struct.pack(">III", len(raw), 1, 1) + raw + b"ki")
 
 
-def test_a_command_line_that_linux_would_cut_is_refused() -> None:
+def test_a_command_line_that_qemu_would_cut_is_refused() -> None:
     Bundle(b"k", b"i", "x" * CMDLINE_BYTES_MAX)
-    with pytest.raises(InputError, match="at most 2,047 boot"):
+    with pytest.raises(InputError, match="at most 1,000 boot"):
         Bundle(b"k", b"i", "x" * (CMDLINE_BYTES_MAX + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,16 +317,28 @@ def test_a_vtpm_that_fails_is_reported(bundle: Bundle, folder: Path, tmp_path: P
     assert gone(folder)
 
 
-def test_a_qemu_that_does_not_answer_is_ended(
-    bundle: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert kvm.choose("tcg") == "tcg"  # tried while QEMU is the real one
-    hanging = tmp_path / "qemu-system-x86_64"  # so it is called
-    hanging.symlink_to("/bin/sleep")
+def test_a_qemu_that_does_not_answer_is_ended(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quoreduce.cloud.hypervisor.START_S", 0.3)
-    monkeypatch.setattr("quoreduce.cloud.machine.line", lambda *_, **__: [str(hanging), "600"])
+    mute = ["-M", "none", "-nodefaults", "-display", "none", "-S"]
+    monkeypatch.setattr("quoreduce.cloud.machine.line", lambda qemu, *_, **__: [qemu, *mute])
     with pytest.raises(VmError, match=r"does not answer on qmp.sock within 0.3 s"):
         Guest.start(folder, SPEC, bundle, accel="tcg")
+    assert gone(folder)
+
+
+def test_a_program_that_changes_under_a_server_starts_no_guest(
+    bundle: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an upgrade does: the guest would run under what nobody measured."""
+    swtpm = Path(shutil.copy(os.path.realpath(processes.program("swtpm")), tmp_path / "swtpm"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Guest.start(folder, SPEC, bundle):
+        pass
+    scrub(folder)
+    with swtpm.open("ab") as program:
+        program.write(b"changed")
+    with pytest.raises(VmError, match=f"{swtpm} is not what it was when it was measured: start this server again"):
+        Guest.start(folder, SPEC, bundle)
     assert gone(folder)
 
 

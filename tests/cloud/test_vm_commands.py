@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from quoreduce.cloud import wire
+from quoreduce.cloud import boot, wire
 from quoreduce.cloud.agents.folder import StateFolder
+from quoreduce.cloud.agents.start import listed_owners
 from quoreduce.cloud.agents.user import own_id
 from quoreduce.cloud.user_record import Left, Vm, encode_vm
 from quoreduce.errors import QuoreduceError, UsageError, VmError
-from quoreduce.report.vm import _owners, parser
+from quoreduce.report.vm import _owners, main, parser
 
 COMMANDS = (
-    "image", "server", "manager", "policy", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate", "resume",
-    "list", "insider", "attack", "demo", "update", "key",
+    "image", "server", "manager", "policy", "measure", "trust", "launch", "attest", "migrate", "backup", "restore", "terminate",
+    "resume", "list", "insider", "attack", "demo", "update", "key",
 )  # fmt: skip
 POLICY = {
     "format": "quoreduce policy 1", "environments": ["ab" * 32], "backends": ["utpm"], "roots": [], "registrar": "cd" * 32,
@@ -43,19 +44,36 @@ def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> No
         assert len(capsys.readouterr().out) > 100
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("demo",), ("attack",), ("server", "--state", "s1", "--manager", "unix:m")],
-    ids=lambda arguments: arguments[0],
-)
-def test_without_qemu_and_swtpm_it_is_said_what_to_install(
-    vm: Callable[..., Any], arguments: tuple[str, ...], tmp_path: Path
-) -> None:
-    ended = vm(*arguments)
+INSTALL = "sudo apt-get install qemu-system-x86 seabios swtpm swtpm-tools"
+
+
+def test_without_qemu_and_swtpm_it_is_said_what_to_install(vm: Callable[..., Any], tmp_path: Path) -> None:
+    ended = vm("attack")
     assert ended.code == 6
-    assert "sudo apt-get install qemu-system-x86 seabios swtpm swtpm-tools" in ended.stderr
+    assert INSTALL in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo",), ("server", "--state", "s1", "--manager", "unix:m"), ("policy", "--state", "s1"), ("measure",)],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_server_looks_for_programs_on_a_path_of_its_own(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "PATH", str(tmp_path / "nothing"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VmError, match=INSTALL):
+        main(arguments)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_policy_of_no_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quoreduce.cloud.agents.site.check_programs", lambda path: None)
+    with pytest.raises(UsageError, match="is no server's folder: start the server once"):
+        main(["policy", "--state", str(tmp_path)])
 
 
 def test_without_apt_or_busybox_no_image_is_built(vm: Callable[..., Any], tmp_path: Path) -> None:
@@ -75,7 +93,6 @@ def test_without_apt_or_busybox_no_image_is_built(vm: Callable[..., Any], tmp_pa
         (("launch", "image", "web", "--server", "s1", "--manager", "unix:m"), 6, "nobody answers"),
         (("launch", "image", "web", "--server", "s1", "--memory-mb", "1"), 2, "use a whole number of MiB from 16"),
         (("trust", "none.json"), 2, "cannot read none.json"),
-        (("policy", "--state", "none"), 6, "not installed"),
         (("insider", "s1", "not-hex", "stop", "--manager", "unix:m"), 2, "no VM's id"),
         (("insider", "s1", "0" * 32, "stop", "nonsense", "--manager", "unix:m"), 2, "not a JSON object"),
         (("insider", "s1", "0" * 32, "stop", "[]", "--manager", "unix:m"), 2, "JSON object"),
@@ -150,7 +167,7 @@ def test_without_a_list_a_server_serves_whoever_starts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("QUOREDUCE_VM", str(tmp_path / "user"))
-    owners = _owners(None)
+    owners = listed_owners(*_owners(None))
     with StateFolder(tmp_path / "user"):  # a command that runs
         user = own_id(tmp_path / "user")
     assert owners.quota(user).vms > 0

@@ -248,6 +248,7 @@ class OpenGuest:
         mark(folder)
         (folder / "kernel").write_bytes(bundle.kernel)
         (folder / "initrd").write_bytes(bundle.initrd)
+        (folder / "config").write_bytes(machine.config(bundle.cmdline))
         with open(folder / machine.DISK, "wb") as disk:
             disk.truncate(spec.disk_mb << 20)
         self.folder, self.qmp = folder, folder / "qmp.sock"
@@ -265,7 +266,7 @@ class OpenGuest:
             tpm = processes.spawn(tpm_line(swtpm, theirs.fileno()), self.folder, "swtpm.log", (theirs.fileno(),))
             self._processes.append(tpm)
             line = machine.line(
-                qemu, spec, accel, kernel="kernel", initrd="initrd", cmdline=bundle.cmdline, tpm=f"fd={ours.fileno()}",
+                qemu, spec, accel, kernel="kernel", initrd="initrd", config="config", tpm=f"fd={ours.fileno()}",
                 qmp=f"fd={qmp.fileno()},server=on,wait=off", serial=f"fd={serial.fileno()},server=on,wait=off",
             )  # fmt: skip
             fds = (qmp.fileno(), serial.fileno(), ours.fileno())

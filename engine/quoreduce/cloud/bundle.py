@@ -21,7 +21,7 @@ MAGIC: Final = b"quoreduce image 1\n"
 _LENGTHS: Final = struct.Struct(">III")
 HEADER_BYTES: Final = len(MAGIC) + _LENGTHS.size
 IMAGE_BYTES_MAX: Final = 256 << 20
-CMDLINE_BYTES_MAX: Final = 2047  # COMMAND_LINE_SIZE of x86 is 2048, with the NUL at its end
+CMDLINE_BYTES_MAX: Final = 1000  # QEMU reads it from a file, in lines of 1023 characters
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Bundle:
     Args:
         kernel: a bzImage or an ELF file that QEMU's ``-kernel`` takes; not empty.
         initrd: a cpio archive, compressed or not; not empty.
-        cmdline: printable ASCII, at most 2,047 characters.
+        cmdline: printable ASCII without quotation marks, at most 1,000 characters.
 
     Raises:
         InputError: something of it is empty or too long, or the command line has other characters.
@@ -45,8 +45,8 @@ class Bundle:
         for name, part in (("kernel", self.kernel), ("initrd", self.initrd)):
             if not part:
                 raise InputError(f"the image's {name} has 0 bytes")
-        if not (self.cmdline.isascii() and self.cmdline.isprintable()):
-            raise InputError("the image's command line must be printable ASCII")
+        if not (self.cmdline.isascii() and self.cmdline.isprintable()) or '"' in self.cmdline:
+            raise InputError("the image's command line must be printable ASCII without quotation marks")
         if len(self.cmdline) > CMDLINE_BYTES_MAX:
             raise InputError(f"the image's command line has {len(self.cmdline):,} characters; at most {CMDLINE_BYTES_MAX:,} boot")
         _check_size(HEADER_BYTES + len(self.cmdline) + len(self.kernel) + len(self.initrd))

@@ -6,8 +6,10 @@ The folder (mode 0700) holds all that is secret of the guest, and is all that mu
     qmp.sock       QMP, for this module      serial.sock  its console      manager.sock  the broker's
     guest.json     which processes these are                               *.log   what the programs said
 
-The kernel and the initrd are never in a file: they are handed over in memory (memfd). The vTPM's connection is a socket pair:
-nobody else can connect. Processes outlive the agent that started them: if it was killed, :meth:`Guest.adopt` takes the guest up.
+The kernel, the initrd and the kernel's command line are never in a file: they are handed over in memory (memfd). The
+vTPM's connection is a socket pair: nobody else can connect. Both programs are confined (:mod:`quoreduce.cloud.confine`):
+as users without rights they see their own files, of these ram.bin and disk.raw or vtpm/, and nothing else of the machine.
+Processes outlive the agent that started them: if it was killed, :meth:`Guest.adopt` takes the guest up.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from quoreduce.cloud import kvm, machine, processes, state
+from quoreduce.cloud import cgroups, confine, kvm, machine, processes, programs, state
 from quoreduce.cloud.broker import RULES, Broker, Ruled, Rules
 from quoreduce.cloud.bundle import Bundle
 from quoreduce.cloud.ports import VmSpec
 from quoreduce.cloud.processes import Process
+from quoreduce.cloud.programs import Program
 from quoreduce.cloud.qmp import Qmp, listen
 from quoreduce.cloud.scrub import scrub
 from quoreduce.cloud.serial import Serial
@@ -37,6 +40,7 @@ from quoreduce.files import MARKER, mark, state_of
 DEFAULT_ROOT: Final = Path("/dev/shm")
 IN_MEMORY: Final = ("tmpfs", "ramfs")
 RESERVE_BYTES: Final = 256 << 20  # of this machine's memory, which guests leave alone
+VTPM: Final = "vtpm"
 START_S: Final = 20.0  # for QEMU to greet
 QUIT_S: Final = 5.0
 _QMP, _SERIAL, _BROKER, _RECORD = "qmp.sock", "serial.sock", "manager.sock", "guest.json"
@@ -104,10 +108,13 @@ class Guest:
             rules: of the broker, and of this module's own calls.
 
         Raises:
-            VmError: a program is missing, the folder is in use or not in memory, there is no space, QEMU does not take the image.
+            VmError: a program is missing, has changed, or cannot be confined; the folder is in use or not in memory; there
+                is no space; QEMU does not take the image.
         """
         accel = kvm.choose(accel)
-        qemu, swtpm = processes.program("qemu-system-x86_64"), processes.program("swtpm")
+        qemu, swtpm = programs.load(programs.QEMU), programs.load(programs.SWTPM)
+        for program in (qemu, swtpm):
+            program.check()
         prepare(folder)
         try:
             _make_files(folder, spec)
@@ -189,6 +196,7 @@ class Guest:
                 self.qmp.execute("quit", timeout_s=QUIT_S)
         self._record.qemu.end(QUIT_S)
         self._record.swtpm.end(QUIT_S)  # it ends by itself when QEMU has
+        cgroups.sweep()
         self._disconnect.close()
 
     def detach(self) -> None:
@@ -223,13 +231,21 @@ def _file_system(folder: Path) -> str:
 
 
 def _make_files(folder: Path, spec: VmSpec) -> None:
-    """Make the memory and the disk, with all their space: QEMU would be killed if its guest touched a page too many."""
+    """Make the memory and the disk, with all their space: QEMU would be killed if its guest touched a page too many.
+
+    Who writes to a file owns it, and cannot reach it by its path: the folder is ours.
+    """
+    who = confine.users(folder)
     _check_space(folder, (spec.memory_mb + spec.disk_mb) << 20)
-    (folder / "vtpm").mkdir(mode=0o700)
+    (folder / VTPM).mkdir(mode=0o700)
+    if who is not None:
+        os.chown(folder / VTPM, who[1], who[1])
     for name, size in ((machine.RAM, spec.memory_mb << 20), (machine.DISK, spec.disk_mb << 20)):
         fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
         try:
             os.posix_fallocate(fd, 0, size)
+            if who is not None:
+                os.fchown(fd, who[0], who[0])
         except OSError as error:
             raise VmError(f"{_no_space(folder, size)} ({error.strerror})") from error
         finally:
@@ -249,28 +265,32 @@ def _no_space(folder: Path, size: int) -> str:
     return f"no space in {folder.parent} for the {size >> 20:,} MiB of a guest: end others, or ask for less memory"
 
 
-def _launch(folder: Path, spec: VmSpec, bundle: Bundle, accel: str, qemu: str, swtpm: str, incoming: bool) -> Record:
+def _launch(folder: Path, spec: VmSpec, bundle: Bundle, accel: str, qemu: Program, swtpm: Program, incoming: bool) -> Record:
     """Start both programs. Sockets are made here and handed over, so that nobody has to wait until they are there."""
     with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair()
         qmp, serial = listen(folder / _QMP), listen(folder / _SERIAL)
         for each in (ours, theirs, qmp, serial):
             stack.enter_context(each)
-        kernel, initrd = stack.enter_context(_in_memory(bundle.kernel)), stack.enter_context(_in_memory(bundle.initrd))
-        tpm = processes.spawn(tpm_line(swtpm, theirs.fileno()), folder, "swtpm.log", (theirs.fileno(),))
+        files = (bundle.kernel, bundle.initrd, machine.config(bundle.cmdline))
+        kernel, initrd, config = (stack.enter_context(_in_memory(one)) for one in files)
+        plan = confine.of_swtpm(tpm_line(swtpm.path, theirs.fileno()), swtpm, folder, VTPM)
+        tpm = confine.start(plan, folder, "swtpm.log", (theirs.fileno(),))
         line = machine.line(
-            qemu, spec, accel, kernel=f"/proc/self/fd/{kernel}", initrd=f"/proc/self/fd/{initrd}", cmdline=bundle.cmdline,
-            qmp=f"fd={qmp.fileno()},server=on,wait=off", serial=f"fd={serial.fileno()},server=on,wait=off",
-            tpm=f"fd={ours.fileno()}", incoming=incoming,
+            qemu.path, spec, accel, kernel=f"/proc/self/fd/{kernel}", initrd=f"/proc/self/fd/{initrd}",
+            config=f"/proc/self/fd/{config}", qmp=f"fd={qmp.fileno()},server=on,wait=off",
+            serial=f"fd={serial.fileno()},server=on,wait=off", tpm=f"fd={ours.fileno()}", incoming=incoming,
         )  # fmt: skip
-        fds = (qmp.fileno(), serial.fileno(), ours.fileno(), kernel, initrd)
-        return Record(processes.spawn(line, folder, "qemu.log", fds), tpm, spec, accel)
+        plan = confine.of_qemu(line, qemu, folder, spec, accel, (machine.RAM, machine.DISK))
+        fds = (qmp.fileno(), serial.fileno(), ours.fileno(), kernel, initrd, config)
+        return Record(confine.start(plan, folder, "qemu.log", fds), tpm, spec, accel)
 
 
 def tpm_line(swtpm: str, control_fd: int) -> list[str]:
     """The vTPM's command line: it is driven by what is at the other end of this connection, and ends with it."""
     control = f"type=unixio,clientfd={control_fd}"
-    return [swtpm, "socket", "--tpm2", "--tpmstate", "dir=vtpm,mode=0600", "--ctrl", control, "--terminate"]
+    state = f"dir={VTPM},mode=0600"
+    return [swtpm, "socket", "--tpm2", "--tpmstate", state, "--ctrl", control, "--terminate", "--seccomp", "action=kill"]
 
 
 @contextlib.contextmanager

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 from typing import Final
 
-from quoreduce.cloud.processes import program
+from quoreduce.cloud import confine, programs
 from quoreduce.errors import UsageError, VmError
 
 ACCELS: Final = ("kvm", "tcg")
-PROBE_S: Final = 2.0  # of it, TCG takes 0.2 s, and KVM much less
+PROBE_S: Final = 2.5  # of it, TCG takes 0.3 s, and KVM much less
 _STATUS: Final = 33  # isa-debug-exit's, for 16
 _CODE_AT: Final = 0xFF00  # in the firmware; in memory, 0xffffff00
 _START: Final = bytes.fromhex("e90dff")  # at 0xfffffff0, where a processor begins: jmp to the code
@@ -34,27 +33,21 @@ def runs(accel: str) -> bool:
     """Whether guests run under this accelerator; tried once in a process, within PROBE_S seconds.
 
     Raises:
-        VmError: QEMU is not installed.
+        VmError: QEMU is not installed, or may not be confined here.
     """
-    qemu = program("qemu-system-x86_64")
+    qemu = programs.load(programs.QEMU)
     if accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     firmware = os.memfd_create("firmware")
     try:
         os.write(firmware, bytes(_CODE_AT) + _CODE.ljust(0xF0, b"\0") + _START.ljust(16, b"\0"))
         line = [
-            qemu, "-accel", accel, "-M", "q35", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none",
+            qemu.path, "-accel", accel, "-M", "q35", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none",
             "-bios", f"/proc/self/fd/{firmware}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
         ]  # fmt: skip
-        done = subprocess.run(
-            line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(firmware,),
-            timeout=PROBE_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
+        return confine.run(confine.of_probe(line, qemu, accel), PROBE_S, (firmware,)) == _STATUS
     finally:
         os.close(firmware)
-    return done.returncode == _STATUS
 
 
 def choose(accel: str | None = None) -> str:

@@ -1,4 +1,8 @@
-"""QEMU's command line for a guest. Pure: the same for a guest that is attacked in the open and for one behind the broker."""
+"""QEMU's command line for a guest. Pure: the same for a guest that is attacked in the open and for one behind the broker.
+
+The kernel's own command line is in a file (:func:`config`): the image's owner may have put a secret there, and every user of a
+machine can read the command lines of its processes.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,30 @@ SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecon
 
 
 def line(
-    qemu: str, spec: VmSpec, accel: str, *, kernel: str, initrd: str, cmdline: str, qmp: str, serial: str, tpm: str,
+    qemu: str, spec: VmSpec, accel: str, *, kernel: str, initrd: str, config: str, qmp: str, serial: str, tpm: str,
     incoming: bool = False,
 ) -> list[str]:  # fmt: skip
     """Return the command line.
 
     Args:
-        kernel, initrd: paths. cmdline: of the kernel.
+        qemu, kernel, initrd, config: paths; the last of a file that :func:`config` made.
         qmp, serial, tpm: what follows ``-chardev socket,``: where the monitor and the console are served and where swtpm is.
         incoming: wait for a state, and then stand still; a guest that moves must find the same machine.
     """
     return [
-        qemu, "-accel", accel, "-M", "q35,memory-backend=ram", "-cpu", "qemu64",
+        qemu, "-accel", accel, "-M", "q35,memory-backend=ram,dump-guest-core=off", "-cpu", "qemu64",
         "-smp", str(spec.cpus), "-m", str(spec.memory_mb), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-sandbox", SANDBOX,
         "-object", f"memory-backend-file,id=ram,size={spec.memory_mb}M,mem-path={RAM},share=on",
         "-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.filename={DISK}", "-device", "virtio-blk-pci,drive=disk",
-        "-kernel", kernel, "-initrd", initrd, "-append", cmdline,
+        "-kernel", kernel, "-initrd", initrd, "-readconfig", config,
         "-chardev", f"socket,id=tpm,{tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
         "-chardev", f"socket,id=serial,{serial}", "-serial", "chardev:serial",
         "-chardev", f"socket,id=qmp,{qmp}", "-mon", "chardev=qmp,mode=control",
         *(("-incoming", "defer", "-S") if incoming else ()),
     ]  # fmt: skip
+
+
+def config(cmdline: str) -> bytes:
+    """Return the file that tells QEMU the kernel's command line, as :class:`quoreduce.cloud.bundle.Bundle` has it."""
+    return f'[machine]\n  append = "{cmdline}"\n'.encode("ascii")

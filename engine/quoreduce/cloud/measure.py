@@ -1,33 +1,36 @@
 """What is measured of a server (the TVE document, PCR 17) and of each operation (the TCOM documents, µPCR 0).
 
-Both are JSON in canonical form (keys sorted, no spaces), of hashes (BLAKE3) of files as they lie on this machine. A TCOM
-document is over exactly the files that an operation runs: its own module, what the modules of all operations share, trust/, and
-the package's errors. The TVE document lists the digest of each TCOM document, the broker's rules as they are (who may do what to
-a guest), and QEMU.
+Both are JSON in canonical form (keys sorted, no spaces), of SHA-256 of files. The TVE document has one digest for each
+group of files: the interpreter with its shared libraries, the standard library, our package, each dependency (what
+boot.py lists, and what alone can be loaded from then on), QEMU with its firmware and swtpm (all that they are made of);
+the broker's rules as they are (who may do what to a guest); and the digest of each TCOM document. A TCOM document lists
+the modules that an operation runs: its own, what the modules of all operations share, trust/, and the package's errors.
+
+:func:`differences` says which file it is where two measurements of a machine differ.
 
 What they do not say: that memory holds what the files held. Root on the host is outside of it.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-import re
-import shutil
-import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from quoreduce.errors import HostError, VmError
-from quoreduce.trust.measure import canonical, hash_file, hash_files, interpreter, versions
+from quoreduce.cloud import programs
+from quoreduce.cloud.boot import OURS, Manifest
+from quoreduce.errors import VmError
+from quoreduce.trust.measure import canonical
 
-FORMAT: Final = "quoreduce tve 1"
-TCOM_FORMAT: Final = "quoreduce tcom 1"
-QEMU: Final = "qemu-system-x86_64"
-PACKAGES: Final = ("blake3", "cryptography", "msgspec", "qemu.qmp")
+FORMAT: Final = "quoreduce tve 2"
+TCOM_FORMAT: Final = "quoreduce tcom 2"
+INTERPRETER: Final = "interpreter"
+PROGRAMS: Final = (programs.QEMU, programs.SWTPM)
+OPTIONAL: Final = ("setpriv",)  # with which a server's own TPM is started, where it is installed
 MODULES: Final = {  # of each operation, in cloud/
     "launch": "tcom/launch.py",
     "restore": "tcom/launch.py",  # a launch whose image is a backup
@@ -41,16 +44,22 @@ SHARED: Final = ("__init__.py", "evidence.py", "ports.py", "sealing.py", "tcom/_
 PACKAGE: Final = (  # of quoreduce itself: whatever is in it runs these
     "__init__.py", "errors.py", "files.py", "job.py", "machine.py", "ownership.py", "printable.py", "reading.py",
 )  # fmt: skip
-_OURS: Final = Path(__file__).parents[1]
-_VERSION_TIMEOUT_S: Final = 20.0
+
+Files: TypeAlias = Mapping[str, Mapping[str, str]]  # group → name of a file → SHA-256, hex
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A server's environment: the TVE document, and the TCOM documents that it lists, by operation."""
+    """A server's environment.
+
+    Attributes:
+        document: the TVE document. codes: the TCOM documents that it lists, by operation.
+        files: of which it has the digests.
+    """
 
     document: bytes
     codes: Mapping[str, bytes]
+    files: Files
 
     @property
     def digest(self) -> str:
@@ -58,64 +67,67 @@ class Environment:
         return sha256(self.document).hexdigest()
 
 
-def environment(rules: Any, qemu: str | None = QEMU, folder: Path = _OURS) -> Environment:
-    """Measure this machine as a server.
-
-    Args:
-        rules: the broker's, as JSON has them.
-        qemu: the program; None: none is run on this server.
-        folder: the package's, with ``cloud`` and ``trust`` in it.
+def environment(rules: Any, files: Files) -> Environment:
+    """Return the environment of a server with these rules of the broker (as JSON has them) and these files.
 
     Raises:
-        HostError: QEMU is missing or does not say its version. VmError: files of the package are missing.
+        VmError: files of the package are missing.
     """
-    codes = {operation: tcom_document(operation, folder) for operation in MODULES}
+    codes = {operation: tcom_document(operation, files[OURS]) for operation in MODULES}
     document = {
         "format": FORMAT,
         "machine": platform.machine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "interpreter": interpreter(),
-        "packages": versions(PACKAGES),
-        "package": hash_files((folder / name for name in PACKAGE), folder),
-        "sources": {name: hash_files((folder / name).rglob("*.py"), folder) for name in ("cloud", "trust")},
-        "qemu": qemu_document(qemu) if qemu else None,
+        "files": {group: sha256(canonical(dict(names))).hexdigest() for group, names in files.items()},
         "rules": rules,
         "tcoms": {operation: sha256(code).hexdigest() for operation, code in codes.items()},
     }
-    return Environment(canonical(document), codes)
+    return Environment(canonical(document), codes, files)
 
 
-def tcom_document(operation: str, folder: Path = _OURS) -> bytes:
-    """Measure what one operation runs, of :data:`MODULES`; VmError if a file is missing."""
-    files = sorted({MODULES[operation], *SHARED})
-    try:
-        return canonical({
-            "format": TCOM_FORMAT,
-            "operation": operation,
-            "cloud": {name: hash_file(folder / "cloud" / name) for name in files},
-            "package": hash_files((folder / name for name in PACKAGE), folder),
-            "trust": hash_files((folder / "trust").glob("*.py"), folder),
-        })  # fmt: skip
-    except OSError as error:
-        raise VmError(f"cannot measure {operation}: {error}; is quoreduce installed as a whole?") from error
+def measured_files(manifest: Manifest, run: Sequence[str] = PROGRAMS) -> Files:
+    """All files of a server, by group.
+
+    Args:
+        manifest: what may be loaded, and what this process has loaded. run: the programs that it starts.
+
+    Raises:
+        VmError: a program is missing, or cannot be measured.
+    """
+    names: dict[str, str] = {}
+    for path, digest in manifest.libraries.items():  # of two of one name both count
+        name = os.path.basename(path)
+        names[name] = names.get(name, "") + digest
+    found: dict[str, Mapping[str, str]] = {**manifest.groups, INTERPRETER: names}
+    for name in (*run, *filter(programs.is_there, OPTIONAL)):
+        found[name] = programs.load(name).files
+    return found
 
 
-@lru_cache(maxsize=4)
-def qemu_document(program: str = QEMU) -> dict[str, str]:
-    """Return the version and the hash of QEMU, measured once per process; HostError if it is missing or does not answer."""
-    path = shutil.which(program)
-    if path is None:
-        raise HostError(f"{program} is not installed; on Debian and Ubuntu: sudo apt-get install qemu-system-x86")
-    said = _output([path, "--version"])
-    found = re.search(r"version (\S+)", said)
-    if found is None:
-        raise HostError(f"{path} --version says no version: {said[:200]!r}")
-    return {"version": found[1], "hash": hash_file(Path(path).resolve())}
+def interpreter(manifest: Manifest) -> list[str]:
+    """The paths of the interpreter and of all libraries that it and the extensions listed need; VmError."""
+    python = os.path.realpath(sys.executable)
+    extensions = sorted(path for path in manifest.digests if not path.endswith(".py"))
+    return [python, *programs.libraries(python, extensions)]
 
 
-def _output(line: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=_VERSION_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise HostError(f"{line[0]} does not run: {error}") from error
-    return done.stdout.decode(errors="replace")
+def tcom_document(operation: str, ours: Mapping[str, str]) -> bytes:
+    """The TCOM document of an operation of :data:`MODULES`, from our package's files; VmError if one is missing."""
+    names = [*(f"{OURS}/cloud/{one}" for one in (MODULES[operation], *SHARED)), *(f"{OURS}/{one}" for one in PACKAGE)]
+    missing = [name for name in names if name not in ours]
+    if missing:
+        raise VmError(f"cannot measure {operation}: {missing[0]} is missing; is quoreduce installed as a whole?")
+    names += [name for name in ours if name.startswith(f"{OURS}/trust/")]
+    return canonical({"format": TCOM_FORMAT, "operation": operation, "files": {name: ours[name] for name in names}})
+
+
+def differences(before: Files, after: Files) -> list[str]:
+    """The files in which two measurements differ, ``GROUP: NAME (changed)``; also ``new`` and ``gone``."""
+    found = []
+    for group in sorted({*before, *after}):
+        old, new = before.get(group, {}), after.get(group, {})
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                what = "new" if name not in old else "gone" if name not in new else "changed"
+                found.append(f"{group}: {name} ({what})")
+    return found

@@ -86,10 +86,14 @@ def spawn(line: Sequence[str], folder: Path, log: str, fds: Sequence[int]) -> Pr
             )  # fmt: skip
     except OSError as error:
         raise VmError(f"cannot start {line[0]}: {error.strerror or error}") from error
-    _children.add(child.pid)
-    process = Process.of(child.pid)
     child.returncode = 0  # Process asks for its end, and this object never: else it would warn that the process goes on
-    return process
+    return started(child.pid)
+
+
+def started(pid: int) -> Process:
+    """The program of a guest that was started here as this process: a child of ours, which :class:`Process` asks for its end."""
+    _children.add(pid)
+    return Process.of(pid)
 
 
 def reap() -> None:

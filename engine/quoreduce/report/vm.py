@@ -19,7 +19,6 @@ from quoreduce.limits import NUMBERS
 
 if TYPE_CHECKING:
     from quoreduce.cloud.agents.user import Answer, UserAgent
-    from quoreduce.cloud.owners import Owners
     from quoreduce.cloud.user_record import Vm
 
 KEY_BYTES_MAX: Final = 1 << 16
@@ -81,6 +80,9 @@ def _cloud_parsers(commands: Any) -> None:
     )  # fmt: skip
     policy.add_argument("--state", required=True, metavar="DIR", help="of a server of that site")
     policy.add_argument("--site", metavar="DIR", help="as for vm server")
+    measure = commands.add_parser("measure", help="print what a server of this installation attests, and which files make it differ from another")
+    measure.add_argument("--against", metavar="FILE", help="what `vm measure --json` printed elsewhere, or measured.json in a server's folder")
+    measure.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _user_parsers(commands: Any) -> None:
@@ -195,35 +197,35 @@ def _planted(name: str) -> bytes:
 
 
 def _server(a: argparse.Namespace) -> int:
+    from quoreduce.cloud import boot
     from quoreduce.cloud.agents.channel import Address
-    from quoreduce.cloud.agents.server import serve
     from quoreduce.cloud.agents.site import check_programs, site_folder
+    from quoreduce.cloud.agents.start import become
 
-    check_programs()
+    check_programs(boot.PATH)
     state = Path(a.state).expanduser().resolve()
-    serve(
-        state, Address.parse(a.manager), _agent_name(a.name or state.name), site_folder(state, a.site), owners=_owners(a.owners),
-        run=a.run, allow_dump=a.allow_dump, accel=a.accel, new_tpm=a.new_tpm, log=_log,
-    )  # fmt: skip
-    return 0
+    Address.parse(a.manager)
+    owners, user = _owners(a.owners)
+    become("server", {
+        "state": str(state), "manager": a.manager, "name": _agent_name(a.name or state.name),
+        "site": str(site_folder(state, a.site)), "owners": owners, "user": user, "run": a.run, "allow_dump": a.allow_dump,
+        "accel": a.accel, "new_tpm": a.new_tpm,
+    })  # fmt: skip
 
 
-def _owners(name: str | None) -> Owners:
-    """The list that was named; else whoever starts the server, as a user."""
+def _owners(name: str | None) -> tuple[str | None, str]:
+    """What a server is told of its owners: the file that lists them, which can be read; else who starts it, as a user."""
     from quoreduce.cloud.agents.folder import user_folder
+    from quoreduce.cloud.agents.start import listed_owners
     from quoreduce.cloud.agents.user import own_id
-    from quoreduce.cloud.owners import OWNERS_BYTES_MAX, Owners, Quota
-    from quoreduce.reading import read_file
 
     if name is not None:
-        raw = read_file(Path(name), OWNERS_BYTES_MAX)
-        try:
-            return Owners.parse(raw.decode())
-        except (VmError, UnicodeError) as error:
-            raise UsageError(f"{name}: {error}") from error
+        path = str(Path(name).expanduser().resolve())
+        listed_owners(path, "")
+        return path, ""
     user = own_id(user_folder())
     _log(f"serves user {user} alone, whose keys are in {user_folder()}; others: --owners FILE")
-    return Owners({user: Quota()})
+    return None, user
 
 
 def _agent_name(name: str) -> str:
@@ -261,16 +263,24 @@ def _manager(a: argparse.Namespace) -> int:
 
 
 def _policy(a: argparse.Namespace) -> int:
-    from quoreduce.cloud.agents.server import measured
-    from quoreduce.cloud.agents.site import check_programs, site_folder, site_policy
-    from quoreduce.cloud.broker import RULES
+    from quoreduce.cloud import boot
+    from quoreduce.cloud.agents.site import check_programs, site_folder
+    from quoreduce.cloud.agents.start import become
 
-    check_programs()
+    check_programs(boot.PATH)
     state = Path(a.state).expanduser().resolve()
     if not (state / "swtpm").is_dir():
         raise UsageError(f"{state} is no server's folder: start the server once, `quoreduce vm server --state {state} ...`")
-    print(site_policy(state, site_folder(state, a.site), [measured(RULES).digest]).decode(), end="")
-    return 0
+    become("policy", {"state": str(state), "site": str(site_folder(state, a.site))})
+
+
+def _measure(a: argparse.Namespace) -> int:
+    from quoreduce.cloud import boot
+    from quoreduce.cloud.agents.site import check_programs
+    from quoreduce.cloud.agents.start import become
+
+    check_programs(boot.PATH)
+    become("measure", {"against": str(Path(a.against).expanduser().resolve()) if a.against else None, "as_json": a.json})
 
 
 # ---- the user's side
@@ -501,7 +511,7 @@ def _now() -> datetime:
 
 
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
-    "image": _image, "server": _server, "manager": _manager, "policy": _policy, "trust": _trust, "launch": _launch, "attest": _attest,
+    "image": _image, "server": _server, "manager": _manager, "policy": _policy, "measure": _measure, "trust": _trust, "launch": _launch, "attest": _attest,
     "migrate": _migrate, "backup": _backup, "restore": _restore, "terminate": _terminate, "resume": _resume, "list": _list,
     "update": _update, "key": _key,
     "insider": _insider, "attack": _attack, "demo": _demo,

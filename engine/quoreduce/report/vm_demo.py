@@ -236,9 +236,10 @@ class Script:
 
 def demo(image: Path | None, keep: Path | None, as_json: bool) -> int:
     """Run the session; print its transcript. VmError where a claim does not hold, or what is needed is not installed."""
+    from quoreduce.cloud import boot
     from quoreduce.cloud.agents.site import check_programs
 
-    check_programs()
+    check_programs(boot.PATH)
     if keep is not None and keep.exists():
         raise OutputError(f"{keep} exists: choose a folder that does not")
     folder = keep or Path(tempfile.mkdtemp(prefix="vm-demo-"))

@@ -37,6 +37,7 @@ _STOP_TIMEOUT_S: Final = 5.0
 _LOCK_PAUSE_S: Final = 0.005
 _LOG_BYTES: Final = 500  # of swtpm's last words, in errors
 _DONE: Final = "setup-done"
+_NO_CAPABILITIES: Final = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")  # of setpriv: root without its rights
 
 _SETUP_CONF: Final = """\
 create_certs_tool = {localca}
@@ -201,10 +202,11 @@ class _Running:
         line = [
             program, "socket", "--tpm2", "--tpmstate", "dir=tpm,mode=0600", "--fd", str(commands_fd),
             "--ctrl", f"type=unixio,clientfd={control_fd}", "--flags", "not-need-init,startup-clear",
-            "--log", "file=swtpm.log,level=1,truncate",
+            "--log", "file=swtpm.log,level=1,truncate", "--seccomp", "action=kill",
         ]  # fmt: skip
         # killed with the thread that started it: without its owner it can spin for ever on a closed connection
-        line[:0] = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
+        rights = ["--no-new-privs", *(_NO_CAPABILITIES if os.geteuid() == 0 else ())]
+        line[:0] = [setpriv, "--pdeathsig", "KILL", *rights] if (setpriv := shutil.which("setpriv")) else []
         try:
             # the lock goes along: the state is in use until swtpm has ended, even if this process dies first
             return subprocess.Popen(

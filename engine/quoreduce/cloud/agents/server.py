@@ -8,6 +8,7 @@ agent stops, as if it were killed, and the guests go on: started again it takes 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -336,33 +337,27 @@ def with_dump(rules: Rules) -> Rules:
     return Rules({**rules.commands, "manager": manager}, rules.events)
 
 
-def measured(rules: Rules) -> Environment:
-    """This installation as a server's environment, with these rules of the broker."""
-    import json
-
-    from quoreduce.cloud.measure import environment
-
-    return environment(json.loads(rules.document()))
-
-
 def serve(
     state: Path, manager: Address, name: str, site: Path, *, owners: Owners, run: str | None, allow_dump: bool, accel: str | None,
-    new_tpm: bool, log: Callable[[str], None],
+    new_tpm: bool, log: Callable[[str], None], measure: Callable[[Any], Environment],
 ) -> None:  # fmt: skip
     """Be a server until SIGTERM or SIGINT; its VMs go on, and are taken up when it is started again.
 
-    With ``new_tpm`` it gets another TPM first, and is another server: VMs that it finds are ended.
+    With ``new_tpm`` it gets another TPM first, and is another server: VMs that it finds are ended. ``measure`` returns the
+    environment with these rules of the broker, as JSON has them.
 
     Raises:
-        VmError, HostError: QEMU or swtpm is missing or fails, another process is this server, its VMs live in another run folder,
-            what lies there is not ours, the manager is not there.
+        VmError, HostError: QEMU or swtpm is missing, fails or cannot be confined, another process is this server, its VMs live
+            in another run folder, what lies there is not ours, the manager is not there.
         OutputError: a folder cannot be written.
     """
+    from quoreduce.cloud import cgroups, confine, programs
     from quoreduce.cloud.agents.link import Link
     from quoreduce.cloud.agents.memory import forget_what_is_freed
     from quoreduce.cloud.agents.names import server_prover
     from quoreduce.cloud.agents.runfolder import RunFolder
     from quoreduce.cloud.agents.site import check_programs, put_tpm_away, setup_server
+    from quoreduce.cloud.agents.start import note_measured
     from quoreduce.cloud.broker import RULES
     from quoreduce.cloud.hypervisor import Guest
     from quoreduce.cloud.scrub import scrub
@@ -375,7 +370,11 @@ def serve(
         if new_tpm:
             log(put_tpm_away(state))
         setup_server(state, site)
-        environment = measured(rules)
+        environment = measure(json.loads(rules.document()))
+        note_measured(folder, environment.files, log)
+        confine.check(programs.load(programs.SWTPM))
+        unlimited = cgroups.prepare()
+        log(f"guests are confined{f'; without limits of a cgroup: {unlimited}' if unlimited else ''}")
         attestor = _attestor(state, environment)
         stack.callback(attestor.close)
         records = {bytes.fromhex(Path(one).name): folder.read(one) or b"" for one in folder.names("vms")}

@@ -28,13 +28,13 @@ def site_folder(state: Path, site: str | None) -> Path:
     return Path(site).expanduser().resolve() if site else state.resolve().parent / SITE
 
 
-def check_programs() -> None:
-    """VmError says what to install if QEMU or swtpm is missing."""
+def check_programs(path: str | None = None) -> None:
+    """VmError says what to install if QEMU or swtpm is missing on a path, by default this process's (PATH)."""
     import shutil
 
     from quoreduce.trust.swtpm import PACKAGES
 
-    missing = [name for name in ("qemu-system-x86_64", "swtpm", "swtpm_setup") if shutil.which(name) is None]
+    missing = [name for name in ("qemu-system-x86_64", "swtpm", "swtpm_setup") if shutil.which(name, path=path) is None]
     if missing:
         packages = QEMU_PACKAGES * missing[0].startswith("qemu") + PACKAGES * missing[-1].startswith("swtpm")
         raise VmError(f"{', '.join(missing)}: not installed; {INSTALL.format(' '.join(packages))}")
