@@ -400,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after so long")
     parser.add_argument("--folder", default="/tmp", help="where to work (default /tmp)")
     a = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its guests would outlive it
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-", dir=a.folder) as folder:
         campaign = Campaign(Path(folder))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -212,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--moves", type=int, default=6)
     parser.add_argument("--folder", default="/tmp", help="where to work (default /tmp)")
     a = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its guests would outlive it
     with tempfile.TemporaryDirectory(prefix="leaks-", dir=a.folder) as folder:
         campaign = Campaign(Path(folder))
         try:

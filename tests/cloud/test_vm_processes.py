@@ -94,16 +94,6 @@ def test_a_foreign_folder_in_the_run_folder_is_named_and_nothing_is_begun(site: 
     assert "running" in done(site, "attest", "web")
 
 
-def test_a_vm_whose_folder_was_deleted_is_ended_before_it_is_said_to_be_lost(site: Site) -> None:
-    """The last one: there is no VM afterwards."""
-    was = processes(site)
-    site.kill("s1")
-    shutil.rmtree(guest(site))
-    site.server("s1")
-    assert not any(process.alive() for process in was)
-    assert "attests that web is gone there" in site.run("resume", "web").err
-
-
 def tpms(state: Path) -> list[int]:
     """The process of a server's TPM."""
     found = []
@@ -123,3 +113,14 @@ def test_a_server_whose_tpm_is_gone_ends_and_says_so(site: Site) -> None:
     assert "its VMs go on: start the server again" in site.log("s1")[-1]
     site.server("s1")
     asked.communicate(timeout=60)
+    assert "running" in done(site, "attest", "web")
+
+
+def test_a_vm_whose_folder_was_deleted_is_ended_before_it_is_said_to_be_lost(site: Site) -> None:
+    """The last one: there is no VM afterwards."""
+    was = processes(site)
+    site.kill("s1")
+    shutil.rmtree(guest(site))
+    site.server("s1")
+    assert not any(process.alive() for process in was)
+    assert "attests that web is gone there" in site.run("resume", "web").err
