@@ -69,7 +69,6 @@ def test_an_operations_document_names_exactly_the_files_that_it_runs(package: Pa
     ("quoreduce/errors.py", set(MODULES)),
     ("quoreduce/cloud/hypervisor.py", set()),
     ("quoreduce/files.py", set(MODULES)),
-    ("quoreduce/limits.py", set()),
     ("site/msgspec/__init__.py", set()),
     (f"site/msgspec/_core{SUFFIX}", set()),
     ("site/qemu/qmp/__init__.py", set()),
