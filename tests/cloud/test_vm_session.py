@@ -118,6 +118,7 @@ def web(cloud: Cloud, image: Path) -> Iterator[str]:
         cloud.done("terminate", "web")
     assert cloud.empty("s1")
     assert cloud.empty("s2")
+    (cloud.site.folder / "user" / "vms" / vm).unlink()  # a VM that has a backup keeps its name
 
 
 def holds(cloud: Cloud, server: str, vm: str) -> bool:
