@@ -163,12 +163,14 @@ def _markers(fd: int) -> list[Marker]:
 
 
 def _read_marker(fd: int, name: str, folder: os.stat_result) -> list[Marker]:
+    if any(hold._name == name and os.path.samestat(hold._status, folder) for hold in _held):
+        return [Marker(name, _this_process(folder, os.getpid()), True)]  # what we hold is ours, though its disk reads no more
     marker = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
     try:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size > _MARKER_BYTES_MAX:
             return []
-        locked = _is_locked(marker) or name in {hold._name for hold in _held}
+        locked = _is_locked(marker)
         owner = _decode(os.read(marker, _MARKER_BYTES_MAX), folder)
         return [Marker(name, owner, locked)] if owner is not None or status.st_size == 0 else []
     finally:

@@ -22,6 +22,7 @@ FOUND = (
     "sort-local:driver:close:output:1:ESTALE:once", "sort-inline:driver:mkdir:store:3:ENOSPC:once",
     "wordcount-inline:driver:close:store:0:EIO:forever", "wordcount-local:workers:mkdir:store:0:EIO:forever",
     "wordcount-local:workers:open:output:0:EMFILE:forever", "durable-local:driver:close:output:4:ESTALE:forever",
+    "overwrite-inline:driver:read:output:3:ENOSPC:forever",
 )  # fmt: skip
 
 
