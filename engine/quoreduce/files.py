@@ -246,8 +246,7 @@ class Hold:
     def remove(self) -> None:
         """Delete the folder, and let go; again, or if it is gone, this does nothing."""
         if self.ours:
-            while self._spare:
-                close_quietly(self._spare.pop())
+            self._close_spare()
             remove_ours(self.path)
             if self.pointer is not None:
                 with suppress(OSError):
@@ -255,10 +254,13 @@ class Hold:
             _leave(self.parents)
         self._close()
 
-    def _close(self) -> None:
-        """Close all descriptors: in a forked process the lock stays that of its parent."""
+    def _close_spare(self) -> None:
         while self._spare:
             close_quietly(self._spare.pop())
+
+    def _close(self) -> None:
+        """Close all descriptors: in a forked process the lock stays that of its parent."""
+        self._close_spare()
         if self._lock >= 0:
             close_quietly(self._lock)
         self._lock = -1

@@ -22,6 +22,7 @@ import errno
 import faulthandler
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -348,12 +349,13 @@ class Campaign:
 
 def _ended_with(pid: int) -> int | None:
     """The exit code of a process; None if it did not end in time: it says where it is, and is killed."""
-    until = time.monotonic() + ENDS_IN_S
-    while time.monotonic() < until:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(POLL_S)
+    end = os.pidfd_open(pid)
+    try:
+        ended, _, _ = select.select([end], [], [], ENDS_IN_S)
+    finally:
+        os.close(end)
+    if ended:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.kill(pid, signal.SIGABRT)  # faulthandler says where
     os.waitpid(pid, 0)
     return None

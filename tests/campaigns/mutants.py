@@ -309,17 +309,21 @@ def all_mutants(wanted: Sequence[str]) -> list[Mutant]:
     return mutants
 
 
+def told(area: str, say: Callable[[str], None]) -> Seen:
+    """Watch the tests of an area, and say how many there are."""
+    start = time.perf_counter()
+    seen = watch(area)
+    say(f"{area}: {len(seen.seconds)} tests pass in {time.perf_counter() - start:.0f} s, watched")
+    return seen
+
+
 def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Score, say: Callable[[str], None]) -> None:
     """Show each mutant to its tests, `jobs` at a time, start none after `minutes` of it, and note in `score` how they end.
 
     First and last a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything; then
     `score` is empty (RuntimeError). Each child has a folder of its own: what one leaves behind must not kill the next.
     """
-    seen = {}
-    for area in sorted({area_of(mutant) for mutant in mutants}):
-        start = time.perf_counter()
-        seen[area] = watch(area)
-        say(f"{area}: {len(seen[area].seconds)} tests pass in {time.perf_counter() - start:.0f} s, watched")
+    seen = {area: told(area, say) for area in sorted({area_of(mutant) for mutant in mutants})}
     gc.collect()
     gc.freeze()  # children collect what is theirs
     until = time.monotonic() + 60 * minutes
