@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 BASE ?= HEAD~1
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -15,7 +16,7 @@ ifneq "$(HOME_OF_VENV)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 
-.PHONY: help venv venv-all demo test test-all campaigns mutants lint kernels bench bench-full bench-compare bench-peers clean
+.PHONY: help venv venv-all docs demo test test-all campaigns mutants lint kernels bench bench-full bench-compare bench-peers release clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,23 +27,28 @@ demo: $(READY)  ## count real and generated text on Ray, plain and voted, with f
 
 test: $(READY) kernels  ## run the tests, those on Ray last; but not those marked nightly
 	@.ci/system-packages
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: $(READY) kernels  ## all tests, those marked nightly too, and larger samples of the campaigns
 	@.ci/system-packages
-	@$(BIN)/python -m pytest --nightly $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --nightly $(ARGS)
 
 CAMPAIGNS = $(shell grep -l '^if __name__' tests/campaigns/*.py)
-campaigns: $(READY) kernels  ## every campaign at full size, docs/campaigns.md; one: CAMPAIGNS=tests/campaigns/fuzz.py
+campaigns: $(READY) kernels  ## every campaign at full size, docs/design/campaigns.md; one: CAMPAIGNS=tests/campaigns/fuzz.py
 	@for campaign in $(CAMPAIGNS); do echo "== $$campaign $(ARGS)"; $(BIN)/python $$campaign $(ARGS) || exit 1; done
 
 mutants: $(READY) kernels  ## change tracker/ and data/ in thousands of small ways: do tests see it? (ARGS="--sample 10%", or --help)
 	@$(BIN)/python tests/campaigns/mutants.py $(ARGS)
 
-lint: $(READY)  ## style, types, and who imports whom
+lint: $(READY)  ## style, types, who imports whom, and sizes
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/rules.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/docs  ## build the documentation site, strictly, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: kernels  ## measure kernels, jobs and GridMix plain and voted, and Ray, on 256 MB (nothing is stored)
 	@QUOREDUCE_BENCH_SIZE=quick $(BIN)/python -m bench.data
@@ -64,16 +70,19 @@ bench-compare: kernels  ## the last commit against BASE=HEAD~1 or another, on 25
 bench-peers: $(VENV)/peers kernels  ## compare with Spark, Hadoop, Ray Data, Dask, DuckDB, Polars, coreutils on 256 MB (ARGS="--size full": 1 GB)
 	@$(BIN)/python -m bench.peers $(ARGS)
 
+release: $(READY)  ## build sdist and wheel, check them, and tag the commit; nothing is uploaded
+	@.ci/release $(BIN)/python
+
 venv: $(READY)  ## make .venv only
 
-venv-all: $(VENV)/all  ## make .venv with all that tests can use: other engines, and hardware TPMs
+venv-all: $(VENV)/all  ## make .venv with all that tests can use: other engines, the documentation's tools, and hardware TPMs
 
 clean:  ## delete .venv and everything else that the targets made here
 	rm -rf $(VENV) .asv .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
 	find engine kernels gridmix bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 kernels: $(READY)
-	@$(BIN)/python -c "from quoreduce.runtime.compile import ensure_kernels; ensure_kernels(print)"
+	@$(BIN)/python -c "from quoreduce.protocol.compile import ensure_kernels; ensure_kernels(print)"
 
 $(READY): pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -88,10 +97,15 @@ $(READY): pyproject.toml requirements-dev.txt
 
 $(VENV)/all: $(VENV)/peers
 	@echo "building tpm2-pytss ..."
-	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,peers,tpm]'
+	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,docs,peers,tpm]'
 	@touch $@
 
 $(VENV)/peers: $(READY)
 	@echo "installing the engines to compare with ..."
 	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,peers]'
+	@touch $@
+
+$(VENV)/docs: $(READY)
+	@echo "installing the documentation's tools ..."
+	@$(PIP) install --constraint requirements-dev.txt --editable '.[dev,docs]'
 	@touch $@

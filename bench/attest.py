@@ -1,6 +1,8 @@
-"""What attesting a task costs (:mod:`quoreduce.report.attest_bench`): a few of its figures, in µs, and ratios of one run.
+"""What attesting a task costs (:mod:`quoreduce.commands.attest.bench`): a few of its figures, in µs, and ratios of one
+run.
 
-Extend and quote, each task with its leaf; Merkle with all inclusion proofs. Without swtpm its figures are missing (NaN).
+Extend and quote, each task with its leaf; Merkle with all inclusion proofs. Without swtpm its figures are missing
+(NaN).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ SIZES = (1, 64, 1024)
 
 def measure_all() -> measure.Cell:
     """All figures, by the name of the track."""
-    from quoreduce.report import attest_bench as bench
+    from quoreduce.commands.attest import bench
 
     measure.two_cores()
     measure.wait_for_quiet()

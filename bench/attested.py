@@ -1,7 +1,9 @@
-"""What attesting a job costs: word count voted (f=1) without and with ``--attest``, in turn: ``python -m bench.attested``.
+"""What attesting a job costs: word count voted (f=1) without and with ``--attest``, in turn: ``python -m
+bench.attested``.
 
-Two ways: on a warm session of two local workers, and as a command from its start to its end. The TPM is swtpm if it is installed
-(the root is said in the output), batches are Merkle trees. Outputs are compared; every receipt is verified, untimed.
+Two ways: on a warm session of two local workers, and as a command from its start to its end. The TPM is swtpm if it is
+installed (the root is said in the output), batches are Merkle trees. Outputs are compared; every receipt is verified,
+untimed.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Bench:
     """Runs the pairs; ``state`` is a folder that it sets up."""
 
     def __init__(self, source: Path, folder: Path) -> None:
-        from quoreduce.report.attest import worker_environment
+        from quoreduce.commands.attest.command import worker_environment
         from quoreduce.trust.node import setup_node
 
         self._source, self._folder = source, folder
@@ -70,7 +72,17 @@ class Bench:
 
     def _command(self, attested: bool) -> measure.Run:
         output = self._folder / "out"
-        line = [sys.executable, "-m", "quoreduce.cli", "run", "wordcount", str(self._source), str(output), "--json", "--quiet"]
+        line = [
+            sys.executable,
+            "-m",
+            "quoreduce.cli",
+            "run",
+            "wordcount",
+            str(self._source),
+            str(output),
+            "--json",
+            "--quiet",
+        ]
         line += ["--on", "local", "--workers", "2"] + (["--attest", "--state", str(self._state)] if attested else [])
         window, start = measure.Window(), time.perf_counter()
         process = subprocess.Popen(line, stdout=subprocess.PIPE, env=os.environ)
@@ -116,7 +128,8 @@ def measure_all() -> dict[str, Any]:
             "time_ratio": statistics.median(ratios), "spread": measure.spread(ratios),
             "cpu_ratio": statistics.median(pairs.ratios(lambda run: run.cpu_s)),
             "voted_s": statistics.median(a.wall_s for a, _ in pairs.kept),
-            "attested_s": statistics.median(b.wall_s for _, b in pairs.kept), "clean": pairs.clean, "tried": pairs.tried,
+            "attested_s": statistics.median(b.wall_s for _, b in pairs.kept), "clean": pairs.clean,
+            "tried": pairs.tried,
         }  # fmt: skip
     return figures
 
@@ -147,12 +160,17 @@ class Attested:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.attested", description="Measure what --attest costs a voted job.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.attested", description="Measure what --attest costs a voted job."
+    )
     parser.add_argument("--size", choices=list(data.SIZES), default=data.size(), help="quick: 256 MB; full: 1 GiB")
     a = parser.parse_args()
     os.environ["QUOREDUCE_BENCH_SIZE"] = a.size
     figures = measure_all()
-    print(measure.headline(measure.about()) + f"\n\nbackend {figures['backend']}, receipt {figures['receipt_bytes']:,} bytes\n")
+    print(
+        measure.headline(measure.about())
+        + f"\n\nbackend {figures['backend']}, receipt {figures['receipt_bytes']:,} bytes\n"
+    )
     print("| word count, f=1 | voted s | attested s | time ratio (quartiles) | CPU ratio | clean pairs |")
     print("|---|---|---|---|---|---|")
     for name in NAMES:

@@ -1,4 +1,5 @@
-"""Data of the benchmarks, made once and kept: a text of Zipf-distributed words, 100-byte records, and GridMix's three sets.
+"""Data of the benchmarks, made once and kept: a text of Zipf-distributed words, 100-byte records, and GridMix's three
+sets.
 
 ``python -m bench.data`` makes it and prints where it lies. What it depends on, from the environment:
 
@@ -9,8 +10,8 @@ QUOREDUCE_BENCH_RECORDS  number of records instead
 QUOREDUCE_BENCH_GRIDMIX  bytes of keys and values of each of GridMix's sets instead
 QUOREDUCE_BENCH_DATA     folder; default: ``bench`` in the cache of quoreduce, ~/.cache/quoreduce
 
-The records are those of ``gensort -a`` with the carriage return before each line feed made a space: there are engines that
-take a carriage return for the end of a line, and all shall read, sort and write the same bytes.
+The records are those of ``gensort -a`` with the carriage return before each line feed made a space: there are engines
+that take a carriage return for the end of a line, and all shall read, sort and write the same bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def gridmix_bytes() -> int:
 
 def folder() -> Path:
     """The folder of the data, which exists."""
-    from quoreduce.runtime.port import kernel_cache
+    from quoreduce.protocol.port import kernel_cache
 
     chosen = os.environ.get("QUOREDUCE_BENCH_DATA")
     path = Path(chosen) if chosen else kernel_cache() / "bench"
@@ -72,14 +73,14 @@ def folder() -> Path:
 
 def prepare() -> None:
     """Have the kernels compiled and this process load them from where workers do; call before they are imported."""
-    from quoreduce.runtime.compile import use_kernels
+    from quoreduce.protocol.compile import use_kernels
 
     use_kernels(_say)
 
 
 def text() -> Path:
     """The text, made if it is missing, in the page cache."""
-    from quoreduce.report.generate import text_chunks
+    from quoreduce.commands.generate.generate import text_chunks
 
     nbytes = text_bytes()
     return _made(f"text-{nbytes}", "textgen", lambda: text_chunks(nbytes, SEED))
@@ -115,7 +116,7 @@ def gridmix() -> Path:
 
 
 def _lines(count: int) -> Iterator[NDArray[np.uint8]]:
-    from quoreduce.report.generate import record_chunks
+    from quoreduce.commands.generate.generate import record_chunks
 
     for chunk in record_chunks("ascii", 0, count):
         chunk[:, CARRIAGE_RETURN_AT] = ord(" ")
@@ -131,7 +132,7 @@ def _amount(variable: str, usual: int) -> int:
 
 def _made(name: str, generator: str, chunks: Callable[[], Iterator[Any]]) -> Path:
     """The file of a name and of the generator's version; older versions are deleted."""
-    from quoreduce.report.generate import write_file
+    from quoreduce.commands.generate.generate import write_file
 
     path = folder() / f"{name}-{_version(f'quoreduce_kernels.{generator}')}"
     if not path.exists():
@@ -145,7 +146,9 @@ def _made(name: str, generator: str, chunks: Callable[[], Iterator[Any]]) -> Pat
 
 
 def _older(name: str) -> list[Path]:
-    """What earlier versions made, which is deleted; nothing in a folder of the user's choice, for names prove nothing."""
+    """What earlier versions made, which is deleted; nothing in a folder of the user's choice, for names prove
+    nothing.
+    """
     return [] if os.environ.get("QUOREDUCE_BENCH_DATA") else list(folder().glob(f"{name}-*"))
 
 

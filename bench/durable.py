@@ -1,8 +1,8 @@
 """What a journal costs: jobs voted (f=1) without and with ``--durable``, in turn: ``python -m bench.durable``.
 
-On a warm session of two local workers, each pair in one process. A durable job stores its map outputs beside the output, in
-files that are not used again, and forces its journal to disk; the other one stores in shared memory that it has touched
-before. So what is measured depends on the disk, whose file system is named. Outputs are compared.
+On a warm session of two local workers, each pair in one process. A durable job stores its map outputs beside the
+output, in files that are not used again, and forces its journal to disk; the other one stores in shared memory that it
+has touched before. So what is measured depends on the disk, whose file system is named. Outputs are compared.
 """
 
 from __future__ import annotations
@@ -116,13 +116,20 @@ class Durable:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.durable", description="Measure what --durable costs a voted job.")
-    parser.add_argument("--size", choices=list(data.SIZES), default=data.size(), help="quick: 256 MB; full: 1 GiB and 1 GB")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.durable", description="Measure what --durable costs a voted job."
+    )
+    parser.add_argument(
+        "--size", choices=list(data.SIZES), default=data.size(), help="quick: 256 MB; full: 1 GiB and 1 GB"
+    )
     a = parser.parse_args()
     os.environ["QUOREDUCE_BENCH_SIZE"] = a.size
     figures = measure_all()
     print(measure.headline(measure.about()) + f"\n\noutputs on {figures.pop('file system')}\n")
-    print("| job, f=1 | voted s | durable s | time ratio (quartiles) | CPU ratio | clean pairs |\n|---|---|---|---|---|---|")
+    print(
+        "| job, f=1 | voted s | durable s | time ratio (quartiles) | CPU ratio | "
+        "clean pairs |\n|---|---|---|---|---|---|"
+    )
     for name, f in figures.items():
         seconds = f"{f['voted_s']:.3f} | {f['durable_s']:.3f}"
         ratios = f"{f['time_ratio']:.3f} ({f['spread']:.3f}) | {f['cpu_ratio']:.3f}"

@@ -1,10 +1,11 @@
-"""GridMix's six applications, plain and voted in turn, on warm local workers: what voting costs, for each of them and for each f.
+"""GridMix's six applications, plain and voted in turn, on warm local workers: what voting costs, for each of them and
+for each f.
 
-The runner is that of ``quoreduce gridmix run``: it repeats what others disturbed, compares the outputs of all runs, and ends the
-benchmark if they differ. The plain run of a pair goes first. Plain and voted use the same workers: for f=1 two, each on a core
-of its own; for f=2 three, each a failure domain, on the same two cores. Three replicas on two cores that are full: the figures
-of f=2 are right for CPU, bytes and executions, and for the time of a machine that has nothing to spare; they say nothing of
-three cores.
+The runner is that of ``quoreduce gridmix run``: it repeats what others disturbed, compares the outputs of all runs, and
+ends the benchmark if they differ. The plain run of a pair goes first. Plain and voted use the same workers: for f=1
+two, each on a core of its own; for f=2 three, each a failure domain, on the same two cores. Three replicas on two cores
+that are full: the figures of f=2 are right for CPU, bytes and executions, and for the time of a machine that has
+nothing to spare; they say nothing of three cores.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MEANS = ("time_ratio", "cpu_ratio")
 RATIOS = (*MEANS, "executions_ratio", "bytes_stored_ratio", "bytes_shipped_ratio")
 
 TRACKED = {
-    "time_ratio", "time_ratio_spread", "cpu_ratio", "plain_s", "voted_s", "plain_cpu_s", "voted_cpu_s", "executions_plain",
+    "time_ratio", "time_ratio_spread", "cpu_ratio", "plain_s", "voted_s", "plain_cpu_s", "voted_cpu_s",
+    "executions_plain",
     "executions_voted", "bytes_stored_plain", "bytes_stored_voted", "bytes_shipped_plain", "bytes_shipped_voted",
     "peak_memory_plain", "peak_memory_voted", "pairs_disturbed",
 }  # fmt: skip
@@ -59,7 +61,9 @@ class Bench:
             runs = run_study(study, self._sets, self._folder, session).runs
         cells = {}
         for app in study.apps:
-            memory = [self._memory(Study((app,), ("large",), (v,), 1, 0, SPLIT_MB, reducers=REDUCERS), f) for v in variants]
+            memory = [
+                self._memory(Study((app,), ("large",), (v,), 1, 0, SPLIT_MB, reducers=REDUCERS), f) for v in variants
+            ]
             cells[name(app.name, f)] = _costs([run for run in runs if run.app == app.name], variants, repeat, memory)
         return cells
 
@@ -154,15 +158,14 @@ measure.add_tracks(Means, lambda cells, f: cells[mean(f)], [
 ])  # fmt: skip
 
 
-# ---- python -m bench.gridmix
-
-
 def markdown(cells: measure.Cells) -> str:
     """A table with a row for each application and f, and rows for the means."""
     lines = [measure.head("application, f", ("executions", "MB stored", "MB shipped"))]
     for cell_name, c in cells.items():
         if "plain_s" in c:
-            amounts = [f"{c[f'bytes_{way}_{kind}'] / 1e6:.1f}" for way in ("stored", "shipped") for kind in ("plain", "voted")]
+            amounts = [
+                f"{c[f'bytes_{way}_{kind}'] / 1e6:.1f}" for way in ("stored", "shipped") for kind in ("plain", "voted")
+            ]
             executions = f"{c['executions_plain']:.0f}, {c['executions_voted']:.0f}"
             lines.append(measure.row(cell_name, c, (executions, ", ".join(amounts[:2]), ", ".join(amounts[2:]))))
         else:
@@ -194,7 +197,8 @@ def _entry(cell_name: str, figure: str, cell: measure.Cell) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gridmix",
-        description="Measure GridMix's applications plain and voted; print one table. Sizes: each set has 50 MB, or 400 MB.",
+        description="Measure GridMix's applications plain and voted; print one table. Sizes: each set has 50 MB, "
+        "or 400 MB.",
     )
     parser.add_argument("--action-json", metavar="FILE", help="write the ratios for github-action-benchmark")
     cells, arguments = measure.print_cells(parser, measure_all, markdown)

@@ -1,8 +1,9 @@
 """Jobs, plain and voted in turn in one process, on warm local workers: what voting costs, as ratios and in seconds.
 
-Two rooms. ``saturated``: plain and voted on the same two workers, each on a core of its own, so that a vote doubles the work of
-full cores. ``core to spare``: plain on one worker, voted (f=1) on two: each replica has a core of its own. Plain is
-``--mode original`` with its block checksums, as fast as we can make it. The outputs of both are compared, byte by byte.
+Two rooms. ``saturated``: plain and voted on the same two workers, each on a core of its own, so that a vote doubles the
+work of full cores. ``core to spare``: plain on one worker, voted (f=1) on two: each replica has a core of its own.
+Plain is ``--mode original`` with its block checksums, as fast as we can make it. The outputs of both are compared, byte
+by byte.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ class Bench:
         self._folder = folder
 
     def cell(self, job: str, digest: str, workers: tuple[int, int], pairs_wanted: int) -> measure.Cell:
-        """Measure plain against voted: memory, each in a session of its own, then time, in turn, in sessions that are warm."""
+        """Measure plain against voted: memory, each in a session of its own, then time, in turn, in sessions that are
+        warm.
+        """
         from quoreduce import Options, Place, Session
 
         options = (Options(mode="original"), Options(f=1, digest=digest))  # type: ignore[arg-type]
-        memory = [self._memory(job, n, o, self._folder / str(i)) for i, (n, o) in enumerate(zip(workers, options, strict=True))]
+        memory = [
+            self._memory(job, n, o, self._folder / str(i))
+            for i, (n, o) in enumerate(zip(workers, options, strict=True))
+        ]
         self._compare(self._folder / "0", self._folder / "1")
         with ExitStack() as stack:
             sessions = {n: stack.enter_context(Session(Place("local", n))) for n in set(workers)}
@@ -66,11 +72,14 @@ class Bench:
 
         target = output or self._folder / "out"
         window = measure.Window()
-        result = session.run(scan_job(b"~") if job == "scan" else find_job(job), [str(self._inputs[job])], str(target), options)
+        result = session.run(
+            scan_job(b"~") if job == "scan" else find_job(job), [str(self._inputs[job])], str(target), options
+        )
         noise = window.close(result.cpu_s)
         if result.reexecutions or result.faults.detected or result.spares:
             raise RuntimeError(
-                f"{job}: a run without injected faults had {result.faults.detected}, and {result.spares} spares: not a benchmark"
+                f"{job}: a run without injected faults had {result.faults.detected}, and {result.spares} speculative "
+                "attempts: not a benchmark"
             )
         if output is None:
             shutil.rmtree(target)
@@ -122,9 +131,6 @@ class Voted:
 measure.add_tracks(Voted, lambda cells, job, room: cells[_name(job, room)], measure.COSTS)
 
 
-# ---- python -m bench.jobs
-
-
 def markdown(cells: measure.Cells) -> str:
     """A table with a row for each cell."""
     return "\n".join([measure.head("job, room"), *(measure.row(name, cell) for name, cell in cells.items())])
@@ -133,7 +139,8 @@ def markdown(cells: measure.Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.jobs",
-        description="Measure jobs plain and voted; print one table. Sizes: quick is 256 MB each, full is 1 GiB and 1 GB.",
+        description="Measure jobs plain and voted; print one table. Sizes: quick is 256 MB each, "
+        "full is 1 GiB and 1 GB.",
     )
     measure.print_cells(parser, measure_all, markdown)
 

@@ -74,8 +74,8 @@ class Text:
 class Digests:
     """Digests of a stream, over 64 MB in updates of one size. 1 MiB is what the engine mostly does.
 
-    ``blake3`` is ours, for the vote, and ``blake3 package`` that of the package of this name, for comparison; ``fast`` is the
-    fingerprint over bytes that are no records; ``checksum`` is that of blocks in the plain mode.
+    ``blake3`` is ours, for the vote, and ``blake3 package`` that of the package of this name, for comparison; ``fast``
+    is the fingerprint over bytes that are no records; ``checksum`` is that of blocks in the plain mode.
     """
 
     params = (["blake3", "blake3 package", "fast", "checksum"], ["64 KiB", "1 MiB", "16 MiB"])

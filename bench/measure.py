@@ -1,11 +1,12 @@
-"""How the benchmarks measure: interleaved pairs, what others did to the machine meanwhile, memory, and the figures made of it.
+"""How the benchmarks measure: interleaved pairs, what others did to the machine meanwhile, memory, and the figures made
+of it.
 
-The rule for noise. A run is *dirty* if, on the cores it may use, other processes were busy for more than 5 % of the time, or
-the hypervisor took more than 5 % (steal), each with 30 ms of tolerance, for the kernel counts in ticks of 10 ms. "Others" is
-what /proc/stat counts less what the run itself used; the pressure of /proc/pressure/cpu is recorded beside it but decides
-nothing, because a driver and workers on the same cores make pressure of their own. A pair with a dirty run is dropped and tried
-again, at most as often as pairs are wanted. If fewer than half of the pairs wanted are clean in the end, all are used, and the
-number of clean ones, which is always reported, tells.
+The rule for noise. A run is *dirty* if, on the cores it may use, other processes were busy for more than 5 % of the
+time, or the hypervisor took more than 5 % (steal), each with 30 ms of tolerance, for the kernel counts in ticks of 10
+ms. "Others" is what /proc/stat counts less what the run itself used; the pressure of /proc/pressure/cpu is recorded
+beside it but decides nothing, because a driver and workers on the same cores make pressure of their own. A pair with a
+dirty run is dropped and tried again, at most as often as pairs are wanted. If fewer than half of the pairs wanted are
+clean in the end, all are used, and the number of clean ones, which is always reported, tells.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-DIRTY_SHARE = 0.05
-DIRTY_TOLERANCE_S = 0.03
+from quoreduce.machine import core_times, cpu_model, is_dirty, waited_s
+
 QUIET_SHARE = 0.15
 QUIET_WAIT_S = 2.0
 QUIET_LOOK_S = 0.1
@@ -37,11 +38,6 @@ KERNEL_SAMPLE_S = 0.05
 KERNEL_SAMPLES = 7
 Cell = dict[str, float]
 Cells = dict[str, Cell]
-_STEAL = 7
-_BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq
-
-
-# ---- what the machine did
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +53,14 @@ class Noise:
     @property
     def dirty(self) -> bool:
         """Whether the run is to be dropped, see the module."""
-        limit = DIRTY_SHARE * self.wall_s * self.cores + DIRTY_TOLERANCE_S
-        return self.others_s > limit or self.steal_s > limit
+        return is_dirty(self.wall_s * self.cores, self.others_s, self.steal_s)
 
 
 @dataclass(slots=True)
 class Run:
-    """One execution; ``job_s``: what the engine itself says it took, without starting a process; ``detail``: whatever more."""
+    """One execution; ``job_s``: what the engine itself says it took, without starting a process; ``detail``: whatever
+    more.
+    """
 
     wall_s: float
     cpu_s: float
@@ -86,39 +83,22 @@ class Window:
 
     def __init__(self) -> None:
         self._cores = sorted(os.sched_getaffinity(0))
-        self._busy, self._steal = _ticks(self._cores)
-        self._pressure = _pressure()
+        self._busy, self._steal = core_times(self._cores)
+        self._pressure = waited_s()
         self._start = time.perf_counter()
 
     def close(self, own_cpu_s: float) -> Noise:
         """End it; ``own_cpu_s`` is what the run itself used."""
         wall = time.perf_counter() - self._start
-        busy, steal = _ticks(self._cores)
+        busy, steal = core_times(self._cores)
         others = max(0.0, busy - self._busy - own_cpu_s)
-        return Noise(wall, len(self._cores), others, steal - self._steal, _pressure() - self._pressure)
-
-
-def _ticks(cores: Sequence[int]) -> tuple[float, float]:
-    """Seconds for which these cores were busy, and for which the hypervisor had them."""
-    hz = os.sysconf("SC_CLK_TCK")
-    names = {f"cpu{core}" for core in cores}
-    busy = steal = 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *values = line.split()
-        if name in names:
-            busy += sum(int(values[i]) for i in _BUSY)
-            steal += int(values[_STEAL])
-    return busy / hz, steal / hz
-
-
-def _pressure() -> float:
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
-    return 0.0
+        return Noise(wall, len(self._cores), others, steal - self._steal, waited_s() - self._pressure)
 
 
 def two_cores() -> list[int]:
-    """Keep this process, and those it starts, to two cores: what "saturated" means here does not depend on the machine."""
+    """Keep this process, and those it starts, to two cores: what "saturated" means here does not depend on the
+    machine.
+    """
     chosen = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, chosen)
     return chosen
@@ -129,13 +109,10 @@ def wait_for_quiet(limit_s: float = QUIET_WAIT_S) -> None:
     cores = sorted(os.sched_getaffinity(0))
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        before, _ = _ticks(cores)
+        before, _ = core_times(cores)
         time.sleep(QUIET_LOOK_S)
-        if _ticks(cores)[0] - before <= QUIET_SHARE * QUIET_LOOK_S * len(cores) + 0.01:
+        if core_times(cores)[0] - before <= QUIET_SHARE * QUIET_LOOK_S * len(cores) + 0.01:
             return
-
-
-# ---- pairs
 
 
 @dataclass(slots=True)
@@ -159,7 +136,9 @@ class Pairs:
 
 
 def interleave(first: Callable[[], Run], second: Callable[[], Run], wanted: int) -> Pairs:
-    """Run ``first`` and ``second`` in turn (which goes first changes each time) until enough pairs are clean; bounded."""
+    """Run ``first`` and ``second`` in turn (which goes first changes each time) until enough pairs are clean;
+    bounded.
+    """
     pairs: list[tuple[Run, Run]] = []
     clean = 0
     while clean < wanted and len(pairs) < 2 * wanted:
@@ -186,11 +165,10 @@ def spread(values: Sequence[float]) -> float:
     return high - low
 
 
-# ---- kernels
-
-
 def ms_per_gb(function: Callable[[], object], nbytes: float, prepare: Callable[[], object] | None = None) -> float:
-    """Milliseconds for 10**9 bytes (1000 / it = GB/s), of a function that takes ``nbytes``; less is better, as asv has it."""
+    """Milliseconds for 10**9 bytes (1000 / it = GB/s), of a function that takes ``nbytes``; less is better, as asv has
+    it.
+    """
     return rounded(1e12 * seconds(function, prepare) / nbytes)
 
 
@@ -228,9 +206,6 @@ def _timed(function: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         function()
     return time.thread_time() - start
-
-
-# ---- memory
 
 
 def peak_rss(pids: Sequence[int]) -> int:
@@ -297,9 +272,6 @@ def _memory(pid: int) -> int:
     return kilobytes * 1024
 
 
-# ---- plain and voted: figures, asv tracks, command lines
-
-
 @contextmanager
 def outputs(data_folder: Path) -> Iterator[Path]:
     """A folder for outputs, beside the data or where QUOREDUCE_BENCH_OUT says; deleted in the end."""
@@ -311,7 +283,9 @@ def outputs(data_folder: Path) -> Iterator[Path]:
 
 
 def costs(pairs: Pairs, memory: Sequence[tuple[int, int]]) -> Cell:
-    """Figures of plain and voted runs, whose ``detail`` are :class:`Counts`; ``memory``: of both, the largest worker and all."""
+    """Figures of plain and voted runs, whose ``detail`` are :class:`Counts`; ``memory``: of both, the largest worker
+    and all.
+    """
     plain, voted = ([pair[i] for pair in pairs.kept] for i in (0, 1))
     a, b = plain[0].detail, voted[0].detail
     ratios = pairs.ratios(lambda run: run.wall_s)
@@ -380,7 +354,9 @@ COSTS = (
 
 
 def add_tracks(suite: type, cell: Callable[..., Cell], figures: Iterable[tuple[str, str, str]]) -> None:
-    """Give a suite a ``track_*`` for each of (figure, unit, what it is); ``cell`` finds the figures by what asv passes."""
+    """Give a suite a ``track_*`` for each of (figure, unit, what it is); ``cell`` finds the figures by what asv
+    passes.
+    """
     for figure, unit, what in figures:
         setattr(suite, f"track_{figure}", _track(cell, figure, unit, what))
 
@@ -416,7 +392,9 @@ def head(name: str, more: Sequence[str] = ()) -> str:
 def print_cells(
     parser: argparse.ArgumentParser, measure_all: Callable[[], Cells], markdown: Callable[[Cells], str]
 ) -> tuple[Cells, argparse.Namespace]:
-    """Read the command line, measure, print a table in Markdown, write JSON if asked to; return figures and arguments."""
+    """Read the command line, measure, print a table in Markdown, write JSON if asked to; return figures and
+    arguments.
+    """
     parser.add_argument("--size", choices=("quick", "full"), default=os.environ.get("QUOREDUCE_BENCH_SIZE", "quick"))
     parser.add_argument("--json", metavar="FILE", help="write all figures, too")
     a = parser.parse_args()
@@ -429,17 +407,12 @@ def print_cells(
     return cells, a
 
 
-# ---- the machine
-
-
 def about() -> dict[str, Any]:
     """Date, machine and versions: what figures depend on, for reports."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     machine = {
-        "cpu": cpu, "cores": os.cpu_count(), "cores_used": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
-        "kernel": os.uname().release, "architecture": os.uname().machine,
+        "cpu": cpu_model(), "cores": os.cpu_count(), "cores_used": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 1e9, 1), "kernel": os.uname().release, "architecture": os.uname().machine,
     }  # fmt: skip
     versions = {"python": platform.python_version()}
     for name in ("quoreduce", "numba", "ray", "pyspark", "dask", "duckdb", "polars"):

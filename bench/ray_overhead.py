@@ -1,7 +1,7 @@
 """What Ray costs: start, tasks that do next to nothing, the driver's share of the CPU; and whole jobs on it.
 
-All on one local Ray, started for this. The driver's CPU is that of this process; Ray's own processes (raylet, GCS) count neither
-as the driver's nor as the job's: what they use comes on top, as ``track_ray_cpu_share`` says.
+All on one local Ray, started for this. The driver's CPU is that of this process; Ray's own processes (raylet, GCS)
+count neither as the driver's nor as the job's: what they use comes on top, as ``track_ray_cpu_share`` says.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ def _on_ray(text: Path, tiny: Path, small: Path, folder: Path) -> Figures:
         started = time.perf_counter()
         _run(session, tiny, folder, Options(f=1))
         ready = time.perf_counter()
-        figures = {"start_s": started - start, "ready_s": ready - start, "ray_task_ms": _task_ms(session, small, folder)}
+        figures = {
+            "start_s": started - start,
+            "ready_s": ready - start,
+            "ray_task_ms": _task_ms(session, small, folder),
+        }
         plain, voted = Options(mode="original"), Options(f=1)
         for options in (plain, voted):
             _run(session, text, folder, options)

@@ -1,11 +1,13 @@
-"""What silent faults cost: voted jobs (f=1) of whose map tasks a share is wrong once, against the same without faults, in turn.
+"""What silent faults cost: voted jobs (f=1) of whose map tasks a share is wrong once, against the same without faults,
+in turn.
 
-One of the two replicas of each struck map task gives a wrong but well-formed output (``--fault wrong:map:N%``), so that a third
-one has to be asked. The digest of every output is compared with that of the first run. Local workers of a warm session, kept to
-two cores; a third failure domain is needed to outvote, so each worker is a domain of its own (``--domain worker``), and there are
-four, two a core. (Of three, each would have to execute all maps when all are disputed, and the core that two of them share would
-do two thirds of the work: that is a price of three workers on two cores, not of faults.) Nobody is overtaken (``--no-spares``).
-The published figures beside it are FTMR's: 1.96 times the time without faults at 100 %.
+One of the two replicas of each struck map task gives a wrong but well-formed output (``--fault wrong:map:N%``), so that
+a third one has to be asked. The digest of every output is compared with that of the first run. Local workers of a warm
+session, kept to two cores; a third failure domain is needed to outvote, so each worker is a domain of its own
+(``--domain worker``), and there are four, two a core. (Of three, each would have to execute all maps when all are
+disputed, and the core that two of them share would do two thirds of the work: that is a price of three workers on two
+cores, not of faults.) Nobody is overtaken (``--no-speculation``). The published figures beside it are FTMR's: 1.96
+times the time without faults at 100 %.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Bench:
         self._seed += 1
         faults = (f"wrong:map:{percent}%",)
         split_mb = source.stat().st_size / 1e6 / MAPS
-        options = Options(f=1, split_mb=split_mb, spares=False, faults=faults, fault_seed=self._seed)
+        options = Options(f=1, split_mb=split_mb, speculation=False, faults=faults, fault_seed=self._seed)
         window = measure.Window()
         result = self._session.run(find_job(job), [str(source)], str(self._output), options)
         noise = window.close(result.cpu_s)
@@ -129,12 +131,10 @@ measure.add_tracks(Sweep, lambda cells, job, percent: cells[name(job, percent)],
     ("executions_ratio", "faulty/clean", "Executions of tasks: median of the ratios of pairs."),
     ("clean_s", "seconds", "Voted, without faults: median."),
     ("faulty_s", "seconds", "Voted, with faults: median."),
-    ("pairs_disturbed", "pairs", "Pairs that others disturbed; with fewer clean than half of those wanted, figures are of all."),
+    ("pairs_disturbed", "pairs", "Pairs that others disturbed; "
+     "with fewer clean than half of those wanted, figures are of all."),
     ("pairs_tried", "pairs", "Pairs run."),
 ])  # fmt: skip
-
-
-# ---- python -m bench.sweep
 
 
 def markdown(cells: measure.Cells) -> str:
@@ -144,8 +144,8 @@ def markdown(cells: measure.Cells) -> str:
     lines = [
         f"{WORKERS} local workers, each a failure domain (--domain worker), on two cores; f=1; about {MAPS} maps.",
         "",
-        "| job, wrong maps | without s | with s | time ratio (min/min; quartiles) | FTMR's, published | CPU ratio | executions | "
-        "clean pairs |",
+        "| job, wrong maps | without s | with s | time ratio (min/min; quartiles) | FTMR's, "
+        "published | CPU ratio | executions | clean pairs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for title, c in cells.items():
@@ -162,8 +162,8 @@ def markdown(cells: measure.Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.sweep",
-        description="Measure voted jobs (f=1) with a share of wrong map tasks against the same without faults; print a table. "
-        "Sizes: quick is 256 MB each, full is 1 GiB and 1 GB.",
+        description="Measure voted jobs (f=1) with a share of wrong map tasks against the same without faults; print a "
+        "table. Sizes: quick is 256 MB each, full is 1 GiB and 1 GB.",
     )
     measure.print_cells(parser, measure_all, markdown)
 

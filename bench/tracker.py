@@ -1,8 +1,8 @@
 """How what the tracker does for an event grows with the numbers of tasks and of nodes.
 
-The tracker alone: what it launches is answered at once, in order, by nodes that are never wrong. CPU time of this thread by the
-number of events, the least of some rounds; growth is the exponent of a power law through the sizes, by least squares: 0 if an
-event costs the same in a job of any size, 1 if it costs as much again for each task there is.
+The tracker alone: what it launches is answered at once, in order, by nodes that are never wrong. CPU time of this
+thread by the number of events, the least of some rounds; growth is the exponent of a power law through the sizes, by
+least squares: 0 if an event costs the same in a job of any size, 1 if it costs as much again for each task there is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def run(maps: int, nodes: int, f: int = 1, reduces: int = REDUCES) -> int:
 
 
 def answer(tracker: object, plan: Plan) -> int:
-    """Start a tracker whose workers have joined, answer what it launches until it is done, and return the number of events."""
+    """Start a tracker whose workers have joined, answer what it launches until it is done, and return the number of
+    events.
+    """
     from quoreduce.tracker import Agreed, Finished, JobTracker, Launch, Output, Part, Published
 
     assert isinstance(tracker, JobTracker)
@@ -81,8 +83,10 @@ def measure_all() -> measure.Cell:
     by_tasks = {n: event_us(n, NODES_OF_TASKS) for n in TASKS}
     by_nodes = {n: event_us(TASKS_OF_NODES, n) for n in NODES}
     return {
-        **{f"event_{n}_tasks": us for n, us in by_tasks.items()}, **{f"event_{n}_nodes": us for n, us in by_nodes.items()},
-        "growth_by_tasks": exponent(TASKS, list(by_tasks.values())), "growth_by_nodes": exponent(NODES, list(by_nodes.values())),
+        **{f"event_{n}_tasks": us for n, us in by_tasks.items()},
+        **{f"event_{n}_nodes": us for n, us in by_nodes.items()},
+        "growth_by_tasks": exponent(TASKS, list(by_tasks.values())),
+        "growth_by_nodes": exponent(NODES, list(by_nodes.values())),
     }  # fmt: skip
 
 
@@ -100,7 +104,8 @@ class Tracker:
 measure.add_tracks(Tracker, lambda figures: figures, [
     *((f"event_{n}_tasks", "µs", f"CPU for each event, {n:,} maps on {NODES_OF_TASKS:,} nodes.") for n in TASKS),
     *((f"event_{n}_nodes", "µs", f"CPU for each event, {TASKS_OF_NODES:,} maps on {n:,} nodes.") for n in NODES),
-    ("growth_by_tasks", "exponent", "Of the cost of an event as a power of the number of maps; goal: 0, as log n nearly is."),
+    ("growth_by_tasks", "exponent", "Of the cost of an event as a power of the number of maps; "
+     "goal: 0, as log n nearly is."),
     ("growth_by_nodes", "exponent", "Of the cost of an event as a power of the number of nodes."),
 ])  # fmt: skip
 

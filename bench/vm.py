@@ -1,8 +1,9 @@
 """What trusted VM operations cost.
 
-``Attestations``: evidence of many VMs of one server with a TPM in software (swtpm), in µs for each; ``python -m bench.vm`` prints
-them per second too. ``made``: by the server, all N at once, under one quote of its TPM; ``checked``: by one verifier of all. With
-N = 1 each has a quote of its own: that is the price without batching. Without swtpm the figures are missing (NaN).
+``Attestations``: evidence of many VMs of one server with a TPM in software (swtpm), in µs for each; ``python -m
+bench.vm`` prints them per second too. ``made``: by the server, all N at once, under one quote of its TPM; ``checked``:
+by one verifier of all. With N = 1 each has a quote of its own: that is the price without batching. Without swtpm the
+figures are missing (NaN).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from bench import measure
 
 if TYPE_CHECKING:
-    from quoreduce.cloud.attestor import Challenge, TpmAttestor
-    from quoreduce.cloud.evidence import Evidence
     from quoreduce.trust.policy import Policy
+    from quoreduce.vm.attestor import Challenge, TpmAttestor
+    from quoreduce.vm.evidence import Evidence
 
 COUNTS = (1, 64, 1024)
 SAMPLES, SAMPLE_S = 7, 0.1
@@ -40,7 +41,7 @@ class Fleet:
 
     def challenges(self, count: int) -> list[Challenge]:
         """A challenge for each of ``count`` VMs, which have a TCOM each."""
-        from quoreduce.cloud.attestor import Challenge
+        from quoreduce.vm.attestor import Challenge
 
         return [Challenge(self.server.session("status"), os.urandom(32), os.urandom(16), CONTENT) for _ in range(count)]
 
@@ -50,7 +51,7 @@ class Fleet:
 
     def check(self, challenges: list[Challenge], made: list[Evidence]) -> str:
         """Check them all, each from its bytes, as one verifier does who holds a cache; return the server's name."""
-        from quoreduce.cloud import evidence
+        from quoreduce.vm import evidence
 
         cache, now = evidence.Cache(), datetime.now(UTC)
         names = {
@@ -65,9 +66,9 @@ def measure_attestations() -> measure.Cell:
     """µs for each attestation, by the name of the track; NaN without swtpm."""
     if shutil.which("swtpm") is None or shutil.which("swtpm_setup") is None:
         return {f"{what}_{count}": float("nan") for what in ("made", "checked") for count in COUNTS}
-    from quoreduce.cloud import measure as environments
-    from quoreduce.cloud.attestor import SwtpmAttestor
     from quoreduce.trust.node import setup_node
+    from quoreduce.vm import measure as environments
+    from quoreduce.vm.attestor import SwtpmAttestor
 
     measure.two_cores()
     measure.wait_for_quiet()
@@ -92,7 +93,9 @@ def _attestations(fleet: Fleet) -> measure.Cell:
 
 
 def wall_s(function: Callable[[], object]) -> float:
-    """Seconds of one call by the clock on the wall, since swtpm works in a process of its own: the median of several samples."""
+    """Seconds of one call by the clock on the wall, since swtpm works in a process of its own: the median of several
+    samples.
+    """
     function()
     start = time.perf_counter()
     function()
@@ -130,7 +133,10 @@ measure.add_tracks(Attestations, lambda figures: figures, [
 def main() -> None:
     """Print them as a table."""
     figures: dict[str, Any] = measure_attestations()
-    print("| VMs under one quote | made, µs each | made a second | checked, µs each | checked a second |\n|---|---|---|---|---|")
+    print(
+        "| VMs under one quote | made, µs each | made a second | checked, "
+        "µs each | checked a second |\n|---|---|---|---|---|"
+    )
     for count in COUNTS:
         made, checked = figures[f"made_{count}"], figures[f"checked_{count}"]
         print(f"| {count} | {made:.0f} | {1e6 / made:,.0f} | {checked:.0f} | {1e6 / checked:,.0f} |")

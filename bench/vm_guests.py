@@ -1,7 +1,8 @@
-"""What guests cost: a start of QEMU with a vTPM, plainly and as ours; how fast a state leaves: ``python -m bench.vm_guests``.
+"""What guests cost: a start of QEMU with a vTPM, plainly and as ours; how fast a state leaves: ``python -m
+bench.vm_guests``.
 
-Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. It needs QEMU,
-swtpm and what ``quoreduce vm image`` needs.
+Starts are in turn; each is from nothing to the guest's first word, with the same machine, image and accelerator. It
+needs QEMU, swtpm and what ``quoreduce vm image`` needs.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import measure
-from quoreduce.cloud import kvm
-from quoreduce.cloud.agents.site import check_programs
-from quoreduce.cloud.attack import BOOT_S, READY, OpenGuest
-from quoreduce.cloud.bundle import Bundle
-from quoreduce.cloud.hypervisor import DEFAULT_ROOT, Guest
-from quoreduce.cloud.image import build
-from quoreduce.cloud.ports import VmSpec
-from quoreduce.cloud.scrub import scrub
-from quoreduce.cloud.sealing import KEY_BYTES, StreamSealer
 from quoreduce.errors import VmError
+from quoreduce.vm import kvm
+from quoreduce.vm.agents.site import check_programs
+from quoreduce.vm.attack import BOOT_S, READY, OpenGuest
+from quoreduce.vm.bundle import Bundle
+from quoreduce.vm.hypervisor import DEFAULT_ROOT, Guest
+from quoreduce.vm.image import build
+from quoreduce.vm.ports import VmSpec
+from quoreduce.vm.scrub import scrub
+from quoreduce.vm.sealing import KEY_BYTES, StreamSealer
 
 STARTS = {"quick": 3, "full": 7}
 MOVES = 7
@@ -83,7 +84,9 @@ def measure_guests(pairs: int, accel: str) -> measure.Cell:
             guest.serial.wait(READY, BOOT_S)
             rates = moves(guest)
         scrub(folder)
-    found = {f"start_{name}_s": statistics.median(times[1:]) for name, times in starts.items()}  # the first warms the page cache
+    found = {
+        f"start_{name}_s": statistics.median(times[1:]) for name, times in starts.items()
+    }  # the first warms the page cache
     found |= {f"state_{name}": 1e12 / statistics.median(each) for name, each in rates.items()}
     return {name: measure.rounded(value) for name, value in found.items()}
 

@@ -1,10 +1,10 @@
 """What a trusted launch costs over a plain start of QEMU with the same vTPM: ``python -m bench.vm_launch [PAIRS]``.
 
-Pairs in turn, the first of which changes each time. Plain: QEMU and swtpm started on a kernel and an initrd in files, QMP open
-to all (:class:`quoreduce.cloud.attack.OpenGuest`), to the guest's first word. Ours: from the user's order to the receipt that
-was checked: two attestations, the image sealed, sent through the manager, opened and verified, the guest started behind its
-broker, and that it booted. Server and manager are processes of their own; the user agent is this one. Ending the guests is not
-measured. Without QEMU or swtpm the figures are missing (NaN).
+Pairs in turn, the first of which changes each time. Plain: QEMU and swtpm started on a kernel and an initrd in files,
+QMP open to all (:class:`quoreduce.vm.attack.OpenGuest`), to the guest's first word. Ours: from the user's order to the
+receipt that was checked: two attestations, the image sealed, sent through the manager, opened and verified, the guest
+started behind its broker, and that it booted. Server and manager are processes of their own; the user agent is this
+one. Ending the guests is not measured. Without QEMU or swtpm the figures are missing (NaN).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from bench import measure
 
 if TYPE_CHECKING:
-    from quoreduce.cloud.agents.user import UserAgent
-    from quoreduce.cloud.bundle import Bundle
+    from quoreduce.vm.agents.user import UserAgent
+    from quoreduce.vm.bundle import Bundle
 
 PAIRS = 9
 TIMEOUT_S = 120.0
@@ -30,8 +30,8 @@ NAMES = ("plain_s", "launch_s", "overhead", "sent_s")
 
 def plain_start(bundle: Bundle, accel: str) -> float:
     """Seconds to the first word of a guest as any cloud runs it."""
-    from quoreduce.cloud.attack import BOOT_S, READY, OpenGuest
-    from quoreduce.cloud.ports import VmSpec
+    from quoreduce.vm.attack import BOOT_S, READY, OpenGuest
+    from quoreduce.vm.ports import VmSpec
 
     with tempfile.TemporaryDirectory(prefix="vm-bench-", dir="/dev/shm") as folder:
         began = time.perf_counter()
@@ -44,28 +44,30 @@ def our_launch(agent: UserAgent, image: Path, server: str) -> float:
     """Seconds from the order to its receipt; the VM is ended and forgotten afterwards."""
     from datetime import UTC, datetime
 
-    from quoreduce.cloud.ports import VmSpec
-    from quoreduce.cloud.user import Wish
+    from quoreduce.vm.ports import VmSpec
+    from quoreduce.vm.user_ports import UserRequest
 
     began = time.perf_counter()
     answer = agent.launch(str(image), "bench", server, VmSpec(), TIMEOUT_S)
     took = time.perf_counter() - began
     if answer.failure:
         raise RuntimeError(answer.failure)
-    agent.wish(Wish("terminate", agent.vm("bench").vmid, datetime.now(UTC)), timeout_s=TIMEOUT_S)
+    agent.request(UserRequest("terminate", agent.vm("bench").vmid, datetime.now(UTC)), timeout_s=TIMEOUT_S)
     return took
 
 
 def measure_launches(pairs: int) -> measure.Cell:
-    """Medians in seconds, and of the pairs' ratios less one; ``sent_s``: of the launch, without the guest's own boot."""
-    from quoreduce.cloud import kvm
-    from quoreduce.cloud.agents.folder import StateFolder
-    from quoreduce.cloud.agents.site import check_programs
-    from quoreduce.cloud.agents.user import UserAgent
-    from quoreduce.cloud.bundle import Bundle
-    from quoreduce.cloud.image import build
+    """Medians in seconds, and of the pairs' ratios less one; ``sent_s``: of the launch, without the guest's own
+    boot.
+    """
+    from quoreduce.commands.vm.demo import Site
     from quoreduce.errors import VmError
-    from quoreduce.report.vm_demo import Site
+    from quoreduce.vm import kvm
+    from quoreduce.vm.agents.folder import StateFolder
+    from quoreduce.vm.agents.site import check_programs
+    from quoreduce.vm.agents.user import UserAgent
+    from quoreduce.vm.bundle import Bundle
+    from quoreduce.vm.image import build
 
     try:
         check_programs()
@@ -80,10 +82,11 @@ def measure_launches(pairs: int) -> measure.Cell:
         state = stack.enter_context(StateFolder(Path(name, "u")))
         image = build(Path(name, "image")).path
         bundle = Bundle.decode(image.read_bytes())
-        site.manager()
-        site.server("s1")
-        Path(name, "policy").write_text(site.run("policy", "--state", str(Path(name, "s1"))).out)
         agent = UserAgent(state, lambda text: None)
+        Path(name, "owners").write_text(agent.core.address + "\n")
+        site.manager()
+        site.server("s1", "--owners", str(Path(name, "owners")))
+        Path(name, "policy").write_text(site.run("policy", "--state", str(Path(name, "s1"))).out)
         agent.trust([str(Path(name, "policy"))])
         agent.connect(site.address)
         plain, ours = [], []
@@ -96,7 +99,12 @@ def measure_launches(pairs: int) -> measure.Cell:
     del plain[0], ours[0], booted[0]  # the first warms the page cache
     ratios = [b / a for a, b in zip(plain, ours, strict=True)]
     sent = [whole - boot for whole, boot in zip(ours, booted, strict=True)]
-    medians = (statistics.median(plain), statistics.median(ours), statistics.median(ratios) - 1, statistics.median(sent))
+    medians = (
+        statistics.median(plain),
+        statistics.median(ours),
+        statistics.median(ratios) - 1,
+        statistics.median(sent),
+    )
     return dict(zip(NAMES, map(measure.rounded, medians), strict=True))
 
 

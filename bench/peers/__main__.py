@@ -27,15 +27,21 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bench.peers", description="Compare quoreduce with other engines.")
     sizes = "quick: 256 MB each; full: 1 GiB and 1 GB (of GridMix: 64 MB and 1 GB)"
     top.add_argument("--size", choices=list(data.SIZES), default=data.size(), help=sizes)
-    top.add_argument("--rounds", type=int, metavar="N", help="default 3 (quick), 9 (full); engines that are slow make fewer")
+    top.add_argument(
+        "--rounds", type=int, metavar="N", help="default 3 (quick), 9 (full); engines that are slow make fewer"
+    )
     jobs = f"again for more; default: {', '.join(JOBS)}"
     top.add_argument("--job", choices=[*JOBS, "gridmix"], action="append", default=[], help=jobs)
-    top.add_argument("--gridmix", action="store_true", help="as --job gridmix: GridMix's applications against a warm Spark")
+    top.add_argument(
+        "--gridmix", action="store_true", help="as --job gridmix: GridMix's applications against a warm Spark"
+    )
     chosen = f"peer to compare with, again for more: {', '.join(TITLES)}; default: all"
     top.add_argument("--engine", choices=list(TITLES), action="append", default=[], metavar="NAME", help=chosen)
     slow = "include peers known to be slow at a job; default: at quick size only (one named by --engine is included)"
     top.add_argument("--slow", action=argparse.BooleanOptionalAction, help=slow)
-    top.add_argument("--timeout", type=float, metavar="S", help="seconds for a run of a peer; default 120 (quick), 300 (full)")
+    top.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds for a run of a peer; default 120 (quick), 300 (full)"
+    )
     top.add_argument("--json", metavar="FILE", help="write all runs, too")
     return top
 
@@ -74,7 +80,9 @@ def _measure(job: str, a: argparse.Namespace, rounds: int, stack: ExitStack) -> 
 
 
 def _folders(stack: ExitStack) -> tuple[Path, Path]:
-    """A folder for outputs and one for what engines keep meanwhile, which lies in shared memory, as quoreduce's blocks do."""
+    """A folder for outputs and one for what engines keep meanwhile, which lies in shared memory, as quoreduce's blocks
+    do.
+    """
     near = os.environ.get("QUOREDUCE_BENCH_OUT") or data.folder()
     shared = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
     found = []

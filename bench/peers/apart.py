@@ -1,8 +1,10 @@
-"""Runs a command apart, from its start to its end, with everything that it starts: bounded in time, CPU counted in full.
+"""Runs a command apart, from its start to its end, with everything that it starts: bounded in time, CPU counted in
+full.
 
-Between this process and the command stands a small one, this file run as a script: orphans of the command become its children
-(PR_SET_CHILD_SUBREAPER), so that their CPU time is counted and none of them outlives the run. ``wall`` is that of the command;
-what it leaves behind (a JVM that shuts down, Ray's daemons) has a few seconds to end, then is killed; that is not in ``wall``.
+Between this process and the command stands a small one, this file run as a script: orphans of the command become its
+children (PR_SET_CHILD_SUBREAPER), so that their CPU time is counted and none of them outlives the run. ``wall`` is that
+of the command; what it leaves behind (a JVM that shuts down, Ray's daemons) has a few seconds to end, then is killed;
+that is not in ``wall``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Ended(NamedTuple):
 
 
 def run_apart(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> Ended:
-    """Run a command; raise PeerFailed if it fails or takes longer than ``timeout_s``: then it is killed, and all below it."""
+    """Run a command; raise PeerFailed if it fails or takes longer than ``timeout_s``: then it is killed, and all below
+    it.
+    """
     import tempfile
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as report:
@@ -63,9 +67,6 @@ def run_apart(command: Sequence[str], timeout_s: float, environment: Mapping[str
         if ended["code"]:
             raise PeerFailed(f"{os.path.basename(command[0])} ended with {ended['code']}: {said}")
         return Ended(ended["wall_s"], ended["cpu_s"], ended["own_cpu_s"], out.read().decode())
-
-
-# ---- the process between
 
 
 def _main() -> None:

@@ -65,7 +65,12 @@ def main() -> None:
 
     dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False})
     cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None, local_directory=scratch(), host="127.0.0.1"
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit=0,
+        dashboard_address=None,
+        local_directory=scratch(),
+        host="127.0.0.1",
     )
     with cluster, Client(cluster):
         run_all(do)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bench.peers.script import run_all, scratch
 
-LINES = "read_csv('{}', delim='\x01', quote='', escape='', header=false, auto_detect=false, columns={{'line': 'VARCHAR'}})"
+LINES = (
+    "read_csv('{}', delim='\x01', quote='', escape='', header=false, auto_detect=false, columns={{'line': 'VARCHAR'}})"
+)
 QUERIES = {
-    "wordcount": f"SELECT w, count(*) FROM (SELECT unnest(string_split(line, ' ')) w FROM {LINES}) WHERE w <> '' GROUP BY w",
+    "wordcount": f"SELECT w, count(*) FROM (SELECT unnest(string_split(line, ' ')) w FROM {LINES}) WHERE w <> "
+    "'' GROUP BY w",
     "sort": f"SELECT line FROM {LINES} ORDER BY line",
     "scan": f"SELECT line FROM {LINES} WHERE starts_with(line, '~')",
 }

@@ -92,16 +92,15 @@ def _job(name: str) -> Job:
     return find_job(name)
 
 
-# ---- quoreduce
-
-
 def _ours_cold(name: str, flags: Sequence[str], setup: Setup) -> Engine:
     script = Path(sys.executable).with_name("quoreduce")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "quoreduce.cli"]
 
     def run(source: Path, output: Path, job: str) -> measure.Run:
         what = [job, str(source), str(output), *(["--starts-with", START] if job == "scan" else [])]
-        done, text = _process([*command, "run", *what, "--on", "local", "--workers", "2", "--json", "--quiet", *flags], setup)
+        done, text = _process(
+            [*command, "run", *what, "--on", "local", "--workers", "2", "--json", "--quiet", *flags], setup
+        )
         done.job_s = json.loads(text)["wall_s"]
         return done
 
@@ -112,16 +111,17 @@ def _ours_warm(name: str, flags: Sequence[str], setup: Setup) -> Engine:
     def run(source: Path, output: Path, job: str) -> measure.Run:
         from quoreduce import Options
 
-        options = Options(mode="original") if "original" in flags else Options(f=1, digest="fast" if "fast" in flags else None)
+        options = (
+            Options(mode="original")
+            if "original" in flags
+            else Options(f=1, digest="fast" if "fast" in flags else None)
+        )
         window = measure.Window()
         result = setup.session.run(_job(job), [str(source)], str(output), options)
         noise = window.close(result.cpu_s)
         return measure.Run(noise.wall_s, result.cpu_s, noise, noise.wall_s)
 
     return Engine(f"quoreduce {name}, warm session", True, run)
-
-
-# ---- peers
 
 
 def _peer(name: str, job: str, setup: Setup) -> Engine:

@@ -1,12 +1,14 @@
 """GridMix's six applications: quoreduce, plain and voted, against Spark, on the same files and cores, in turn.
 
 Both are warm: quoreduce is a session, Spark is one JVM that runs all jobs (SparkGridmix.java), each application first
-``WARM_UP`` times for nothing. The times are those of jobs. Spark's jobs have the same logic and numbers of reduces and run in its
-JVM alone: DataFrames that Spark compiles, RDDs where there is no expression (streamSort's pipes, percentages, SequenceFiles).
+``WARM_UP`` times for nothing. The times are those of jobs. Spark's jobs have the same logic and numbers of reduces and
+run in its JVM alone: DataFrames that Spark compiles, RDDs where there is no expression (streamSort's pipes,
+percentages, SequenceFiles).
 
-Outputs are compared after every run. Of streamSort, javaSort, combiner and webdataSort: the same lines, each as often, in any
-order, for partitions are by different hashes. Of monsterQuery and webdataScan only how many lines there are, within one for each
-task: which records a task keeps depends on what else it sees. Plain and voted are compared in the first way always.
+Outputs are compared after every run. Of streamSort, javaSort, combiner and webdataSort: the same lines, each as often,
+in any order, for partitions are by different hashes. Of monsterQuery and webdataScan only how many lines there are,
+within one for each task: which records a task keeps depends on what else it sees. Plain and voted are compared in the
+first way always.
 """
 
 from __future__ import annotations
@@ -67,9 +69,6 @@ class Cell:
         """Seconds of clean runs; of all, if fewer than half are clean."""
         clean = [run.job_s for run in self.runs if not run.noise.dirty]
         return clean if 2 * len(clean) >= len(self.runs) else [run.job_s for run in self.runs]
-
-
-# ---- Spark
 
 
 class Spark:
@@ -150,9 +149,6 @@ def run_spark(spark: Spark, app: str, sources: Sequence[Path], folder: Path) -> 
     return Done(measure.Run(noise.wall_s, cpu, noise, seconds), output, 0)
 
 
-# ---- quoreduce
-
-
 def run_ours(session: Session, options: Options, app: str, sources: Sequence[Path], folder: Path) -> Done:
     """Run an application on quoreduce once."""
     from quoreduce_gridmix.apps import jobs_of
@@ -168,9 +164,6 @@ def run_ours(session: Session, options: Options, app: str, sources: Sequence[Pat
     noise = window.close(cpu)
     tasks = sum(result.splits + result.parts for result in results)
     return Done(measure.Run(noise.wall_s, cpu, noise, noise.wall_s), output, tasks)
-
-
-# ---- in turn
 
 
 @dataclass(slots=True)
@@ -216,7 +209,9 @@ class Match:
                 done = run_spark(self.spark, self.app, self.sources, self.folder)
             else:
                 reducers = REDUCES[self.app]["small"]
-                options = Options(mode="original", reducers=reducers) if name == "plain" else Options(f=1, reducers=reducers)
+                options = (
+                    Options(mode="original", reducers=reducers) if name == "plain" else Options(f=1, reducers=reducers)
+                )
                 done = run_ours(self.session, options, self.app, self.sources, self.folder)
             self._check(name, done)
         finally:
@@ -234,7 +229,9 @@ class Match:
         else:
             right = found == wanted
         if not right:
-            raise RuntimeError(f"gridmix {self.app}: the output of {name} ({found}) is not that of quoreduce ({wanted})")
+            raise RuntimeError(
+                f"gridmix {self.app}: the output of {name} ({found}) is not that of quoreduce ({wanted})"
+            )
 
 
 def measure_all(size: str, rounds: int, folder: Path, scratch: Path, apps: Sequence[str] = ()) -> dict[str, Any]:
@@ -259,16 +256,22 @@ def measure_all(size: str, rounds: int, folder: Path, scratch: Path, apps: Seque
             match.play(rounds)
             say(f"gridmix {app}: {time.monotonic() - started:.0f} s in all")
             found.append(match)
-    print(markdown(f"GridMix, {data.gridmix_bytes() / 1e6:,.0f} MB of keys and values in each set", found) + "\n", flush=True)
-    return {match.app: {name: [run_as_json(run) for run in cell.runs] for name, cell in match.cells.items()} for match in found}
+    print(
+        markdown(f"GridMix, {data.gridmix_bytes() / 1e6:,.0f} MB of keys and values in each set", found) + "\n",
+        flush=True,
+    )
+    return {
+        match.app: {name: [run_as_json(run) for run in cell.runs] for name, cell in match.cells.items()}
+        for match in found
+    }
 
 
 def markdown(title: str, found: Sequence[Match]) -> str:
     """One table: seconds of jobs, medians (fastest), and the ratio of the medians (of the fastest)."""
     lines = [
         f"### {title}", "",
-        "| application | plain s (min) | voted f=1 s (min) | Spark s (min) | voted / Spark (min/min) | CPU s plain, voted, Spark "
-        "| peak GB | clean runs | outputs compared |",
+        "| application | plain s (min) | voted f=1 s (min) | Spark s (min) | voted / Spark (min/min) | CPU s plain, "
+        "voted, Spark | peak GB | clean runs | outputs compared |",
         "|---" * 9 + "|",
     ]  # fmt: skip
     for match in found:

@@ -35,7 +35,9 @@ def spark_home() -> Path:
 
 
 def compile_class(name: str, folder: Path) -> Path:
-    """Compile ``NAME.java``, which lies beside this file, unless it is in ``folder``; return the folder of its classes."""
+    """Compile ``NAME.java``, which lies beside this file, unless it is in ``folder``; return the folder of its
+    classes.
+    """
     classes = folder / name
     if classes.exists():
         return classes

@@ -1,7 +1,8 @@
-"""What the jobs of Dask and Ray Data share: ranges of one file, read as Arrow arrays, counted and written a block at a time.
+"""What the jobs of Dask and Ray Data share: ranges of one file, read as Arrow arrays, counted and written a block at a
+time.
 
-Both read a file with one task unless told otherwise; ranges let both cores read. Words are split and counted by Arrow within
-each range before anything is shuffled.
+Both read a file with one task unless told otherwise; ranges let both cores read. Words are split and counted by Arrow
+within each range before anything is shuffled.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def count_words(path: str, start: int) -> pa.Table:
 
 
 def read_lines(path: str, start: int) -> bytes:
-    """The lines that start in a range: to the end of the last one, from the first line feed unless it is the file's start."""
+    """The lines that start in a range: to the end of the last one, from the first line feed unless it is the file's
+    start.
+    """
     with open(path, "rb", buffering=0) as file:
         file.seek(max(0, start - 1))
         raw = file.read(RANGE_BYTES + (start > 0))
@@ -71,7 +74,11 @@ def write_strings(strings: pa.Array | pa.ChunkedArray, path: str, end: str = "")
 
     with open(path, "wb", buffering=0) as file:
         for chunk in strings.chunks if isinstance(strings, pa.ChunkedArray) else [strings]:
-            whole = pc.binary_join_element_wise(chunk, pa.scalar("", chunk.type), pa.scalar(end, chunk.type)) if end else chunk
+            whole = (
+                pc.binary_join_element_wise(chunk, pa.scalar("", chunk.type), pa.scalar(end, chunk.type))
+                if end
+                else chunk
+            )
             file.write(_bytes(whole))
 
 

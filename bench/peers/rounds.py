@@ -21,7 +21,9 @@ HASH_BYTES = 16
 
 @dataclass(slots=True)
 class Engine:
-    """One way to do a job. ``run(input, output, job)`` does it once; None: it is missing here, is left out or failed."""
+    """One way to do a job. ``run(input, output, job)`` does it once; None: it is missing here, is left out or
+    failed.
+    """
 
     name: str
     ours: bool
@@ -37,9 +39,6 @@ class Engine:
         """The clean runs; all, if fewer than half are clean."""
         clean = [run for run in self.runs if not run.noise.dirty]
         return clean if 2 * len(clean) >= len(self.runs) else self.runs
-
-
-# ---- outputs
 
 
 def fingerprint(output: Path, job: str) -> str:
@@ -90,9 +89,6 @@ def delete(output: Path) -> None:
         shutil.rmtree(output)
     else:
         output.unlink(missing_ok=True)
-
-
-# ---- rounds
 
 
 def compare(job: str, source: Path, found: Sequence[Engine], rounds: int, folder: Path, pids: Sequence[int]) -> None:

@@ -1,4 +1,6 @@
-"""What the scripts of Python peers share: ``python -m bench.peers.NAME_job SCRATCH JOB INPUT OUTPUT [JOB INPUT OUTPUT]...``."""
+"""What the scripts of Python peers share: ``python -m bench.peers.NAME_job SCRATCH JOB INPUT OUTPUT [JOB INPUT
+OUTPUT]...``.
+"""
 
 from __future__ import annotations
 

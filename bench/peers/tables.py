@@ -24,7 +24,9 @@ class Median:
     @classmethod
     def of(cls, engine: Engine) -> Median:
         walls = [run.wall_s for run in engine.kept]
-        job, cpu = (statistics.median(values) for values in zip(*((r.job_s, r.cpu_s) for r in engine.kept), strict=True))
+        job, cpu = (
+            statistics.median(values) for values in zip(*((r.job_s, r.cpu_s) for r in engine.kept), strict=True)
+        )
         return cls(statistics.median(walls), min(walls), max(walls), job, cpu)
 
 
@@ -63,7 +65,8 @@ def _ratios(found: Sequence[Engine], theirs: Sequence[Engine]) -> list[str]:
 def as_json(engine: Engine) -> dict[str, Any]:
     """An engine and all its runs."""
     return {
-        "engine": engine.name, "ours": engine.ours, "missing": engine.why_missing or None, "memory_bytes": engine.memory_bytes,
+        "engine": engine.name, "ours": engine.ours, "missing": engine.why_missing or None,
+        "memory_bytes": engine.memory_bytes,
         "retries": engine.retries, "runs": [run_as_json(run) for run in engine.runs],
     }  # fmt: skip
 
@@ -71,6 +74,6 @@ def as_json(engine: Engine) -> dict[str, Any]:
 def run_as_json(run: measure.Run) -> dict[str, Any]:
     """A run and what others did meanwhile."""
     return {
-        "wall_s": run.wall_s, "job_s": run.job_s, "cpu_s": run.cpu_s, "dirty": run.noise.dirty, "others_s": run.noise.others_s,
-        "steal_s": run.noise.steal_s, "pressure_s": run.noise.pressure_s,
+        "wall_s": run.wall_s, "job_s": run.job_s, "cpu_s": run.cpu_s, "dirty": run.noise.dirty,
+        "others_s": run.noise.others_s, "steal_s": run.noise.steal_s, "pressure_s": run.noise.pressure_s,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How often each byte occurs: a job of numba kernels over blocks. Run it, or: quoreduce run kernel_job.py:job FILE OUT"""
+"""How often each byte occurs, by numba kernels. Run it, or: quoreduce run kernel_job.py:job FILE OUT"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""SequenceFiles in and out: write one, count its keys by a voted job that writes another, read that. Run it with a new FOLDER."""
+"""SequenceFiles in and out: write one, count its keys by a voted job that writes another, read that. Run it with a new
+FOLDER.
+"""
 
 import sys
 from pathlib import Path
@@ -30,7 +32,10 @@ if __name__ == "__main__":
             writer.write(b"key %d" % (i * i % 7), b"value %d" % i)
     run(job, str(folder / "pairs.seq"), str(folder / "counts"), f=1)
     block = read_sequence(folder / "counts" / "part-r-00000")
-    (key_ends, keys), (count_ends, counts) = block.binary(0), block.binary(1)  # offsets, and the bytes one after the other
+    (key_ends, keys), (count_ends, counts) = (
+        block.binary(0),
+        block.binary(1),
+    )  # offsets, and the bytes one after the other
     for i in range(block.records):
         key, count = keys[key_ends[i] : key_ends[i + 1]], counts[count_ends[i] : count_ends[i + 1]]
         print(key.tobytes().decode(), int(count.tobytes()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -37,8 +38,20 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, unknown_name(value, action.choices))
 
 
+class OldName(argparse.Action):
+    """An option without a value that has a new name: it works, and says on stderr what it is called now."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        """Do what the option of the new name, ``const``, does."""
+        print(f"{parser.prog}: {self.option_strings[0]} is called {self.const} now", file=sys.stderr)
+        setattr(namespace, self.dest, True)
+
+
 def unknown_name(given: object, known: Iterable[object]) -> str:
-    """Say that a name is none of those that are known, which is nearest, and which there are."""
+    """Say that a name is unknown, which known name is nearest, and which names exist."""
     names = [str(one) for one in known]
     return f"there is no {printable_name(repr(given))}{did_you_mean(str(given), names) or ':'} use {_listed(names)}"
 

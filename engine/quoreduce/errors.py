@@ -1,7 +1,7 @@
 """Typed errors, split by whose fault it is: the caller's, the job's, a replica's, the host's.
 
 Every error that reaches a user is one clear line that says what to do; ``exit_code`` is what the command
-line ends with (README, "Exit codes").
+line ends with (docs/guide/batch-jobs.md, "Exit codes").
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ LINE_CHARS_MAX = 500
 
 
 def one_line(error: object) -> str:
-    """Return what an error says in one line, cut where it is too long: it may quote what was found in a file or a message."""
+    """Return what an error says in one line, cut where it is too long: it may quote what was found in a file or a
+    message.
+    """
     text = " ".join(str(error).split())
     return text if len(text) <= LINE_CHARS_MAX else f"{text[:LINE_CHARS_MAX]}..."
 
@@ -44,7 +46,7 @@ class OutputError(QuoreduceError):
 
 
 class JournalError(QuoreduceError):
-    """A durable job cannot be taken up again: there is none, or its journal is corrupt, or its inputs have changed."""
+    """A durable job cannot be resumed: it does not exist, its journal is corrupt, or its inputs have changed."""
 
     exit_code = 2
 

@@ -1,16 +1,21 @@
-"""Signals that end a process: SIGINT, SIGTERM and SIGHUP reach the code as an exception, once, and never at a bad moment.
+"""Signals that end a process: SIGINT, SIGTERM and SIGHUP reach the code as an exception, once, and never at a bad
+moment.
 
-The first one raises KeyboardInterrupt (SIGINT) or :class:`Terminated`, so that everything is left through its clean-up. Until
-that has come out of the outermost :class:`scope`, further ones are ignored for AGAIN_S seconds: they want what is being done
-already. After that one raises anew: what is raised in a ``__del__`` or a callback of C is lost, and a clean-up may hang. In a
-section that is :class:`held` none is raised before its end: what is made there is known to those who delete it.
+The first one raises KeyboardInterrupt (SIGINT) or :class:`Terminated`, so that everything is left through its clean-up.
+Until that has come out of the outermost :class:`scope`, further ones are ignored for AGAIN_S seconds: they want what is
+being done already. After that one raises anew: what is raised in a ``__del__`` or a callback of C is lost, and a
+clean-up may hang. In a section that is :class:`held` none is raised before its end: what is made there is known to
+those who delete it.
 
-Signals are taken only where nobody else has: in the main thread, and where they would do what they do by default. One that is
-ignored (``nohup``), or for which the user's script has a handler, stays as it is.
+While this process forks none is raised either: what hooks of others (that of ``logging`` in Python) raise then is lost.
+
+Signals are handled only in the main thread, and only where their handler is the default one. One
+that is ignored (``nohup``), or for which the user's script has a handler, stays as it is.
 """
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - its hooks for forks are to be registered before ours, which surround them
 import os
 import signal
 import threading
@@ -19,9 +24,14 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 
 AGAIN_S = 10.0
+AFTER_FORK_S = 0.05  # when all hooks have run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handlers = Mapping[signal.Signals, Callable[[int, FrameType | None], object] | signal.Handlers]
-_DEFAULTS: Handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+_DEFAULTS: Handlers = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 class Terminated(SystemExit):
@@ -32,7 +42,9 @@ class Terminated(SystemExit):
 
 
 class _State:
-    """Of the main thread: how many users have asked for handlers, how deep sections are nested, and what has come in."""
+    """Of the main thread: how many users have asked for handlers, how deep sections are nested, and what has come
+    in.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -78,7 +90,9 @@ def _in_main_thread() -> bool:
 
 
 def take() -> bool:
-    """Take the signals that would end this process, until :func:`give_back` was called as often; False in another thread."""
+    """Take the signals that would end this process, until :func:`give_back` was called as often; False in another
+    thread.
+    """
     if not _in_main_thread():
         return False
     _state.users += 1
@@ -124,18 +138,33 @@ def _forked() -> None:
     _state.reset()
 
 
-os.register_at_fork(after_in_child=_forked)
+def _forks() -> None:
+    if _in_main_thread():
+        _state.sections += 1
+
+
+def _has_forked() -> None:
+    if _in_main_thread():
+        if _state.sections == 1 and _state.pending:
+            number, _state.pending = _state.pending, 0
+            threading.Timer(AFTER_FORK_S, signal.pthread_kill, (threading.get_ident(), number)).start()
+        _state.sections -= 1
+
+
+os.register_at_fork(before=_forks, after_in_parent=_has_forked, after_in_child=_forked)
 
 
 class scope:  # noqa: N801 - used as a statement
-    """What is left as a whole when a signal comes: the first one raises, further ones are ignored for a while."""
+    """A section that a signal ends as a whole: the first signal raises, further ones are ignored for a while."""
 
     def __enter__(self) -> None:
         self._counts = _in_main_thread()
         if self._counts:
             _state.scopes += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self._counts:
             return
         _state.scopes -= 1
@@ -154,7 +183,9 @@ class held:  # noqa: N801
         if self._counts:
             _state.sections += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._counts:
             _state.sections -= 1
             if _state.sections == 0 and _state.pending:

@@ -1,7 +1,7 @@
 """Every number that a user may give, on the command line or in Python: whether it is whole, and its range.
 
-A :class:`Number` is the ``type`` of an argparse option, and what a dataclass checks its field with. In both cases an error
-names the option, the range, and what was given.
+A :class:`Number` is the ``type`` of an argparse option, and what a dataclass checks its field with. In both cases an
+error names the option, the range, and what was given.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Numbers:
         try:
             return tuple(self.one(part) for part in text.split(","))
         except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"use {self.one}, or several with commas between, not {_given(text)}") from error
+            raise argparse.ArgumentTypeError(
+                f"use {self.one}, or several with commas between, not {_given(text)}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class Amount:
         amount = int(match[1]) * SUFFIXES[match[2]] if match else self.high + 1
         if amount > self.high:
             raise argparse.ArgumentTypeError(
-                f"use a whole number up to {_shown(self.high)}, with K, M, G or T for powers of 1000, not {_given(text)}"
+                f"use a whole number up to {_shown(self.high)}, with K, M, G or T for powers of 1000, "
+                f"not {_given(text)}"
             )
         return amount
 
@@ -171,4 +174,3 @@ def _shown(bound: float) -> str:
 
 def _given(value: object) -> str:
     return printable(repr(value), TEXT_CHARS_MAX)
-

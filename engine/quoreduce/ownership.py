@@ -24,15 +24,17 @@ def why_foreign_fd(fd: int, ours_only: bool = True) -> str:
 
 
 def why_foreign_itself(path: Path, ours_only: bool = True) -> str:
-    """The same for what lies at ``path``, whatever the folders above it are; a link is not followed, and not trusted."""
+    """The same for what lies at ``path``, whatever the folders above it are; a link is not followed, and not
+    trusted.
+    """
     return _why(os.lstat(path), ours_only)
 
 
 def why_foreign(path: Path, ours_only: bool = True) -> str:
     """The same for what lies at ``path``, and for each folder above it.
 
-    A folder above it may be root's, too; others may write it only where none but its owner can rename what is in it (the sticky
-    bit, as of /tmp). Raises OSError if it cannot be looked at.
+    A folder above it may be root's, too; others may write it only where none but its owner can rename what is in it
+    (the sticky bit, as of /tmp). Raises OSError if it cannot be looked at.
     """
     folder = Path(os.path.realpath(path.parent))
     why = why_foreign_itself(folder / path.name, ours_only)
@@ -64,7 +66,9 @@ def _owned(found: os.stat_result, ours_only: bool) -> bool:
 
 @cache
 def _overflow_uid() -> int:
-    """Who root is called in a user name space that does not know him (in a container of an ordinary user); else root."""
+    """Who root is called in a user name space that does not know him (in a container of an ordinary user); else
+    root.
+    """
     try:
         if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
             return ROOT
@@ -74,7 +78,9 @@ def _overflow_uid() -> int:
 
 
 def _private_group(gid: int) -> bool:
-    """Whether a group is this user's alone: it has the user's name, and no other members, as many systems make one for each."""
+    """Whether a group is this user's alone: it has the user's name, and no other members, as many systems make one for
+    each.
+    """
     try:
         me, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:

@@ -1,4 +1,6 @@
-"""How text that others chose is shown: names of files, paths, what an exception says, what a worker or a user's command wrote."""
+"""How text that others chose is shown: names of files, paths, what an exception says, what a worker or a user's command
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ NAME_CHARS_MAX = 500
 def printable(text: object, most: int = TEXT_CHARS_MAX) -> str:
     """Return ``text`` as one line that a terminal, a log and a page show as it is.
 
-    Control characters, escape sequences, line separators, marks that turn the direction of writing, and bytes of a file's name
-    that are not UTF-8 are written as JSON writes them, such as ``\\u001b``. What is longer than ``most`` characters is cut.
+    Control characters, escape sequences, line separators, marks that turn the direction of writing, and bytes of a
+    file's name that are not UTF-8 are written as JSON writes them, such as ``\\u001b``. What is longer than ``most``
+    characters is cut.
     """
     shown = str(text)
     if len(shown) > most:
@@ -24,7 +27,7 @@ def printable_name(name: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for text of several lines of ours, whatever they quote; nothing is cut."""
+    """The same for our own text of several lines, which may quote foreign text; nothing is cut."""
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 

@@ -11,7 +11,9 @@ from quoreduce.errors import InputError
 
 
 def close_quietly(fd: int) -> None:
-    """Close a descriptor that was only read, or whose writes count for nothing by now: an error of closing says nothing then."""
+    """Close a descriptor that was only read, or whose writes count for nothing by now: an error of closing says nothing
+    then.
+    """
     with suppress(OSError):
         os.close(fd)
 
@@ -34,7 +36,9 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, folder:
 
 
 def read_regular(path: str | os.PathLike[str], most: int, flags: int = os.O_RDONLY) -> bytes:
-    """Return the bytes of a regular file; OSError if it cannot be read, is something else, or has more than ``most``."""
+    """Return the bytes of a regular file; OSError if it cannot be read, is something else, or has more than
+    ``most``.
+    """
     with open(open_regular(path, flags), "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:

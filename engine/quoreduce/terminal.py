@@ -1,4 +1,6 @@
-"""Standard output and standard error of a command: what is written there can be shown, and whether it was written is checked."""
+"""Standard output and standard error of a command: what is written there can be shown, and whether it was written is
+checked.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ PIPE_CLOSED = 141  # as a shell reports a command that SIGPIPE ended
 
 
 class OutputLost(Exception):
-    """Standard output cannot be written: nobody reads it any more, or its disk is full.
+    """Standard output cannot be written: its reader is gone, or its disk is full.
 
     It is no OSError, so that no command takes it for an error of its own files.
     """
@@ -26,7 +28,9 @@ class OutputLost(Exception):
 
 
 class Stream:
-    """A text stream. ``essential``: a write that fails raises OutputLost; else it is dropped. ``show`` makes text printable."""
+    """A text stream. ``essential``: a write that fails raises OutputLost; else it is dropped. ``show`` makes text
+    printable.
+    """
 
     def __init__(self, stream: Any, essential: bool, show: Callable[[str], str] = printable_lines) -> None:
         self.stream = stream
@@ -75,7 +79,9 @@ def streams() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except OutputLost:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), before[0].fileno())  # else the interpreter tries once more when it exits
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), before[0].fileno()
+        )  # else the interpreter tries once more when it exits
         raise
     finally:
         sys.stdout, sys.stderr = before
@@ -93,7 +99,9 @@ def _open_missing() -> None:
 
 
 def console(errors: bool = False, width: int | None = None) -> Any:
-    """Return a rich Console on stdout (or stderr) that takes no text for markup; its caller makes foreign text printable."""
+    """Return a rich Console on stdout (or stderr) that takes no text for markup; its caller makes foreign text
+    printable.
+    """
     from rich.console import Console
 
     stream: Any = sys.stderr if errors else sys.stdout

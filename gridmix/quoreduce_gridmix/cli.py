@@ -17,7 +17,7 @@ from quoreduce.limits import BYTES, NUMBERS, Numbers
 from quoreduce.printable import printable_name
 
 if TYPE_CHECKING:
-    from quoreduce_gridmix.results import Results
+    from quoreduce_gridmix.results import StudyResults
     from quoreduce_gridmix.runner import Study, Variant
 
 SETS = ("varcompseq", "fixcompseq", "varinfltext")
@@ -33,12 +33,15 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser of the three commands."""
     top = Parser(
         prog="quoreduce gridmix",
-        description="GridMix 2: its data, its six applications plain and voted in turn, and a report of what voting costs.",
+        description="GridMix 2: its data, its six applications plain and voted in turn, "
+        "and a report of what voting costs.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _generate_parser(commands)
     _run_parser(commands)
-    report = commands.add_parser("report", help="make a page of results: one HTML file, with figures as SVG, or SVG and PNG")
+    report = commands.add_parser(
+        "report", help="make a page of results: one HTML file, with figures as SVG, or SVG and PNG"
+    )
     report.add_argument("results", metavar="JSON", nargs="+", help="what run --json printed, or OUT/gridmix.json")
     report.add_argument("--out", metavar="HTML", required=True, help="the page; its figures go beside it, as SVG")
     report.add_argument(
@@ -68,8 +71,8 @@ def _generate_parser(commands: Any) -> None:
 def _run_parser(commands: Any) -> None:
     run = commands.add_parser(
         "run", help="run applications, plain and voted in turn",
-        description="Run applications on the data in DIR, all variants in turn, and compare outputs. Lists are separated by "
-        "commas. Results also go to OUT/gridmix.json.",
+        description="Run applications on the data in DIR, all variants in turn, and compare outputs. Lists are "
+                    "separated by commas. Results also go to OUT/gridmix.json.",
     )  # fmt: skip
     run.add_argument("directory", metavar="DIR", help="what generate made")
     run.add_argument(
@@ -92,7 +95,8 @@ def _run_parser(commands: Any) -> None:
     how = run.add_argument_group("how")
     how.add_argument(
         "--repeat", type=NUMBERS["repeat"], default=5, metavar="N",
-        help="measured runs of each variant (default 5); as many again at most for those that other processes disturbed",
+        help="measured runs of each variant (default 5); as many again at most for those that "
+             "other processes disturbed",
     )  # fmt: skip
     how.add_argument(
         "--warm-up", type=NUMBERS["warm_up"], default=1, metavar="N", help="runs before that do not count (default 1)"
@@ -123,9 +127,6 @@ def main(argv: Sequence[str]) -> int:
     return {"generate": _generate, "run": _run, "report": _report}[arguments.command](arguments)
 
 
-# --- generate
-
-
 def _generate(a: argparse.Namespace) -> int:
     from quoreduce_gridmix import data
 
@@ -134,8 +135,8 @@ def _generate(a: argparse.Namespace) -> int:
         with _bytes_bar(kind, not a.quiet and sys.stderr.isatty()) as progress:
             made = data.generate(
                 kind, Path(a.directory) / kind, data.NBYTES_USUAL[kind] if a.bytes is None else a.bytes,
-                parts=data.PARTS_USUAL if a.parts is None else a.parts, seed=a.seed, workers=a.workers, progress=progress,
-                overwrite=a.overwrite,
+                parts=data.PARTS_USUAL if a.parts is None else a.parts, seed=a.seed, workers=a.workers,
+                progress=progress, overwrite=a.overwrite,
             )  # fmt: skip
         stored = sum(part.nbytes for part in made.parts)
         records = sum(part.records for part in made.parts)
@@ -158,9 +159,6 @@ def _bytes_bar(kind: str, visible: bool) -> Iterator[Callable[[int, int], None]]
     with Progress(*columns, console=out, refresh_per_second=8) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-# --- run
 
 
 def _run(a: argparse.Namespace) -> int:
@@ -242,7 +240,9 @@ def _claim(out: str, directory: str, overwrite: bool) -> Path:
         raise OutputError(f"cannot write {out}: {error.strerror or error}; choose another output") from error
     if names and not (overwrite and RESULTS in names):
         raise OutputError(
-            f"{out} exists: use --overwrite to replace it" if RESULTS in names else f"{out} is not empty: choose another output"
+            f"{out} exists: use --overwrite to replace it"
+            if RESULTS in names
+            else f"{out} is not empty: choose another output"
         )
     _write(path / RESULTS, b"{}\n")
     return path
@@ -256,14 +256,14 @@ def _write(path: Path, text: bytes) -> None:
         path.write_bytes(text)
 
 
-def print_table(results: Results) -> None:
+def print_table(results: StudyResults) -> None:
     """Print medians, spreads and ratios to plain, and their geometric means over the applications."""
     terminal.print_table(_grid(results), TABLE_WIDTH)
     applications = len({run.app for run in results.runs})
     print(f"{applications} application{'s' * (applications != 1)}: all runs of each wrote the same bytes.")
 
 
-def _grid(results: Results) -> Any:
+def _grid(results: StudyResults) -> Any:
     from rich.table import Table
 
     from quoreduce_gridmix.results import PLAIN, cells, compare, geometric_mean, variants
@@ -278,7 +278,9 @@ def _grid(results: Results) -> Any:
         grid.add_column(name, no_wrap=True)
     for name in ("splits", "runs", "clean", "time s", "time ratio", "CPU s", "CPU ratio", "executions", "MB stored"):
         grid.add_column(name, justify="right", no_wrap=True)
-    ratios = {(c.other.app, c.other.size, name): c for name in variants(results.runs) for c in compare(table, PLAIN, name)}
+    ratios = {
+        (c.other.app, c.other.size, name): c for name in variants(results.runs) for c in compare(table, PLAIN, name)
+    }
     last = None
     for key, cell in table.items():
         if last not in (None, key[:2]):
@@ -301,9 +303,6 @@ def _grid(results: Results) -> Any:
                 wall, cpu = geometric_mean(c.wall.median for c in part), geometric_mean(c.cpu.median for c in part)
                 grid.add_row("geometric mean", size, name, "", "", "", "", f"{wall:.2f}", "", f"{cpu:.2f}", "", "")
     return grid
-
-
-# --- report
 
 
 def _report(a: argparse.Namespace) -> int:

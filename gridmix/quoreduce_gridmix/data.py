@@ -8,11 +8,13 @@ fixcompseq  5                    100                     the same
 varinfltext 1 to 9               0 to 199                text, ``key<TAB>value`` lines
 =========== ==================== ======================= ==================================================
 
-Each part file is made from a random stream of its own, so neither the number of workers nor the order of their work shows in
-the bytes; nor does the version of zlib, since the compressor is ours (``quoreduce_kernels.gridgen``). As in Hadoop's
-generator, the size that is asked for counts keys and values only, and a part ends with the record that reaches its share.
+Each part file is made from a random stream of its own, so neither the number of workers nor the order of their work
+shows in the bytes; nor does the version of zlib, since the compressor is ours (``quoreduce_kernels.gridgen``). As in
+Hadoop's generator, the size that is asked for counts keys and values only, and a part ends with the record that reaches
+its share.
 
-A set is a directory with part-00000, part-00001, ... and ``_gridmix.json``, which says how it was made and what is in it.
+A set is a directory with part-00000, part-00001, ... and ``_gridmix.json``, which says how it was made and what is in
+it.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ import msgspec
 
 from quoreduce import files
 from quoreduce.data.commit import output_errors
-from quoreduce.data.sequencefile import block_frame, file_header, sync_marker
+from quoreduce.data.sequencefile import file_header, sync_marker
+from quoreduce.data.sequencewriter import block_frame
 from quoreduce.errors import HostError, InputError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from quoreduce_kernels.gridgen import Chunk, WordList
+    from quoreduce_kernels.gridgen import TextChunk, WordList
 
 Kind = Literal["varcompseq", "fixcompseq", "varinfltext"]
 Progress = Callable[[int, int], None]
@@ -68,7 +71,7 @@ _STORED_BYTES_MAX = (1 << 16) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartFile:
     """A part file: its name, size in bytes, records, bytes of keys and values in it, and BLAKE3 of the file."""
 
     name: str
@@ -86,7 +89,7 @@ class DataSet:
     kind: Kind
     nbytes: int
     seed: int
-    parts: tuple[Part, ...]
+    parts: tuple[PartFile, ...]
 
     @property
     def format(self) -> str:
@@ -101,7 +104,8 @@ class DataSet:
         wanted = parts_in(size)
         if wanted is not None and wanted > len(self.parts):
             raise UsageError(
-                f"{self.kind} has {len(self.parts)} part files, not {wanted}: ask for fewer, or generate it with --parts {wanted}"
+                f"{self.kind} has {len(self.parts)} part files, not {wanted}: ask for fewer, "
+                f"or generate it with --parts {wanted}"
             )
         return [str(self.path / part.name) for i, part in enumerate(self.parts) if _in_size(i, size, wanted)]
 
@@ -129,9 +133,9 @@ def generate(
     """Make a set of data in ``directory``, which appears complete or not at all.
 
     Args:
-        kind: which set.
-        directory: must not exist, unless ``overwrite`` and it is a set; its parent is made if need be.
-        nbytes: size of all keys and values, before compression; each of the parts has an equal share, and is over it by less
+        kind: which set. directory: must not exist, unless ``overwrite`` and it is a set; its parent is made if need be.
+        nbytes: size of all keys and values, before compression; each of the parts has an equal share, and is over it by
+        less
             than a record.
         parts: number of part files.
         seed: any integer.
@@ -140,17 +144,21 @@ def generate(
         overwrite: replace an earlier set.
 
     Raises:
-        UsageError: numbers out of range. OutputError: the directory exists or cannot be written (no space): nothing of the
-        new set is left. HostError: a worker died.
+        UsageError: numbers out of range. OutputError: the directory exists or cannot be written (no space): nothing of
+        the new set is left. HostError: a worker died.
     """
     in_range = 0 <= nbytes <= NBYTES_MAX and 1 <= parts <= PARTS_MAX and (workers is None or workers >= 1)
     if kind not in KINDS or not in_range:
-        raise UsageError(f"no set {kind!r} of {nbytes} bytes in {parts} parts by {workers} workers: sets are {', '.join(KINDS)}")
+        raise UsageError(
+            f"no set {kind!r} of {nbytes} bytes in {parts} parts by {workers} workers: sets are {', '.join(KINDS)}"
+        )
     target = Path(os.path.abspath(directory))
     _refuse_existing(target, overwrite)
     count = min(workers or len(os.sched_getaffinity(0)), parts)
     with _staged(target) as staging:
-        made = _make_parts(_Order(kind, str(staging), nbytes, parts, seed), count, progress or (lambda done, total: None))
+        made = _make_parts(
+            _Order(kind, str(staging), nbytes, parts, seed), count, progress or (lambda done, total: None)
+        )
         data = DataSet(target, kind, nbytes, seed, made)
         with output_errors(target):
             (staging / DESCRIPTION).write_text(_describe(data))
@@ -160,7 +168,9 @@ def generate(
 
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to make it in; what of this bears our marker and its maker is dead is deleted before."""
+    """A folder beside ``target`` to make it in; what of this bears our marker and its maker is dead is deleted
+    before.
+    """
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for dead in target.parent.glob(f".{glob.escape(target.name)}.*.staging"):
@@ -177,7 +187,7 @@ def _staged(target: Path) -> Iterator[Path]:
 
 
 def load(directory: str | os.PathLike[str]) -> DataSet:
-    """Read what :func:`generate` wrote about a set; raise InputError if it is none, or a part has another size."""
+    """Read what :func:`generate` wrote about a set; raise InputError if it is malformed, or a part has another size."""
     path = Path(os.path.abspath(directory))
     try:
         with open(path / DESCRIPTION, "rb") as file:
@@ -196,21 +206,18 @@ def load(directory: str | os.PathLike[str]) -> DataSet:
 
 
 class _Said(msgspec.Struct, frozen=True):
-    """What ``_gridmix.json`` says."""
+    """The contents of ``_gridmix.json``."""
 
     version: int
     set: Kind
     nbytes: int
     seed: int
-    parts: tuple[Part, ...]
-
-
-# --- one part ---------------------------------------------------------------------------------------------------------
+    parts: tuple[PartFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What is to be made; sent to workers as JSON."""
+    """An order to generate parts; sent to workers as JSON."""
 
     kind: Kind
     folder: str
@@ -252,7 +259,7 @@ def _word_list() -> WordList:
     return WordList.of(WORDS)
 
 
-def _block(words: WordList, chunk: Chunk, sync: bytes) -> bytes:
+def _block(words: WordList, chunk: TextChunk, sync: bytes) -> bytes:
     """A SequenceFile's block; the lengths, a few bytes for each record, are not compressed, so that zlib has no say."""
     from quoreduce_kernels import gridgen
 
@@ -276,7 +283,7 @@ def stored(data: bytes) -> bytes:
     return out + zlib.adler32(data).to_bytes(4, "big")
 
 
-def _make_part(order: _Order, part: int, report: Callable[[int], None]) -> Part:
+def _make_part(order: _Order, part: int, report: Callable[[int], None]) -> PartFile:
     """Write one part file; ``report`` gets the bytes of keys and values as they are made."""
     from blake3 import blake3
 
@@ -292,13 +299,10 @@ def _make_part(order: _Order, part: int, report: Callable[[int], None]) -> Part:
             records += count
             text_bytes += text
             report(text)
-    return Part(path.name, nbytes, records, text_bytes, digest.hexdigest())
+    return PartFile(path.name, nbytes, records, text_bytes, digest.hexdigest())
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------
-
-
-def _make_parts(order: _Order, workers: int, progress: Progress) -> tuple[Part, ...]:
+def _make_parts(order: _Order, workers: int, progress: Progress) -> tuple[PartFile, ...]:
     done = 0
 
     def report(text: int) -> None:
@@ -309,10 +313,10 @@ def _make_parts(order: _Order, workers: int, progress: Progress) -> tuple[Part, 
     _load_kernels()
     if workers == 1:
         return tuple(_make_part(order, part, report) for part in range(order.parts))
-    made: dict[int, Part] = {}
+    made: dict[int, PartFile] = {}
     for message in _work(order, workers):
         if "part" in message:
-            made[message["number"]] = Part(**message["part"])
+            made[message["number"]] = PartFile(**message["part"])
         else:
             report(message["bytes"])
     return tuple(made[part] for part in range(order.parts))
@@ -343,7 +347,10 @@ def _start(order: _Order, parts: range, stack: ExitStack) -> subprocess.Popen[by
     code = f"from {__name__} import _worker; _worker()"
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-P", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
     )
     stack.callback(_stop, process)
     assert process.stdin is not None
@@ -359,7 +366,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
 
 
-def _lines(processes: Sequence[subprocess.Popen[bytes]], stack: ExitStack) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
+def _lines(
+    processes: Sequence[subprocess.Popen[bytes]], stack: ExitStack
+) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
     """Yield (process, line) as lines come, and (process, b"") when a process has no more."""
     import selectors
 
@@ -395,11 +404,8 @@ def _worker() -> None:
     except (OutputError, MemoryError) as error:
         say({"error": str(error) or "out of memory", "output": isinstance(error, OutputError)})
         sys.exit(1)
-    except BrokenPipeError:  # nobody waits for this any more
+    except BrokenPipeError:  # its reader is gone
         os._exit(1)
-
-
-# --- publishing -------------------------------------------------------------------------------------------------------
 
 
 def _describe(data: DataSet) -> str:
@@ -422,7 +428,9 @@ def _refuse_foreign(target: Path, folder: Path) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name != DESCRIPTION and not (_PART.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
-                raise OutputError(f"{target} holds {entry.name!r}, which is no part of a set: remove it first, or choose another")
+                raise OutputError(
+                    f"{target} holds {entry.name!r}, which is no part of a set: remove it first, or choose another"
+                )
 
 
 def _publish(staging: Path, target: Path, overwrite: bool) -> None:

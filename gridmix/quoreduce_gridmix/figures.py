@@ -1,4 +1,6 @@
-"""Charts as SVG, drawn by hand: bars in groups, and lines over a number. Each is one string that stands alone as a file."""
+"""Charts as SVG, drawn by hand: bars in groups, and lines over a number. Each is one string that stands alone as a
+file.
+"""
 
 from __future__ import annotations
 
@@ -68,25 +70,31 @@ class _Canvas:
         """Height of a value in pixels."""
         return self.top + PLOT_PX * (1 - value / self.limit)
 
-    def text(self, x: float, y: float, text: str, anchor: str = "middle", size: int = TEXT_PX, weight: str = "normal") -> None:
+    def text(
+        self, x: float, y: float, text: str, anchor: str = "middle", size: int = TEXT_PX, weight: str = "normal"
+    ) -> None:
         """Write a line."""
         self.items.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" '
             f'fill="{INK}">{escape(text)}</text>'
         )
 
-    def rule(self, x1: float, y1: float, x2: float, y2: float, colour: str = INK, dash: str = "", width: float = 1) -> None:
+    def rule(
+        self, x1: float, y1: float, x2: float, y2: float, colour: str = INK, dash: str = "", width: float = 1
+    ) -> None:
         """Draw a line."""
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self.items.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width:g}"{dashed}/>'
+            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+            f'stroke="{colour}" stroke-width="{width:g}"{dashed}/>'
         )
 
     def box(self, x: float, y: float, width: float, height: float, colour: str, note: str = "") -> None:
         """Fill a rectangle."""
         title = f"<title>{escape(note)}</title>" if note else ""
         self.items.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(height, 0):.1f}" fill="{colour}">{title}</rect>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(height, 0):.1f}" '
+            f'fill="{colour}">{title}</rect>'
         )
 
     def whisker(self, x: float, bar: Bar) -> None:
@@ -107,7 +115,12 @@ class _Canvas:
 
 
 def bar_chart(
-    title: str, axis: str, series: Sequence[str], groups: Sequence[Group], bands: Sequence[Band] = (), group_px: float = 118
+    title: str,
+    axis: str,
+    series: Sequence[str],
+    groups: Sequence[Group],
+    bands: Sequence[Band] = (),
+    group_px: float = 118,
 ) -> str:
     """Draw bars in groups.
 
@@ -168,12 +181,16 @@ def line_chart(title: str, axis: str, axis_x: str, lines: Sequence[Line], width:
 
 
 def ticks_to(highest: float, whole: bool = False) -> list[float]:
-    """Return round numbers from 0 to at least ``highest``, a little more than TICKS at most; ``whole``: of something counted."""
+    """Return round numbers from 0 to at least ``highest``, a little more than TICKS at most; ``whole``: of something
+    counted.
+    """
     if not math.isfinite(highest) or highest <= 0:
         return [0.0, 1.0]
     raw = highest * 1.06 / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9) and not (whole and m * power % 1))
+    step = next(
+        m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9) and not (whole and m * power % 1)
+    )
     return [round(step * k, 12) for k in range(math.ceil(highest * 1.06 / step - 1e-9) + 1)]
 
 
@@ -223,7 +240,14 @@ def _frame(
     right = canvas.width - RIGHT_PX
     for band in bands:
         if band.high > band.low:
-            canvas.box(LEFT_PX, canvas.y(band.high), right - LEFT_PX, canvas.y(band.low) - canvas.y(band.high), BAND, band.label)
+            canvas.box(
+                LEFT_PX,
+                canvas.y(band.high),
+                right - LEFT_PX,
+                canvas.y(band.low) - canvas.y(band.high),
+                BAND,
+                band.label,
+            )
     for tick in ticks:
         canvas.rule(LEFT_PX, canvas.y(tick), right, canvas.y(tick), INK if tick == 0 else FAINT)
         canvas.text(LEFT_PX - 6, canvas.y(tick) + 4, short(tick), "end", 11)

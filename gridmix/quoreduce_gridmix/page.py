@@ -1,6 +1,8 @@
-"""The frame of all pages that quoreduce writes: one HTML file that loads nothing, for small and large screens, light and dark.
+"""The frame of all pages that quoreduce writes: one HTML file that loads nothing, for small and large screens, light
+and dark.
 
-A page is well-formed XML after its first line. What is wider than the screen (tables, charts) scrolls in a box of its own.
+A page is well-formed XML after its first line. What is wider than the screen (tables, charts) scrolls in a box of its
+own.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ GREY = COLOURS[6]
 STYLE = f"""
 :root {{ color-scheme: light dark; --ink: {INK}; --paper: {PAPER}; --faint: #e4e4e4; --head: #f6f6f6; --note: #555555;
   --good: #176f2c; --bad: #a00000; --bad-paper: #f8d0d0; --odd-paper: #fff3d6; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px; margin: 2em auto;
-  padding: 0 1em; overflow-wrap: break-word; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px;
+  margin: 2em auto; padding: 0 1em; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.6em; line-height: 1.25; }}
 h2 {{ font-size: 1.3em; margin-top: 2em; border-bottom: 1px solid var(--faint); }}
 h3 {{ font-size: 1.05em; margin-top: 1.6em; }}

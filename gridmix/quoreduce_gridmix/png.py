@@ -1,4 +1,6 @@
-"""Figures as PNG: the SVG rendered by resvg, in a font that comes as a package, so that they look the same on every machine."""
+"""Figures as PNG: the SVG rendered by resvg, in a font that comes as a package, so that they look the same on every
+machine.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ SCALE = 2.0
 
 
 def png_renderer() -> Callable[[str], bytes]:
-    """Return what makes a PNG, SCALE pixels for one, of an SVG; raise UsageError if the extra ``png`` is not installed."""
+    """Return what makes a PNG, SCALE pixels for one, of an SVG; raise UsageError if the extra ``png`` is not
+    installed.
+    """
     try:
         import font_source_sans_pro
         import resvg_py
@@ -23,7 +27,12 @@ def png_renderer() -> Callable[[str], bytes]:
     def render(svg: str) -> bytes:
         return bytes(
             resvg_py.svg_to_bytes(
-                svg_string=svg, zoom=SCALE, skip_system_fonts=True, font_files=faces, font_family=FONT, sans_serif_family=FONT
+                svg_string=svg,
+                zoom=SCALE,
+                skip_system_fonts=True,
+                font_files=faces,
+                font_family=FONT,
+                sans_serif_family=FONT,
             )
         )
 

@@ -1,4 +1,5 @@
-"""The report: one HTML file with everything in it, and its figures as SVG files beside it, or as SVG and PNG in a folder.
+"""The report: one HTML file with everything in it, and its figures as SVG files beside it, or as SVG and PNG in a
+folder.
 
 Nothing is loaded from elsewhere, and there are no scripts. The page is well-formed XML after its first line.
 """
@@ -20,10 +21,10 @@ from quoreduce_gridmix.results import (
     PLAIN,
     Cell,
     Comparison,
-    Figure,
-    Results,
+    MedianFigure,
     Run,
-    Setting,
+    StudyResults,
+    StudySetting,
     by_setting,
     cells,
     compare,
@@ -51,11 +52,12 @@ class Drawing:
 
 
 def write_report(
-    all_results: Sequence[Results], out: Path, overwrite: bool = False, figures: Path | None = None
+    all_results: Sequence[StudyResults], out: Path, overwrite: bool = False, figures: Path | None = None
 ) -> list[Path]:  # fmt: skip
     """Write the page to ``out``, and its figures; return the paths written, the page first.
 
-    Figures are SVG files beside the page, or with ``figures``, a folder that is made if need be, SVG and PNG files there.
+    Figures are SVG files beside the page, or with ``figures``, a folder that is made if need be, SVG and PNG files
+    there.
 
     Raises:
         OutputError: one of the files exists and ``overwrite`` is False, or cannot be written.
@@ -82,7 +84,7 @@ def write_report(
     return list(files)
 
 
-def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
+def render(all_results: Sequence[StudyResults]) -> tuple[str, list[Drawing]]:
     """Make the page, and the figures in it, of one or more results."""
     drawings: list[Drawing] = []
     sections = []
@@ -95,19 +97,16 @@ def render(all_results: Sequence[Results]) -> tuple[str, list[Drawing]]:
     body = "\n".join([*sections, _published()])
     intro = (
         "<h1>GridMix on quoreduce: what voting costs</h1>\n"
-        "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the digest; a plain "
-        "job runs each task once. Figures are medians of runs that alternate (plain, voted, plain, voted, ...); a ratio is the "
-        "median of the ratios of pairs, ± half of the distance between the quartiles. Runs that other processes disturbed are "
-        "dropped and made up for, at most as many again as were asked for, unless the clean ones are fewer than half of those. "
-        "All runs of an application wrote the same bytes.</p>"
+        "<p>Every task of a voted job runs on f+1 failure domains, and its output counts when they agree on the "
+        "digest; a plain job runs each task once. Figures are medians of runs that alternate (plain, voted, plain, "
+        "voted, ...); a ratio is the median of the ratios of pairs, ± half of the distance between the quartiles. Runs "
+        "that other processes disturbed are dropped and made up for, at most as many again as were asked for, unless "
+        "the clean ones are fewer than half of those. All runs of an application wrote the same bytes.</p>"
     )
     return page("GridMix on quoreduce", f"{intro}\n{body}"), drawings
 
 
-# --- one setting
-
-
-def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple[str, list[Drawing]]:
+def _section(setting: StudySetting, results: Sequence[StudyResults], prefix: str) -> tuple[str, list[Drawing]]:
     runs = [run for result in results for run in result.runs]
     table = cells(runs)
     drawings: list[Drawing] = []
@@ -139,10 +138,12 @@ def _section(setting: Setting, results: Sequence[Results], prefix: str) -> tuple
     return "\n".join(html), drawings
 
 
-def _about(setting: Setting, results: Sequence[Results]) -> str:
+def _about(setting: StudySetting, results: Sequence[StudyResults]) -> str:
     m = setting.machine
     versions = "; ".join(dict.fromkeys(", ".join(f"{k} {v}" for k, v in result.versions.items()) for result in results))
-    sets = "; ".join(f"{kind}: {s['nbytes']:,} bytes, {s['parts']} parts, seed {s['seed']}" for kind, s in setting.data.items())
+    sets = "; ".join(
+        f"{kind}: {s['nbytes']:,} bytes, {s['parts']} parts, seed {s['seed']}" for kind, s in setting.data.items()
+    )
     cores = f"{m['cores_used']} of {m['cores']} cores"
     facts = (
         ("Date", ", ".join(dict.fromkeys(result.date for result in results))),
@@ -175,7 +176,9 @@ def ratio_chart(found: Sequence[Comparison], size: str, variant: str) -> str:
 
 
 def sweep_table(found: Sequence[Comparison]) -> str:
-    """Ratios of the points of a sweep, as an HTML table, by application and number of part files; empty if there are none."""
+    """Ratios of the points of a sweep, as an HTML table, by application and number of part files; empty if there are
+    none.
+    """
     rows = [
         [
             c.base.app, f"{parts_in(c.base.size):,}", f"{c.base.first_splits:,}", f"{c.pairs} ({c.clean})",
@@ -201,7 +204,8 @@ def ratio_table(found: Sequence[Comparison]) -> str:
     rows = []
     for c in found:
         rows.append([
-            c.base.app, f"{c.base.splits:,}", f"{c.pairs} ({c.clean})", str(c.base.wall), str(c.other.wall), str(c.wall),
+            c.base.app, f"{c.base.splits:,}", f"{c.pairs} ({c.clean})", str(c.base.wall), str(c.other.wall),
+            str(c.wall),
             f"{c.least:.2f}", f"{c.base.cpu.median:.3g}", f"{c.other.cpu.median:.3g}", str(c.cpu),
             _both(c, _executions, ",.0f"), _both(c, lambda run: run.bytes.stored / 1e6, ",.1f"),
             _both(c, lambda run: run.bytes.shipped / 1e6, ",.1f"),
@@ -242,8 +246,13 @@ def _ablation(table: dict[tuple[str, str, str], Cell], runs: Sequence[Run], pref
                 own = {key: cell for key, cell in table.items() if key[1] == size}
                 by_variant = [(name, compare(own, base, name)) for name in names]
                 chart = ablation_chart(by_variant, base, size)
-                title = f"<p>Relative to {base} (2f+1 executions), {escape(size)}; geometric means over the applications.</p>"
-                text = "\n".join([title, wide(chart), _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])])
+                title = (
+                    f"<p>Relative to {base} (2f+1 executions), {escape(size)}; "
+                    "geometric means over the applications.</p>"
+                )
+                text = "\n".join(
+                    [title, wide(chart), _ablation_table(by_variant), _ablation_seconds(own, [PLAIN, *names])]
+                )
                 found.append((text, Drawing(f"{prefix}ablation-{_slug(size)}-f{f}", chart)))
     return found
 
@@ -256,12 +265,16 @@ def ablation_chart(by_variant: Sequence[tuple[str, Sequence[Comparison]]], base:
             bars = tuple(Bar(value, note=f"{name}: {value:.3f}") for value in _means(found))
             groups.append(Group(name, bars))
     series = ("time", "CPU", "bytes stored", "executions")
-    return bar_chart(f"relative to {base}, {size}", "ratio", series, groups, (Band(1.0, 1.0, f"{base} = 1"),), group_px=140)
+    return bar_chart(
+        f"relative to {base}, {size}", "ratio", series, groups, (Band(1.0, 1.0, f"{base} = 1"),), group_px=140
+    )
 
 
 def _ablation_table(by_variant: Sequence[tuple[str, Sequence[Comparison]]]) -> str:
     heads = ["variant", "time", "CPU", "bytes stored", "executions"]
-    return html_table(heads, [[name, *(f"{value:.2f}" for value in _means(found))] for name, found in by_variant if found])
+    return html_table(
+        heads, [[name, *(f"{value:.2f}" for value in _means(found))] for name, found in by_variant if found]
+    )
 
 
 def _ablation_seconds(table: dict[tuple[str, str, str], Cell], names: Sequence[str]) -> str:
@@ -291,12 +304,9 @@ def _seconds(found: Iterable[Cell]) -> str:
 def _published() -> str:
     rows = [[what, time, cpu] for what, time, cpu in PUBLISHED]
     return (
-        "<h2>Published, for comparison</h2>\n<p class=\"note\">Other systems on other machines, as their authors give them; "
-        "not measured here.</p>\n" + html_table(["published", "time ratio", "CPU ratio"], rows, text=3)
+        "<h2>Published, for comparison</h2>\n<p class=\"note\">Other systems on other machines, as their authors give "
+        "them; not measured here.</p>\n" + html_table(["published", "time ratio", "CPU ratio"], rows, text=3)
     )  # fmt: skip
-
-
-# --- pieces
 
 
 def _voted(runs: Sequence[Run]) -> list[str]:
@@ -324,7 +334,7 @@ def _quotient(c: Comparison, figure: object) -> float:
     return other / base if base > 0 and other > 0 else 1.0
 
 
-def _bar(figure: Figure, note: str) -> Bar:
+def _bar(figure: MedianFigure, note: str) -> Bar:
     return Bar(figure.median, figure.low, figure.high, note)
 
 

@@ -1,12 +1,12 @@
-"""What runs gave, as JSON and back; and the figures made of them: medians, spreads, ratios.
+"""The results of runs, as JSON and back, and the figures made of them: medians, spreads, ratios.
 
-A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that what
-disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless the clean
-ones are fewer than half of those asked for: then all are used, and the number of clean ones, which is always shown, tells.
-Figures of different settings (executor, workers, machine, data) never mix.
+A ratio is the median of the ratios of pairs: the plain and the voted run of one repetition follow each other, so that
+what disturbs the machine for a while disturbs both. Dirty runs (see ``noise``), and pairs with one, are dropped, unless
+the clean ones are fewer than half of those asked for: then all are used, and the number of clean ones, which is always
+shown, tells. Figures of different settings (executor, workers, machine, data) never mix.
 
-What the fields of the JSON mean is said once more, for readers of the file, in docs/gridmix.md. Format 2 added ``extra``, and
-sizes ``parts:N``; files of format 1 are read too.
+The fields of the JSON are described in docs/guide/gridmix.md, too, for readers of the file. Format 2 added
+``extra`` and sizes ``parts:N``; files of format 1 are read too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 
 from quoreduce.errors import InputError, UsageError, one_line
+from quoreduce.machine import cpu_model
 from quoreduce.reading import open_regular
 from quoreduce_gridmix.data import parts_in
 from quoreduce_gridmix.noise import Noise
@@ -51,7 +51,7 @@ class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shipped: Count
 
 
-class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class JobStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One job of an application; ``reexecutions`` are executions that were not planned."""
 
     job: str
@@ -70,7 +70,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """One run of an application: the sum of its stages. ``digest`` is of the last stage's part files.
 
     ``size`` is small, medium, large, or ``parts:N``: the first N part files. ``variant`` names mode, f and ``off``, the
-    modifications of ``bft`` that were switched off. ``extra``: of a repetition that makes up for one that was disturbed.
+    modifications of ``bft`` that were switched off. ``extra``: of a repetition that makes up for one that was
+    disturbed.
     """
 
     app: str
@@ -88,7 +89,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     digest: str
     splits: Count
     noise: Noise
-    stages: list[Stage]
+    stages: list[JobStage]
     extra: bool = False
 
 
@@ -111,8 +112,8 @@ class DataUsed(TypedDict):
     seed: int
 
 
-class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What must be the same for figures to be compared."""
+class StudySetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The setting, which must be the same for figures to be compared."""
 
     on: str
     workers: Count
@@ -123,13 +124,13 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     digest: str
 
 
-class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class StudyResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All runs of one command."""
 
     format: int
     date: str
     versions: dict[str, str]
-    setting: Setting
+    setting: StudySetting
     runs: list[Run]
 
     def encode(self) -> bytes:
@@ -137,8 +138,8 @@ class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
-def read_results(path: str | os.PathLike[str]) -> Results:
-    """Read what :meth:`Results.encode` wrote; raise InputError if the file is missing or says something else."""
+def read_results(path: str | os.PathLike[str]) -> StudyResults:
+    """Read what :meth:`StudyResults.encode` wrote; raise InputError if the file is missing or says something else."""
     try:
         with open(open_regular(path), "rb") as file:
             raw = file.read(RESULTS_BYTES_MAX + 1)
@@ -147,11 +148,13 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     if len(raw) > RESULTS_BYTES_MAX:
         raise InputError(f"{path} has over {RESULTS_BYTES_MAX} bytes: it is no result of quoreduce gridmix run")
     try:
-        results = msgspec.json.decode(raw, type=Results)
+        results = msgspec.json.decode(raw, type=StudyResults)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no result of quoreduce gridmix run: {one_line(error)}") from error
     if results.format not in FORMATS_READ:
-        raise InputError(f"{path} has format {results.format}, this version reads {FORMATS_READ[0]} to {FORMAT}: run it again")
+        raise InputError(
+            f"{path} has format {results.format}, this version reads {FORMATS_READ[0]} to {FORMAT}: run it again"
+        )
     if not results.runs or not all(run.stages for run in results.runs):
         raise InputError(f"{path} has no runs, or one without stages")
     try:
@@ -164,9 +167,6 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     return results
 
 
-# --- where and when
-
-
 def now() -> str:
     """Date and time, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -174,13 +174,9 @@ def now() -> str:
 
 def machine() -> Machine:
     """Describe the machine."""
-    cpu = ""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": cpu or platform.processor() or "unknown", "cores": os.cpu_count() or 1,
+        "cpu": cpu_model() or platform.processor() or "unknown", "cores": os.cpu_count() or 1,
         "cores_used": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
         "kernel": platform.release(), "architecture": platform.machine(),
     }  # fmt: skip
@@ -195,11 +191,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-# --- figures
-
-
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MedianFigure:
     """A median with its quartiles and its least."""
 
     median: float
@@ -209,7 +202,7 @@ class Figure:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
+    def of(cls, values: Sequence[float]) -> MedianFigure:
         """Make it of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], values[0], 1)
@@ -238,18 +231,18 @@ class Cell:
 
     @property
     def clean(self) -> int:
-        """How many runs nobody disturbed."""
+        """How many runs were not disturbed."""
         return sum(not run.noise.dirty for run in self.runs)
 
     @property
-    def wall(self) -> Figure:
+    def wall(self) -> MedianFigure:
         """Seconds."""
-        return Figure.of([run.wall_s for run in self.kept])
+        return MedianFigure.of([run.wall_s for run in self.kept])
 
     @property
-    def cpu(self) -> Figure:
+    def cpu(self) -> MedianFigure:
         """Seconds of all processes."""
-        return Figure.of([run.cpu_s for run in self.kept])
+        return MedianFigure.of([run.cpu_s for run in self.kept])
 
     @property
     def splits(self) -> int:
@@ -272,8 +265,8 @@ class Comparison:
 
     base: Cell
     other: Cell
-    wall: Figure
-    cpu: Figure
+    wall: MedianFigure
+    cpu: MedianFigure
     pairs: int
     clean: int
 
@@ -301,8 +294,8 @@ def compare(table: dict[tuple[str, str, str], Cell], base: str, variant: str) ->
             wanted = sum(not (a.extra or b.extra) for a, b in all_pairs)
             pairs = undisturbed(all_pairs, lambda pair: not (pair[0].noise.dirty or pair[1].noise.dirty), wanted)
             clean = sum(not (a.noise.dirty or b.noise.dirty) for a, b in all_pairs)
-            wall = Figure.of([b.wall_s / a.wall_s for a, b in pairs])
-            cpu = Figure.of([b.cpu_s / a.cpu_s if a.cpu_s and b.cpu_s else 1.0 for a, b in pairs])
+            wall = MedianFigure.of([b.wall_s / a.wall_s for a, b in pairs])
+            cpu = MedianFigure.of([b.cpu_s / a.cpu_s if a.cpu_s and b.cpu_s else 1.0 for a, b in pairs])
             found.append(Comparison(cell, other, wall, cpu, len(all_pairs), clean))
     return found
 
@@ -323,15 +316,15 @@ def geometric_mean(values: Iterable[float]) -> float:
     return statistics.geometric_mean(values)
 
 
-def by_setting(all_results: Sequence[Results]) -> list[tuple[Setting, list[Results]]]:
+def by_setting(all_results: Sequence[StudyResults]) -> list[tuple[StudySetting, list[StudyResults]]]:
     """Group results whose settings are the same."""
-    groups: dict[bytes, tuple[Setting, list[Results]]] = {}
+    groups: dict[bytes, tuple[StudySetting, list[StudyResults]]] = {}
     for results in all_results:
         key = msgspec.json.encode(results.setting, order="deterministic")
         groups.setdefault(key, (results.setting, []))[1].append(results)
     return list(groups.values())
 
 
-def as_json(results: Results) -> Any:
+def as_json(results: StudyResults) -> Any:
     """Plain objects, for tests and for other programs."""
     return msgspec.to_builtins(results)

@@ -1,7 +1,7 @@
 """Runs the applications: each with all variants in turn, over and over, and compares what they wrote.
 
-A plain run is mode ``original``, as fast as it is, with its block checksums; a voted run is ``bft``. Outputs are deleted and
-part files read for comparison between runs, never inside what is timed.
+A plain run is mode ``original``, as fast as it is, with its block checksums; a voted run is ``bft``. Outputs are
+deleted and part files read for comparison between runs, never inside what is timed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from quoreduce.arguments import unknown_name
 from quoreduce.data.commit import output_errors, remove_output
 from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data
-from quoreduce_gridmix.noise import Noise, Watch
+from quoreduce_gridmix.noise import Noise, NoiseWatch
 from quoreduce_gridmix.results import (
     FORMAT,
     MODIFICATIONS,
     PLAIN,
     Amounts,
     DataUsed,
-    Results,
+    JobStage,
     Run,
-    Setting,
-    Stage,
+    StudyResults,
+    StudySetting,
     machine,
     now,
     versions,
@@ -46,7 +46,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """One of GridMix's: the set that it reads, its jobs, each of which reads what the one before wrote, and reducers by size."""
+    """One of GridMix's: the set that it reads, its jobs, each of which reads what the one before wrote, and reducers by
+    size.
+    """
 
     name: str
     kind: data.Kind
@@ -64,7 +66,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What it is called in tables: ``plain``, ``voted f=1``, ``basic f=1``, ``voted f=1 without deferred``."""
+        """Its name in tables: ``plain``, ``voted f=1``, ``basic f=1``, ``voted f=1 without deferred``."""
         if self.mode == "original":
             return PLAIN
         off = ", ".join(name.replace("_", " ") for name in self.off)
@@ -73,14 +75,13 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is to be run.
+    """The runs of a study.
 
     Attributes:
         apps, sizes, variants: every combination, the variants in turn; sizes as :meth:`data.DataSet.files` takes them.
-        repeat: measured runs of each that nobody disturbs; while there are fewer, repetitions are added, as many again at most.
-        warm_up: runs of each before, which do not count.
-        split_mb, digest: as in Options; the digest is that of voted runs.
-        reducers: of every stage; None: as GridMix has it for the size, and for ``parts:N`` as for small.
+        repeat: measured runs of each that nobody disturbs; while there are fewer, repetitions are added, as many again
+        at most. warm_up: runs of each before, which do not count. split_mb, digest: as in Options; the digest is that
+        of voted runs. reducers: of every stage; None: as GridMix has it for the size, and for ``parts:N`` as for small.
         keep: do not delete outputs when they have been compared.
     """
 
@@ -119,7 +120,9 @@ class Study:
 
 
 def applications(names: Sequence[str], stages: Literal["code", "readme"] = "code") -> tuple[Application, ...]:
-    """Find applications by name; ``stages`` is for monsterQuery. Raise UsageError for names that GridMix does not have."""
+    """Find applications by name; ``stages`` is for monsterQuery. Raise UsageError for names that GridMix does not
+    have.
+    """
     from quoreduce_gridmix import apps
 
     for name in names:
@@ -140,7 +143,9 @@ def ablation(f: int) -> tuple[Variant, ...]:
     return (Variant("original"), Variant("basic", f), whole, *(Variant("bft", f, (name,)) for name in MODIFICATIONS))
 
 
-def find_sets(folder: str | Path, kinds: Sequence[data.Kind], sizes: Sequence[str] = ()) -> dict[data.Kind, data.DataSet]:
+def find_sets(
+    folder: str | Path, kinds: Sequence[data.Kind], sizes: Sequence[str] = ()
+) -> dict[data.Kind, data.DataSet]:
     """Load the sets that are needed from ``folder``, where each has its name, or which is itself one.
 
     Raises:
@@ -162,12 +167,12 @@ def find_sets(folder: str | Path, kinds: Sequence[data.Kind], sizes: Sequence[st
 
 def run_study(
     study: Study, sets: dict[data.Kind, data.DataSet], out: str | Path, session: Session, say: Say = lambda text: None
-) -> Results:
+) -> StudyResults:
     """Run all of it in ``session``; outputs go below ``out``.
 
     Raises:
-        QuoreduceError (exit code 1): outputs of two runs of an application differ, or one is not what was voted on; they are
-        kept. And what :meth:`Session.run` raises.
+        QuoreduceError (exit code 1): outputs of two runs of an application differ, or one is not what was voted on;
+        they are kept. And what :meth:`Session.run` raises.
     """
     runs: list[Run] = []
     total = len(study.apps) * len(study.sizes) * len(study.variants) * study.repeat
@@ -179,15 +184,20 @@ def run_study(
                 runs.append(run)
                 number = "again" if run.extra else f"{sum(not r.extra for r in runs)}/{total}"
                 disturbed = ", disturbed" if run.noise.dirty else ""
-                say(f"[{number}] {app.name}, {size}, {run.variant}: {run.wall_s:.3f} s, {run.cpu_s:.2f} CPU s{disturbed}")
-    return Results(format=FORMAT, date=now(), versions=versions(), setting=_setting(study, sets, session), runs=runs)
+                say(
+                    f"[{number}] {app.name}, {size}, {run.variant}: {run.wall_s:.3f} s, "
+                    f"{run.cpu_s:.2f} CPU s{disturbed}"
+                )
+    return StudyResults(
+        format=FORMAT, date=now(), versions=versions(), setting=_setting(study, sets, session), runs=runs
+    )
 
 
-def _setting(study: Study, sets: dict[data.Kind, data.DataSet], session: Session) -> Setting:
+def _setting(study: Study, sets: dict[data.Kind, data.DataSet], session: Session) -> StudySetting:
     known: dict[str, DataUsed] = {
         kind: {"nbytes": s.nbytes, "seed": s.seed, "parts": len(s.parts)} for kind, s in sorted(sets.items())
     }
-    return Setting(
+    return StudySetting(
         on=session.on, workers=len(session.workers), domains=len(session.domains), machine=machine(), data=known,
         split_mb=study.split_mb, digest=study.digest,
     )  # fmt: skip
@@ -232,7 +242,7 @@ class _Runner:
         folder = self._folder_of(variant)
         _clear(folder)
         options = self.study.options(self.app, self.size, variant)
-        inputs, stages, output, watch = self.files, [], folder, Watch()
+        inputs, stages, output, watch = self.files, [], folder, NoiseWatch()
         for number, job in enumerate(self.app.stages, 1):
             output = folder / f"stage-{number}" if len(self.app.stages) > 1 else folder
             result = self.session.run(job, inputs, str(output), options)
@@ -248,7 +258,9 @@ class _Runner:
         digest = digest_parts(output)
         where = f"{self.app.name}, {self.size}, {variant.name}"
         if result.algorithm == "blake3" and result.digest != digest:
-            raise QuoreduceError(f"{where}: the output is not what was voted on; see {output}: quoreduce verify, and report it")
+            raise QuoreduceError(
+                f"{where}: the output is not what was voted on; see {output}: quoreduce verify, and report it"
+            )
         if self._first is None:
             self._first = variant.name, digest
         name, wanted = self._first
@@ -261,19 +273,20 @@ class _Runner:
 
 
 def digest_parts(output: Path) -> str:
-    """Digest the part files of an output as they lie there: what a manifest says of the whole, for blake3, whatever it says.
+    """Digest the part files of an output as they lie there: what a manifest says of the whole, for blake3, whatever it
+    says.
 
     Raises:
         OutputError: it is no output of a job, or cannot be read.
     """
     from quoreduce.data.digest import Digester
-    from quoreduce.data.manifest import Part, output_digest, read_manifest
+    from quoreduce.data.manifest import ManifestPart, output_digest, read_manifest
 
     digester, parts = Digester("blake3"), []
     try:
         for part in read_manifest(str(output)).parts:
             path = output / part.name
-            parts.append(Part(part.name, digester.file(path).hex(), path.stat().st_size, part.records))
+            parts.append(ManifestPart(part.name, digester.file(path).hex(), path.stat().st_size, part.records))
     except OSError as error:
         raise OutputError(f"cannot read {output}: {error.strerror or error}") from error
     return output_digest(parts)
@@ -288,8 +301,8 @@ def _clear(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _stage(result: Result) -> Stage:
-    return Stage(
+def _stage(result: Result) -> JobStage:
+    return JobStage(
         job=result.job, wall_s=result.wall_s, cpu_s=result.cpu_s,
         bytes=Amounts(result.bytes_in, result.bytes_out, result.bytes_stored, result.bytes_shipped),
         executions=dict(result.executions), counters=dict(result.counters), splits=result.splits, parts=result.parts,
@@ -297,7 +310,7 @@ def _stage(result: Result) -> Stage:
     )  # fmt: skip
 
 
-def _sum(app: str, size: str, variant: Variant, stages: list[Stage]) -> Run:
+def _sum(app: str, size: str, variant: Variant, stages: list[JobStage]) -> Run:
     amounts = [stage.bytes for stage in stages]
     return Run(
         app=app, size=size, variant=variant.name, mode=variant.mode, f=variant.f, off=list(variant.off), repetition=0,
@@ -306,7 +319,8 @@ def _sum(app: str, size: str, variant: Variant, stages: list[Stage]) -> Run:
             sum(a.read for a in amounts), sum(a.written for a in amounts),
             sum(a.stored for a in amounts), sum(a.shipped for a in amounts),
         ),
-        executions=_added([stage.executions for stage in stages]), counters=_added([stage.counters for stage in stages]),
+        executions=_added([stage.executions for stage in stages]),
+        counters=_added([stage.counters for stage in stages]),
         digest="", splits=sum(stage.splits for stage in stages), noise=UNKNOWN, stages=stages,
     )  # fmt: skip
 

@@ -1,11 +1,13 @@
 """BLAKE3 of large buffers, 16 chunks at a time: the same digest as the library's, faster where data comes from memory.
 
-The input is cut into chunks of 1024 bytes, whose chaining values (CVs) are the leaves of a binary tree (BLAKE3 specification,
-section 2). One call of the compression function works on 16 nodes, one in each 32-bit lane of a 512-bit vector; the next 64 KiB
-are prefetched in order meanwhile, which is what the library lacks (4.7 against 5.5 GB/s from memory on a Zen 4 core).
+The input is cut into chunks of 1024 bytes, whose chaining values (CVs) are the leaves of a binary tree (BLAKE3
+specification, section 2). One call of the compression function works on 16 nodes, one in each 32-bit lane of a 512-bit
+vector; the next 64 KiB are prefetched in order meanwhile, which is what the library lacks (4.7 against 5.5 GB/s from
+memory on a Zen 4 core).
 
-A *group* is 256 chunks (256 KiB): its subtree is compressed in vectors up to the two children of its top, the *pair*. The
-pair waits until more input comes: only then it is known not to be the root, is compressed, and goes to the stack of subtrees.
+A *group* is 256 chunks (256 KiB): its subtree is compressed in vectors up to the two children of its top, the *pair*.
+The pair waits until more input comes: only then it is known not to be the root, is compressed, and goes to the stack of
+subtrees.
 
 Without AVX-512 the library is the faster one: see :data:`VECTORS`.
 """
@@ -48,9 +50,6 @@ _V = ir.VectorType(_I32, _LANES)
 _UNDEFINED = ir.Constant(_V, ir.Undefined)
 
 
-# ---------------------------------------------------------------------------------------------------- vectors
-
-
 def _mask(lanes: list[int]) -> Any:
     return ir.Constant(_V, lanes)
 
@@ -80,7 +79,9 @@ def _mix(b: Any, v: list[Any], at: tuple[int, int, int, int], x: Any, y: Any) ->
 
 
 def _compress(b: Any, h: list[Any], m: list[Any], tail: list[Any]) -> list[Any]:
-    """Seven rounds over 16 nodes; h: 8 words of CV, m: 16 words of message, tail: counter low and high, length, flags."""
+    """Seven rounds over 16 nodes; h: 8 words of CV, m: 16 words of message, tail: counter low and high, length,
+    flags.
+    """
     v = [*h, *(_all(word) for word in IV[:4]), *tail]
     order = list(range(16))
     for _ in range(7):
@@ -108,7 +109,10 @@ def _transpose(b: Any, rows: list[Any]) -> list[Any]:
     odd = [lane + 4 for lane in even]
     pairs = [shuffle(rows[i], rows[i + 1], lanes) for i in range(0, 16, 2) for lanes in (low32, high32)]
     fours = [
-        shuffle(pairs[i + j], pairs[i + j + 2], lanes) for i in range(0, 16, 4) for j in (0, 1) for lanes in (low64, high64)
+        shuffle(pairs[i + j], pairs[i + j + 2], lanes)
+        for i in range(0, 16, 4)
+        for j in (0, 1)
+        for lanes in (low64, high64)
     ]
     columns: list[Any] = [None] * 16
     for j in range(4):
@@ -141,8 +145,9 @@ def _prefetch(b: Any, address: Any) -> None:
 
 @intrinsic
 def chunks16(_typing: Any, data: Any, counter: Any, out: Any) -> Any:
-    """CVs of the 16 whole chunks at address data; counter: number of the first, a multiple of 16; word w of CV i goes to
-    u32 [w, i] of an array u32[8, 256] at address out."""
+    """CVs of the 16 whole chunks at address data; counter: number of the first, a multiple of 16; word w of CV i goes
+    to u32 [w, i] of an array u32[8, 256] at address out.
+    """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         data, counter, out = args
@@ -187,9 +192,6 @@ def parents16(_typing: Any, source: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64), codegen
-
-
-# ---------------------------------------------------------------------------------------------------- scalars
 
 
 def _constants() -> NDArray[np.uint32]:
@@ -246,7 +248,9 @@ def _compress_one(h, m, counter, length, flags, constants, out):
 
 @part
 def _push(cv, total, stack, depth, constants):
-    """Add the CV of a finished subtree and merge complete pairs; total: subtrees of this size so far; return the new depth."""
+    """Add the CV of a finished subtree and merge complete pairs; total: subtrees of this size so far; return the new
+    depth.
+    """
     while total & _U(1) == _U(0):
         depth -= 1
         pair = np.empty(16, np.uint32)
@@ -328,7 +332,9 @@ def _absorb(data, groups, first, stack, depth, pair, constants):
 
 @part
 def _push_steps(data, size, first, stack, depth, ping, pong, constants):
-    """Push the steps of 16 chunks, and of the rest the chunks, that are not the last of size bytes; return (chunks, depth)."""
+    """Push the steps of 16 chunks, and of the rest the chunks, that are not the last of size bytes; return (chunks,
+    depth).
+    """
     cv = np.empty(8, np.uint32)
     pair = np.empty(16, np.uint32)
     done = 0
@@ -357,7 +363,9 @@ def _finish(data, size, first, stack, depth, pair, constants, out):
         if first > _U(0):
             depth = _push_pair(pair, first // _U(GROUP_CHUNKS), stack, depth, constants)
         done, depth = _push_steps(data, max(size, 1), first, stack, depth, ping, pong, constants)
-        _last_chunk(data + _U(done * CHUNK_BYTES), size - done * CHUNK_BYTES, first + _U(done), depth == 0, constants, cv)
+        _last_chunk(
+            data + _U(done * CHUNK_BYTES), size - done * CHUNK_BYTES, first + _U(done), depth == 0, constants, cv
+        )
     else:
         flags = PARENT | (0 if depth else ROOT)
         _compress_one(constants[112:], pair, _U(0), _U32(64), _U32(flags), constants, cv)
@@ -368,9 +376,6 @@ def _finish(data, size, first, stack, depth, pair, constants, out):
         flags = PARENT | (0 if depth else ROOT)
         _compress_one(constants[112:], pair, _U(0), _U32(64), _U32(flags), constants, cv)
     out[:] = cv
-
-
-# ---------------------------------------------------------------------------------------------------- Python
 
 
 class Blake3:

@@ -1,12 +1,12 @@
 """The folder of compiled kernels, and its manifest: what was compiled, by size and BLAKE3 digest.
 
 All processes of a machine load the same compiled kernels, so a bit that flips in one of these files would give all
-replicas the same wrong output. Therefore only bytes whose digest is in the manifest are loaded, and it is the very bytes
-in memory that are digested. Everything else is a kernel that has yet to be compiled. The files are pickles: they are read
-only in a folder that belongs to this user or to root, and that nobody else may write.
+replicas the same wrong output. Therefore only bytes whose digest is in the manifest are loaded, and it is the very
+bytes in memory that are digested. Everything else is a kernel that has yet to be compiled. The files are pickles: they
+are read only in a folder that belongs to this user or to root, and that nobody else may write.
 
-One process at a time writes the folder, :func:`fill`, and its caller holds a lock. Every other process only reads it, and
-compiles for itself what it cannot use. This module does not import numba, which takes long.
+One process at a time writes the folder, :func:`fill`, and its caller holds a lock. Every other process only reads it,
+and compiles for itself what it cannot use. This module does not import numba, which takes long.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 SUFFIX = ".nbc"
 FORMAT = "quoreduce kernels 1"
 MANIFEST_BYTES_MAX = 1 << 20
+_TRIAL = "trial"
 KERNEL_BYTES_MAX = 64 << 20
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -36,7 +37,7 @@ class Unsafe(OSError):
     """A folder of kernels that another user owns or may write."""
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """A compiled kernel: its size in bytes and its BLAKE3 digest, in hex."""
 
     size: int
@@ -50,7 +51,7 @@ def digest_of(raw: bytes) -> str:
     return blake3(raw).hexdigest()
 
 
-class Reader:
+class CacheReader:
     """Reads a folder of kernels. Raises Unsafe if others may write it, FileNotFoundError if it is not there."""
 
     def __init__(self, folder: Path) -> None:
@@ -80,13 +81,13 @@ class Reader:
         return [name for name in self.names if self.load(name) is None] or ([] if self._manifest else [MANIFEST])
 
 
-class Writer(Reader):
+class Writer(CacheReader):
     """Writes a folder of kernels, made if it is missing; :meth:`finish` when all are written."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         super().__init__(folder)
-        self._used: dict[str, Entry] = {}
+        self._used: dict[str, CacheEntry] = {}
 
     def load(self, name: str) -> bytes | None:
         """The same; what can be used is named in the new manifest."""
@@ -99,7 +100,18 @@ class Writer(Reader):
         """Write a compiled kernel, whole or not at all."""
         with _opened(self.folder) as fd:
             _write(fd, name, raw)
-        self._used[name] = Entry(len(raw), digest_of(raw))
+        self._used[name] = CacheEntry(len(raw), digest_of(raw))
+
+    def keeps(self) -> bool:
+        """Whether a file that is written here can be read again; OSError if it cannot be written."""
+        with _opened(self.folder) as fd:
+            _write(fd, _TRIAL, b"kept")
+            try:
+                return _read(fd, _TRIAL, 4) == b"kept"
+            except OSError:
+                return False
+            finally:
+                os.unlink(_TRIAL, dir_fd=fd)
 
     def finish(self) -> None:
         """Write the manifest of all kernels that were loaded or saved, and delete all other files."""
@@ -112,12 +124,12 @@ class Writer(Reader):
                     os.unlink(name, dir_fd=fd)
 
 
-current: Reader | None = None
+current: CacheReader | None = None
 """Where this process loads kernels from, once the first was needed."""
 _said = False
 
 
-def reader() -> Reader | None:
+def reader() -> CacheReader | None:
     """Return where this process loads kernels from; None if it has to compile them for itself."""
     global current
     if current is None:
@@ -126,7 +138,7 @@ def reader() -> Reader | None:
             engine.prepare_kernels()
         if folder := os.environ.get(VARIABLE):
             try:
-                current = Reader(Path(folder))
+                current = CacheReader(Path(folder))
             except OSError as error:
                 say(f"cannot load kernels from {folder}: {error}")
     return current
@@ -141,7 +153,9 @@ def say(text: str) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Import all kernels, compile those that the folder does not have as its manifest says, and write a new manifest."""
+    """Import all kernels, compile those that the folder does not have as its manifest says, and write a new
+    manifest.
+    """
     global current
     current = writer = Writer(folder)
     for name in modules():
@@ -194,7 +208,7 @@ def _write(folder: int, name: str, raw: bytes) -> None:
         raise
 
 
-def _read_manifest(folder: int) -> Mapping[str, Entry]:
+def _read_manifest(folder: int) -> Mapping[str, CacheEntry]:
     """The manifest; empty if it is missing or damaged in any way."""
     try:
         raw = _read(folder, MANIFEST, MANIFEST_BYTES_MAX)
@@ -203,7 +217,7 @@ def _read_manifest(folder: int) -> Mapping[str, Entry]:
         document = json.loads(raw)
         if document["format"] != FORMAT:
             return {}
-        found = {str(name): Entry(int(size), str(digest)) for name, (size, digest) in document["kernels"].items()}
+        found = {str(name): CacheEntry(int(size), str(digest)) for name, (size, digest) in document["kernels"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return {}
     sound = (0 <= entry.size <= KERNEL_BYTES_MAX and os.path.basename(name) == name for name, entry in found.items())

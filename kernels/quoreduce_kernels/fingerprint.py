@@ -50,9 +50,6 @@ _I64, _I128 = ir.IntType(64), ir.IntType(128)
 _PAIR = types.UniTuple(types.uint64, 2)
 
 
-# ---------------------------------------------------------------------------------------------------- 128-bit pieces
-
-
 def _halves(context: Any, builder: Any, signature: Any, value: Any) -> Any:
     low = builder.trunc(value, _I64)
     high = builder.trunc(builder.lshr(value, _I128(64)), _I64)
@@ -149,7 +146,6 @@ def _piece(address, size, keys, buffer):
     return _mix(low, high, keys)
 
 
-# ---------------------------------------------------------------------------------------------------- kernels
 # n = records or pieces. Addresses are u64; out is u64[n, 2] in C order; keys is the address of u64[20].
 
 
@@ -238,9 +234,6 @@ def _multiset_records(data, n, keys, total, previous):
         total[0], total[1] = low, high
     previous[0], previous[1] = head, tail
     return bad
-
-
-# ---------------------------------------------------------------------------------------------------- Python
 
 
 @lru_cache(maxsize=64)

@@ -12,10 +12,10 @@ C's first bytes spell JimGrayRIP, which is the first key. Layouts, in bytes; dig
     ascii    10 key characters | 2 spaces | i in 32 digits | 2 spaces | 13 lowest digits of r, 4 times each | CR LF
 
 An ASCII key's characters are ' ' + digit of base 95, lowest first: 8 digits of r's high 64 bits, 2 of its low 64 bits.
-``binary`` is what gensort 1.5 writes (the constants are those of its BSD-licensed edition), ``ascii`` is ``gensort -a``,
-``teragen`` is what Hadoop's TeraGen writes. The checksum is the sum, in 128 bits, of the
-CRC-32 of each record: for N = 1, 10, 1000 it is 9ea593a0, 55fea8a1a, 1ea6370b955 (binary), 3fcaea0a, 469302dca,
-1f5dfb3631a (ascii), 97503e23, 5b2d1434d, 1f9ffe645ec (teragen).
+``binary`` is what gensort 1.5 writes (the constants are those of its BSD-licensed edition), ``ascii`` is ``gensort
+-a``, ``teragen`` is what Hadoop's TeraGen writes. The checksum is the sum, in 128 bits, of the CRC-32 of each record:
+for N = 1, 10, 1000 it is 9ea593a0, 55fea8a1a, 1ea6370b955 (binary), 3fcaea0a, 469302dca, 1f5dfb3631a (ascii), 97503e23,
+5b2d1434d, 1f9ffe645ec (teragen).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 INCREMENT = 0x4A696D47726179524950202020202001
 # What each of the nine 10-byte parts after a binary key is xored with.
 MASKS = (
-    0xF0E8E4E2E1D8D4D2D1CC, 0xCAC9C6C5C3B8B4B2B1AC, 0xAAA9A6A5A39C9A999695, 0x938E8D8B87787472716C, 0x6A696665635C5A595655,
+    0xF0E8E4E2E1D8D4D2D1CC, 0xCAC9C6C5C3B8B4B2B1AC, 0xAAA9A6A5A39C9A999695, 0x938E8D8B87787472716C,
+    0x6A696665635C5A595655,
     0x534E4D4B473C3A393635, 0x332E2D2B271E1D1B170F, 0xC8C4C2C1989492918CE0, 0x170F332E2D2B271E1D1B,
 )  # fmt: skip
 _MODULUS = 1 << 128
@@ -54,9 +55,6 @@ KEY_BYTES = 10
 _CRC_POLYNOMIAL = 0xEDB88320  # CRC-32 of ISO 3309 and zlib, reflected
 _CRC_SLICE = 20  # bytes of a step: five steps to a record, and the tables' 20 KiB fit L1
 _SUM_RECORDS_MAX = 1 << 31  # partial sums of 32-bit values stay below 2**63
-
-
-# ---------------------------------------------------------------------------------------------------- parts
 
 
 @intrinsic
@@ -132,13 +130,11 @@ def _put_ascii_key(at, low, high):
     st8(at + _U(9), _U(32) + (low // _U(95)) % _U(95))
 
 
-# ---------------------------------------------------------------------------------------------------- kernels
-
-
 @kernel("void(u8, i8, u8, u8, u8)")
 def _generate_binary(target, n, low, high, masks):
-    """n records of kind binary; (low, high) as in :func:`_generate_teragen`; masks is the address of u64[10, 2]: first 8 bytes
-    of each mask, and its last 2."""
+    """n records of kind binary; (low, high) as in :func:`_generate_teragen`; masks is the address of u64[10, 2]: first
+    8 bytes of each mask, and its last 2.
+    """
     for _ in range(n):
         low, high = _step(low, high)
         part_low, part_high = low, high
@@ -210,9 +206,6 @@ def _validate(data, n, head, tail, has_previous):
             duplicates += (a == head) & (b == tail)
         head, tail = a, b
     return -1, duplicates
-
-
-# ---------------------------------------------------------------------------------------------------- Python
 
 
 @lru_cache(maxsize=1)

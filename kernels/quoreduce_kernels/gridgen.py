@@ -1,8 +1,8 @@
 """GridMix's random text, from a list of words, and its DEFLATE compression, both functions of a seed alone.
 
 A key or value is words drawn with equal probability, each with a space after it. Random numbers are SplitMix64 (see
-``textgen``), from a stream of its own for each part file. A record takes one of them for its two numbers of words and then
-one for every two words::
+``textgen``), from a stream of its own for each part file. A record takes one of them for its two numbers of words and
+then one for every two words::
 
     low, high = the halves of the next number, 32 bits each
     words in the key   = key_min   + (low  * key_span   >> 32)
@@ -12,9 +12,9 @@ one for every two words::
 A *chunk* is the records up to the one that brings their payload to CHUNK_BYTES, or the part to its size.
 
 Compression knows what zlib would have to look for: the latest place of each word, as far as 32 KiB back, is the match
-(RFC 1951: 3 to 258 bytes, distance up to 32,768); only a word's first use, and lengths between the words, are literals. The
-Huffman codes are made once, from the probabilities. So the compressed bytes depend on no library and its version, are about as
-many as zlib's at level 4 (a quarter of the text), and take a tenth of its time.
+(RFC 1951: 3 to 258 bytes, distance up to 32,768); only a word's first use, and lengths between the words, are literals.
+The Huffman codes are made once, from the probabilities. So the compressed bytes depend on no library and its version,
+are about as many as zlib's at level 4 (a quarter of the text), and take a tenth of its time.
 
 # w = words in the list, t = words of a chunk, n = records of a chunk, b = bytes
 """
@@ -76,8 +76,10 @@ class Ranges(NamedTuple):
     value_span: int
 
 
-class Chunk(NamedTuple):
-    """Records as words: tokens u16[t], records i64[n, 4] (words in the key, in the value, bytes of the key, of the value)."""
+class TextChunk(NamedTuple):
+    """Records as words: tokens u16[t], records i64[n, 4] (words in the key, in the value, bytes of the key, of the
+    value).
+    """
 
     tokens: U16Array
     records: I64Array
@@ -90,7 +92,8 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WordList:
-    """Words for kernels: slots u8[w, 16] (word, space, zeros), sizes u8[w] with the space, and DEFLATE's codes for them.
+    """Words for kernels: slots u8[w, 16] (word, space, zeros), sizes u8[w] with the space, and DEFLATE's codes for
+    them.
 
     A code is u64: its bits, first bit lowest, and from bit 32 on their number. literals u64[257] (byte, end of block),
     matches u64[w] (the length of a word and its space), distances u64[30]; header: the block's bits before all these.
@@ -120,9 +123,6 @@ class WordList:
         return cls(slots, sizes, symbols[:257].copy(), matches, _codes(distance_bits), header)
 
 
-# ------------------------------------------------------------------------------------------------ Huffman codes
-
-
 def length_symbol(size: int) -> tuple[int, int, int]:
     """Symbol of a match of 3 to 18 bytes, its extra bits and their number (RFC 1951, 3.2.5)."""
     if size <= 10:
@@ -139,7 +139,9 @@ def distance_range(symbol: int) -> tuple[int, int]:
 
 
 def _power(numerator: int, denominator: int, exponent: int) -> int:
-    """(numerator / denominator)**exponent as a multiple of 2**-60: whole numbers, for pow() differs between C libraries."""
+    """(numerator / denominator)**exponent as a multiple of 2**-60: whole numbers, for pow() differs between C
+    libraries.
+    """
     base, result = _ONE * numerator // denominator, _ONE
     while exponent:
         result = result * base // _ONE if exponent & 1 else result
@@ -166,7 +168,9 @@ def code_lengths(words: Sequence[bytes]) -> tuple[list[int], list[int]]:
 
 
 def _limited_lengths(weights: Sequence[int]) -> list[int]:
-    """Lengths of the best prefix code of at most 15 bits: package-merge (Larmore and Hirschberg 1990); 0 for weight 0."""
+    """Lengths of the best prefix code of at most 15 bits: package-merge (Larmore and Hirschberg 1990); 0 for weight
+    0.
+    """
     leaves: list[tuple[int, tuple[int, ...]]] = sorted((weight, (i,)) for i, weight in enumerate(weights) if weight)
     row = leaves
     for _ in range(CODE_BITS_MAX - 1):
@@ -197,7 +201,9 @@ def _match_code(symbols: U64Array, size: int) -> int:
 
 
 def _header(length_bits: Sequence[int], distance_bits: Sequence[int]) -> tuple[int, int]:
-    """zlib's two bytes and a final block's header, as (bits, their number); code lengths 0 to 15 are sent as 4 bits each."""
+    """zlib's two bytes and a final block's header, as (bits, their number); code lengths 0 to 15 are sent as 4 bits
+    each.
+    """
     out, at = 0x0178, 16
 
     def put(value: int, bits: int) -> None:
@@ -216,12 +222,11 @@ def _header(length_bits: Sequence[int], distance_bits: Sequence[int]) -> tuple[i
     return out, at
 
 
-# ------------------------------------------------------------------------------------------------ kernels
-
-
 @part
 def _draw_record(state, ranges, sizes, tokens, at):
-    """Draw a record's words to tokens[at:]. Returns (state, words in the key, in the value, bytes of the key, of the value)."""
+    """Draw a record's words to tokens[at:]. Returns (state, words in the key, in the value, bytes of the key, of the
+    value).
+    """
     state += _U(_GOLDEN)
     u = _mix64(state)
     keys = ranges[0] + np.int64((u & _U(_HALF)) * _U(ranges[1]) >> _U(32))
@@ -244,7 +249,9 @@ def _draw_record(state, ranges, sizes, tokens, at):
 
 @kernel(f"Tuple((u8, i8, i8))(u8, UniTuple(i8, 4), i8, {_SIZES}, u2[::1], i8[:, ::1])")
 def _draw_chunk(state, ranges, nbytes_min, sizes, tokens, records):
-    """Draw records until they have ``nbytes_min`` bytes. Returns (state, tokens, records); see _room for the arrays' sizes."""
+    """Draw records until they have ``nbytes_min`` bytes. Returns (state, tokens, records); see _room for the arrays'
+    sizes.
+    """
     at = np.int64(0)
     count = np.int64(0)
     nbytes = np.int64(0)
@@ -340,7 +347,9 @@ def _send(to, bits, room, code):
 
 @part
 def _distance_code(distances, distance):
-    """Code of a distance of 5 or more with its extra bits: symbols 2k and 2k + 1 share the bits of distance - 1 from 2**k."""
+    """Code of a distance of 5 or more with its extra bits: symbols 2k and 2k + 1 share the bits of distance - 1 from
+    2**k.
+    """
     x = _U(distance - 1)
     top = _U(63) - ctlz(x)
     extra_bits = top - _U(1)
@@ -392,11 +401,9 @@ def _deflate(tokens, records, column, slots, sizes, literals, matches, distances
     return np.int64(to - target) + np.int64(room > _U(0))
 
 
-# ------------------------------------------------------------------------------------------------ their layer
-
-
-def draw_chunks(words: WordList, ranges: Ranges, nbytes: int, stream: int) -> Iterator[Chunk]:
-    """Yield the chunks of a part: records until their keys and values have ``nbytes`` bytes. A chunk lives until the next.
+def draw_chunks(words: WordList, ranges: Ranges, nbytes: int, stream: int) -> Iterator[TextChunk]:
+    """Yield the chunks of a part: records until their keys and values have ``nbytes`` bytes. A chunk lives until the
+    next.
 
     Args:
         words: the list. ranges: words per key and value; a record has 1 to 32,768.
@@ -408,7 +415,12 @@ def draw_chunks(words: WordList, ranges: Ranges, nbytes: int, stream: int) -> It
     """
     key_min, key_span, value_min, value_span = ranges
     longest = key_min + key_span + value_min + value_span - 2
-    if min(key_min, value_min) < 0 or min(key_span, value_span) < 1 or key_min + value_min < 1 or longest > WORDS_IN_RECORD_MAX:
+    if (
+        min(key_min, value_min) < 0
+        or min(key_span, value_span) < 1
+        or key_min + value_min < 1
+        or longest > WORDS_IN_RECORD_MAX
+    ):
         raise ValueError(f"{ranges} gives no records of 1 to {WORDS_IN_RECORD_MAX} words")
     if nbytes < 0:
         raise ValueError(f"no part has {nbytes} bytes")
@@ -418,31 +430,31 @@ def draw_chunks(words: WordList, ranges: Ranges, nbytes: int, stream: int) -> It
     state = _U(int(splitmix64(stream & _WORD64, 0, 1)[0]))
     while nbytes > 0:
         state, used, count = _draw_chunk(state, tuple(ranges), min(nbytes, CHUNK_BYTES), words.sizes, tokens, records)
-        chunk = Chunk(tokens[:used], records[:count])
+        chunk = TextChunk(tokens[:used], records[:count])
         yield chunk
         nbytes -= chunk.nbytes
 
 
-def render(words: WordList, chunk: Chunk, column: int) -> U8Array:
+def render(words: WordList, chunk: TextChunk, column: int) -> U8Array:
     """Return the keys (column KEY) or values (VALUE) as Hadoop's Text serialises them, one after the other: u8[b]."""
     records = chunk.records
     target = np.empty(int(records[:, 2 + column].sum()) + 4 * len(records) + SLOT, np.uint8)
     return target[: _render(*chunk, column, words.slots, words.sizes, target.ctypes.data)]
 
 
-def render_text(words: WordList, chunk: Chunk) -> U8Array:
+def render_text(words: WordList, chunk: TextChunk) -> U8Array:
     """Return lines of key, tab, value: u8[b]."""
     target = np.empty(chunk.nbytes + 2 * len(chunk.records) + SLOT, np.uint8)
     return target[: _render_text(*chunk, words.slots, words.sizes, target.ctypes.data)]
 
 
-def render_lengths(chunk: Chunk, column: int) -> U8Array:
+def render_lengths(chunk: TextChunk, column: int) -> U8Array:
     """Return the lengths of what :func:`render` writes for each item, as VInts: u8[b]."""
     target = np.empty(4 * len(chunk.records), np.uint8)
     return target[: _render_lengths(chunk.records, column, target.ctypes.data)]
 
 
-def deflate(words: WordList, chunk: Chunk, column: int) -> bytes:
+def deflate(words: WordList, chunk: TextChunk, column: int) -> bytes:
     """Return what :func:`render` gives, compressed: a zlib stream."""
     raw = render(words, chunk, column)
     bits, count = words.header
@@ -451,5 +463,7 @@ def deflate(words: WordList, chunk: Chunk, column: int) -> bytes:
     target = np.empty(2 * raw.size + 16, np.uint8)  # a literal has at most 15 bits
     latest = np.full(words.sizes.size, _NEVER, np.int64)
     codes: tuple[Any, ...] = (words.literals, words.matches, words.distances)
-    size = _deflate(*chunk, column, words.slots, words.sizes, *codes, latest, target.ctypes.data, bits >> 8 * whole, count % 8)
+    size = _deflate(
+        *chunk, column, words.slots, words.sizes, *codes, latest, target.ctypes.data, bits >> 8 * whole, count % 8
+    )
     return head + target[:size].tobytes() + zlib.adler32(raw.data).to_bytes(4, "big")

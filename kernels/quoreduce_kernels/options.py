@@ -8,10 +8,10 @@ Honest replicas must agree to the bit, whatever the CPU. Hence, for every kernel
 - ``nogil=True``: a worker's other threads (reply to the driver, write a block) go on meanwhile;
 - ``boundscheck=False``: bounds are checked once by the thin Python layer around a kernel, not at each access.
 
-A *kernel* has an explicit signature and is compiled, or loaded from the folder of compiled kernels, when its module is imported
-(:mod:`quoreduce_kernels.cache`). A *part* is a piece of kernels: it is compiled into each kernel that calls it and has neither a
-signature nor a file, so that a warm import loads the kernels only. The folder is one for each version of this package's sources:
-who edits any of them compiles all kernels again.
+A *kernel* has an explicit signature and is compiled, or loaded from the folder of compiled kernels, when its module is
+imported (:mod:`quoreduce_kernels.cache`). A *part* is a piece of kernels: it is compiled into each kernel that calls it
+and has neither a signature nor a file, so that a warm import loads the kernels only. The folder is one for each version
+of this package's sources: who edits any of them compiles all kernels again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ DETERMINISTIC: dict[str, Any] = {
 
 
 class CheckedCache(NullCache):  # type: ignore[misc]
-    """What numba asks for one kernel before it compiles it, and is handed the result of: the folder of compiled kernels."""
+    """What numba asks for one kernel before it compiles it, and is handed the result of: the folder of compiled
+    kernels.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

@@ -52,12 +52,11 @@ _U = np.uint64
 _BLOCK = np.uint64(64)
 
 
-# ---------------------------------------------------------------------------------------------------- lines to rows
-
-
 @kernel("i8(u8[::1], u8, u8[:, ::1])")
 def _lines(cursor, end, rows):
-    """Make rows of the lines from cursor[0] on, which moves on, until there is no more or rows are full; return how many."""
+    """Make rows of the lines from cursor[0] on, which moves on, until there is no more or rows are full; return how
+    many.
+    """
     at = cursor[0]
     last = last_block(at, end) if at < end else _U(0)
     n = 0
@@ -102,9 +101,6 @@ def _columns(key_offsets, keys, value_offsets, values, rows):
         rows[i, 2] = values + value
         rows[i, 3] = next_value - value
         key, value = next_key, next_value
-
-
-# ---------------------------------------------------------------------------------------------------- partitions
 
 
 @kernel("void(u8[:, ::1], u8, u2[::1], i8[:, ::1])")
@@ -185,9 +181,6 @@ def _gather(rows, order, high, column, state, target, room):
     return np.int64(done)
 
 
-# ---------------------------------------------------------------------------------------------------- text
-
-
 @kernel("UniTuple(i8, 2)(u8[:, ::1], u8[::1], i8, u8, u8)")
 def _text(rows, order, low, target, room):
     """Write rows order[low:] as ``key TAB value LF`` as long as they fit in whole; return (rows, bytes) written."""
@@ -228,9 +221,6 @@ def _keep(seen_max, share, positions):
     return kept
 
 
-# ---------------------------------------------------------------------------------------------------- Python
-
-
 def _bytes(name: str, data: Any) -> U8Array:
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
         raise ValueError(f"{name} must be a contiguous vector of uint8")
@@ -260,7 +250,9 @@ class Rows:
         return int(self.table[:, 3].sum())
 
     def take(self, numbers: NDArray[Any]) -> Rows:
-        """Return rows by number, in the order given; a number may come more than once (IndexError if there is no such row)."""
+        """Return rows by number, in the order given; a number may come more than once (IndexError if there is no such
+        row).
+        """
         return Rows(self.table[numbers], self._kept)
 
     def pairs(self) -> list[tuple[bytes, bytes]]:
@@ -342,9 +334,11 @@ def _column_rows(name: str, offsets: I64Array, data: U8Array) -> int:
 
 
 def partition(rows: Rows, partitions: int) -> tuple[U16Array, I64Array]:
-    """Return (ids u16[n], totals i64[R, 3]): each row's partition; records, key bytes and value bytes of each partition.
+    """Return (ids u16[n], totals i64[R, 3]): each row's partition; records, key bytes and value bytes of each
+    partition.
 
-    The partition of a key is (hash64(key) * R) >> 64, as for words (``words.hash64``). R is 1 to 65536, else ValueError.
+    The partition of a key is (hash64(key) * R) >> 64, as for words (``words.hash64``). R is 1 to 65536, else
+    ValueError.
     """
     if not 1 <= partitions <= PARTITIONS_MAX:
         raise ValueError(f"there are 1 to {PARTITIONS_MAX} partitions, not {partitions}")
@@ -394,7 +388,8 @@ def by_partition(ids: U16Array, totals: I64Array) -> U64Array:
 
 
 def column_chunks(rows: Rows, order: U64Array, column: str, chunk: U8Array) -> Iterator[U8Array]:
-    """Yield the concatenated keys or values of rows, in ``order``, as views of ``chunk``, which are full but for the last.
+    """Yield the concatenated keys or values of rows, in ``order``, as views of ``chunk``, all full except the
+    last.
 
     Args:
         rows: n rows. order: u64[m], row numbers below n. column: ``keys`` or ``values``.
@@ -409,7 +404,9 @@ def column_chunks(rows: Rows, order: U64Array, column: str, chunk: U8Array) -> I
 
 
 def sort(rows: Rows) -> tuple[U64Array, int]:
-    """Return (order u64[n], groups): row numbers by (key, number), and how many distinct keys there are. 24 bytes a row."""
+    """Return (order u64[n], groups): row numbers by (key, number), and how many distinct keys there are. 24 bytes a
+    row.
+    """
     n = len(rows)
     order = np.empty(n, np.uint64)
     equal = sort_rows(rows.table, order, np.empty(n, np.uint64), np.empty(n, np.uint64))
@@ -420,8 +417,8 @@ def text_chunks(rows: Rows, order: U64Array, chunk: U8Array) -> Iterator[tuple[U
     r"""Yield (text, number of records): rows in ``order`` as lines ``key TAB value \n``, a chunk at a time.
 
     Args:
-        rows: n rows. order: u64[m], row numbers below n.
-        chunk: u8[size] to fill again and again; a text is good until the next is asked for. A record that is larger than
+        rows: n rows. order: u64[m], row numbers below n. chunk: u8[size] to fill again and again; a text is good until
+        the next is asked for. A record that is larger than
             it comes in an array of its own.
     """
     _check_order(rows, order)
@@ -448,9 +445,9 @@ def _check_order(rows: Rows, order: U64Array) -> None:
 def keep_positions(seen: int, percent: float) -> I64Array:
     """Return which of ``seen`` records GridMix's load generator keeps: i64[kept], positions from 0, never decreasing.
 
-    For each record: count it as seen; while kept / seen < percent / 100, all in float32: keep it (once more) and count it
-    as kept. So the first is always kept, and more than 100 % keeps some of them several times. ``percent`` is 0 to 10,000,
-    else ValueError. Source: hadoop-mapreduce, GenericMRLoadGenerator.
+    For each record: count it as seen; while kept / seen < percent / 100, all in float32: keep it (once more) and count
+    it as kept. So the first is always kept, and more than 100 % keeps some of them several times. ``percent`` is 0 to
+    10,000, else ValueError. Source: hadoop-mapreduce, GenericMRLoadGenerator.
     """
     if seen < 0 or not 0 <= percent <= 10_000:
         raise ValueError(f"a number of records and a percentage up to 10,000, not {seen} and {percent}")

@@ -1,8 +1,8 @@
 """Kernels that keep the 100-byte records, or the lines of a text, that begin with given bytes, in order.
 
-Finding and copying are two steps, so that the caller can make room for exactly what is kept. Finding reads everything once,
-at the rate of memory where little is kept: records by one comparison of 8 bytes each, without a branch; lines by the bits of
-64 bytes at a time, set where a line feed is followed by the first byte of the prefix.
+Finding and copying are two steps, so that the caller can make room for exactly what is kept. Finding reads everything
+once, at the rate of memory where little is kept: records by one comparison of 8 bytes each, without a branch; lines by
+the bits of 64 bytes at a time, set where a line feed is followed by the first byte of the prefix.
 
 Letters in shapes: n = records or lines, k = how many of them are kept.
 """
@@ -58,12 +58,11 @@ def _equal(at, prefix, length):
     return True
 
 
-# ---------------------------------------------------------------------------------------------------- records
-
-
 @kernel("i8(u8, i8, u8, u8, u8, u8, u4[::1])")
 def _select_records(data, n, head, mask, prefix, length, picks):
-    """Write the numbers of records whose first 8 bytes under ``mask`` are ``head``; of a longer prefix, compare the rest then."""
+    """Write the numbers of records whose first 8 bytes under ``mask`` are ``head``; of a longer prefix, compare the
+    rest then.
+    """
     found = 0
     for i in range(n):
         at = data + _SIZE * _U(i)
@@ -86,8 +85,8 @@ def _copy_records(data, picks, target):
         copy100(target + _SIZE * _U(j), data + _SIZE * _U(picks[j]))
 
 
-# ---------------------------------------------------------------------------------------------------- lines
-# state: u64[3] = (address to go on from, line feeds passed, rows filled); a row = (address of a line, bytes with its line feed).
+# u64[3] = (address to go on from, line feeds passed, rows filled); a row = (address of a line, bytes with its line
+# feed).
 
 
 @part
@@ -102,7 +101,9 @@ def _keep_line(state, start, end, last, prefix, length, rows):
 
 @kernel("void(u8[::1], u8, u8, u8, u8, u8[:, ::1])")
 def _select_lines(state, begin, end, prefix, length, rows):
-    """Make rows of the lines that begin with the prefix from state[0] on, until there are no more or rows may not suffice."""
+    """Make rows of the lines that begin with the prefix from state[0] on, until there are no more or rows may not
+    suffice.
+    """
     at, last = state[0], last_block(begin, end)
     first = ld8(prefix)
     if at == begin:
@@ -135,9 +136,6 @@ def _copy_lines(rows, offsets, target):
         st8(target + done + size - _U(1), _FEED)  # which the last line of a text may lack
         done += size
     offsets[rows.shape[0]] = np.int64(done)
-
-
-# ---------------------------------------------------------------------------------------------------- interface
 
 
 def _check_prefix(prefix: bytes) -> None:
@@ -185,8 +183,8 @@ def select_lines(data: object, prefix: bytes) -> tuple[U64Array, int]:
     """Return the lines that begin with ``prefix``, in order, and the number n of all lines.
 
     Args:
-        data: bytes-like or u8 array, C-contiguous; may be read-only. A line ends with a line feed, the last may lack it.
-        prefix: 1 to 64 bytes without a line feed.
+        data: bytes-like or u8 array, C-contiguous; may be read-only. A line ends with a line feed, the last may lack
+        it. prefix: 1 to 64 bytes without a line feed.
 
     Returns:
         u64[k, 2]: address of a line within ``data``, which must stay alive, and its bytes with a line feed; n.
@@ -220,5 +218,7 @@ def copy_lines(rows: U64Array, offsets: I64Array, target: U8Array) -> None:
     """
     nbytes = int(rows[:, 1].sum())
     if offsets.shape != (rows.shape[0] + 1,) or target.shape != (nbytes,) or not target.flags.c_contiguous:
-        raise ValueError(f"{rows.shape[0]} lines of {nbytes} bytes do not fit offsets {offsets.shape} and target {target.shape}")
+        raise ValueError(
+            f"{rows.shape[0]} lines of {nbytes} bytes do not fit offsets {offsets.shape} and target {target.shape}"
+        )
     _copy_lines(rows, offsets, target.ctypes.data)

@@ -56,9 +56,6 @@ _LSD_MASK = np.uint64((1 << _LSD_BITS) - 1)
 _ONE = np.uint64(1)
 
 
-# ---------------------------------------------------------------------------------------------------- keys
-
-
 @part
 def _head(address):
     return bswap(ld64(address))
@@ -74,9 +71,6 @@ def _last_two(address):
     """Bytes 8 and 9 of the key, big-endian."""
     x = ld16(address + _U(8))
     return ((x & _U(0xFF)) << _U(8)) | (x >> _U(8))
-
-
-# ---------------------------------------------------------------------------------------------------- partition
 
 
 @kernel("void(u8, i8, u8, u8, u8, u4[::1], u8[::1], u8[::1], u2[::1], i8[::1])")
@@ -123,7 +117,6 @@ def _scatter(data, n, ids, targets):
         copy100(target, data + _SIZE * _U(i))
 
 
-# ---------------------------------------------------------------------------------------------------- radix sort
 # words, other: u64[n] each. Sorting goes from words to other; words is scratch afterwards.
 
 
@@ -253,7 +246,6 @@ def _radix_sort(words, other, low, high, base, largest):
             _radix_sort(words, other, start, stop, smallest_here, largest_here)
 
 
-# ---------------------------------------------------------------------------------------------------- runs
 # addresses: u64[k], counts: i64[k], starts: i64[k + 1] (records before each run), locator: i64 table of runs.
 
 
@@ -384,7 +376,6 @@ def _gather(order, mask, low, high, addresses, starts, locator, block, target):
             target += _SIZE
 
 
-# ---------------------------------------------------------------------------------------------------- merge of runs
 # A tree of losers (Knuth, TAOCP 3, 5.4.1): leaf of run r is node k + r, tree[node] the loser there, tree[0] the winner.
 
 
@@ -445,9 +436,6 @@ def _merge_next(position, ends, done, heads, tails, tree, target, limit):
             node >>= 1
         tree[0] = winner
     return limit
-
-
-# ---------------------------------------------------------------------------------------------------- Python
 
 
 def _records_2d(records: object) -> U8Array:
@@ -652,7 +640,7 @@ class RunSorter:
     def gather(self, low: int, high: int, out: U8Array | None = None) -> U8Array:
         """Copy the sorted records ``low``..``high`` (exclusive) to ``out``, u8 of (high - low) * 100 bytes; return it.
 
-        About 10,000 records at a time keep the chunk in cache for whoever hashes or writes it next.
+        About 10,000 records at a time keep the chunk in cache for the code that hashes or writes it next.
         """
         if not 0 <= low <= high <= self.records:
             raise ValueError(f"records {low}..{high} are not within 0..{self.records}")

@@ -1,8 +1,9 @@
 """Slow, plain twins of the kernels: the oracle of their tests, and the shortest statement of what they do.
 
-Words are ``bytes``, a run is a list of (word, count). A record is ``bytes`` of length 100, its key the first 10; a fingerprint is
-a pair (low, high) of ints. Each function does the same as its namesake in ``words``, ``records``, ``prefix``, ``fingerprint``,
-``gensort``, ``textgen``, ``gridgen`` or ``sequence``, from the definition and without regard to speed.
+Words are ``bytes``, a run is a list of (word, count). A record is ``bytes`` of length 100, its key the first 10; a
+fingerprint is a pair (low, high) of ints. Each function does the same as its namesake in ``words``, ``records``,
+``prefix``, ``fingerprint``, ``gensort``, ``textgen``, ``gridgen`` or ``sequence``, from the definition and without
+regard to speed.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ MASKS = bytes.fromhex(
     "F0E8E4E2E1D8D4D2D1CC CAC9C6C5C3B8B4B2B1AC AAA9A6A5A39C9A999695 938E8D8B87787472716C 6A696665635C5A595655"
     "534E4D4B473C3A393635 332E2D2B271E1D1B170F C8C4C2C1989492918CE0 170F332E2D2B271E1D1B"
 )
-
-
-# ---- words
 
 
 def fold(a: int, b: int) -> int:
@@ -95,9 +93,6 @@ def format_counts(run: Run) -> bytes:
     return b"".join(word + b"\t%d\n" % count for word, count in run)
 
 
-# ---- records
-
-
 def key_of(record: bytes) -> bytes:
     """The first 10 bytes."""
     return record[:KEY_BYTES]
@@ -150,9 +145,6 @@ def validate_sorted(records: Sequence[bytes], previous: bytes = b"") -> tuple[in
     return bad, duplicates, keys[-1] if keys else b""
 
 
-# ---- prefixes
-
-
 def select_records(records: Sequence[bytes], prefix: bytes) -> list[int]:
     """The numbers of the records that begin with the prefix."""
     return [i for i, record in enumerate(records) if record.startswith(prefix)]
@@ -164,9 +156,6 @@ def select_lines(text: bytes, prefix: bytes) -> tuple[list[bytes], int]:
     if not whole[-1]:
         whole.pop()
     return [line + b"\n" for line in whole if line.startswith(prefix)], len(whole)
-
-
-# ---- fingerprints
 
 
 def _words(data: bytes) -> list[int]:
@@ -206,9 +195,6 @@ def sum128(values: Iterable[Fingerprint]) -> int:
     return sum(low | high << 64 for low, high in values) & MASK128
 
 
-# ---- generated records
-
-
 def generate_record(number: int, kind: str) -> bytes:
     """Record ``number``, by taking as many steps of the generator."""
     r = 0
@@ -235,9 +221,6 @@ def crc_sum(records: Iterable[bytes]) -> int:
     return sum(zlib.crc32(record) for record in records) & MASK128
 
 
-# ---- text
-
-
 def splitmix64(stream: int, k: int) -> int:
     """Value k of a SplitMix64 stream."""
     z = (stream + (k + 1) * 0x9E3779B97F4A7C15) & MASK64
@@ -260,9 +243,6 @@ def generate_text(chunk: int, nbytes: int, seed: int, words: Sequence[bytes], la
         k += 1
     letters = b"etaoinsrhldcumfpgwybvkxjqz" * 4
     return bytes(text) + letters[: nbytes - len(text) - 1] + b"\n"
-
-
-# ---- pairs
 
 
 def split_pairs(text: bytes) -> list[tuple[bytes, bytes]]:
@@ -290,7 +270,9 @@ def format_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def float32(x: float) -> float:
-    """The nearest number of 32 bits. (A quotient of two such, rounded to 64 bits first, is rounded right all the same.)"""
+    """The nearest number of 32 bits. (A quotient of two such, rounded to 64 bits first, is rounded right all the
+    same.)
+    """
     return float(struct.unpack("<f", struct.pack("<f", x))[0])
 
 
@@ -302,8 +284,6 @@ def keep_positions(seen: int, percent: float) -> list[int]:
             kept.append(i - 1)
     return kept
 
-
-# ---- BLAKE3
 
 BLAKE3_IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 BLAKE3_PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
@@ -334,7 +314,9 @@ def blake3_compress(cv: Sequence[int], block: bytes, counter: int, length: int, 
 
 
 def blake3(data: bytes, first_chunk: int = 0, root: bool = True) -> bytes:
-    """BLAKE3 of ``data``, or the chaining value of a subtree that begins with chunk ``first_chunk`` and is not the root."""
+    """BLAKE3 of ``data``, or the chaining value of a subtree that begins with chunk ``first_chunk`` and is not the
+    root.
+    """
     if len(data) > 1024:
         left = 1024 << ((len(data) - 1) // 1024).bit_length() - 1
         pair = blake3(data[:left], first_chunk, False) + blake3(data[left:], first_chunk + left // 1024, False)
@@ -347,9 +329,6 @@ def blake3(data: bytes, first_chunk: int = 0, root: bool = True) -> bytes:
             flags = (k == 0) | (2 | (8 if root else 0) if last else 0)
             words = blake3_compress(words, block.ljust(64, b"\0"), first_chunk, len(block), flags)
     return b"".join(word.to_bytes(4, "little") for word in words)
-
-
-# ---- GridMix's words, and Hadoop's serialised forms
 
 
 def vint(n: int) -> bytes:
@@ -378,8 +357,12 @@ def walk_records(data: bytes, sync: bytes) -> list[tuple[bytes, bytes]]:
     return records
 
 
-def grid_chunk(words: Sequence[bytes], ranges: Sequence[int], nbytes: int, stream: int) -> list[tuple[list[int], list[int]]]:
-    """Twin of ``gridgen.draw_chunks`` for a part of one chunk: for each record the numbers of its key's and value's words."""
+def grid_chunk(
+    words: Sequence[bytes], ranges: Sequence[int], nbytes: int, stream: int
+) -> list[tuple[list[int], list[int]]]:
+    """Twin of ``gridgen.draw_chunks`` for a part of one chunk: for each record the numbers of its key's and value's
+    words.
+    """
     state, k, records, size = splitmix64(stream, 0), 0, [], 0
     while size < nbytes:
         u = splitmix64(state, k)
@@ -409,7 +392,9 @@ def huffman_codes(lengths: Sequence[int]) -> dict[int, str]:
 
 
 def grid_deflate(words: Sequence[bytes], items: Sequence[Sequence[int]], lengths: tuple[list[int], list[int]]) -> bytes:
-    """Twin of ``gridgen.deflate``: the items as Text, each word matched with its latest place; code lengths are given."""
+    """Twin of ``gridgen.deflate``: the items as Text, each word matched with its latest place; code lengths are
+    given.
+    """
     literals, distances = huffman_codes(lengths[0]), huffman_codes(lengths[1])
     text, latest = bytearray(), dict[int, int]()
     order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
@@ -423,7 +408,9 @@ def grid_deflate(words: Sequence[bytes], items: Sequence[Sequence[int]], lengths
         for token in tokens:
             size, distance = len(words[token]) + 1, len(text) - latest.get(token, -(1 << 40))
             if distance <= 1 << 15:
-                symbol, extra, count = (254 + size, 0, 0) if size <= 10 else (265 + (size - 11) // 2, (size - 11) % 2, 1)
+                symbol, extra, count = (
+                    (254 + size, 0, 0) if size <= 10 else (265 + (size - 11) // 2, (size - 11) % 2, 1)
+                )
                 bits += literals[symbol] + f"{extra:b}" * count
                 count = (distance - 1).bit_length() - 2
                 symbol = 2 * (count + 1) + ((distance - 1) >> count & 1)

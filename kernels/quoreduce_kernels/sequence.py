@@ -2,13 +2,13 @@
 
 A *form* says how a serialised key or value holds its payload, as one number (hadoop's class in brackets)::
 
-    TEXT   -1  a VInt, the payload's length in bytes, then the payload          (Text)
-    BYTES  -2  the same with the length as 4 bytes, big-endian                  (BytesWritable)
-    w >= 0     the payload is all there is, and has w bytes                     (IntWritable 4, LongWritable 8, NullWritable 0)
+    TEXT   -1  a VInt, the payload's length in bytes, then the payload   (Text)
+    BYTES  -2  the same with the length as 4 bytes, big-endian           (BytesWritable)
+    w >= 0     the payload alone, of w bytes                             (IntWritable 4, LongWritable 8, NullWritable 0)
 
-A VInt (WritableUtils.writeVInt) of a length n is one byte if n <= 127; else the byte 0x90 - k and then the k bytes of n,
-big-endian, without leading zeros. Only this shortest form is accepted, so a serialised length tells the payload's length,
-and columns can be laid out before any key or value is looked at.
+A VInt (WritableUtils.writeVInt) of a length n is one byte if n <= 127; else the byte 0x90 - k and then the k bytes of
+n, big-endian, without leading zeros. Only this shortest form is accepted, so a serialised length tells the payload's
+length, and columns can be laid out before any key or value is looked at.
 
 # n = records, s = serialised bytes, p = payload bytes
 """
@@ -297,7 +297,9 @@ def strip_run(source: U8Array, form: int, offsets: I64Array, target: U8Array) ->
 
 
 def strip_at(source: U8Array, starts: I64Array, form: int, offsets: I64Array, target: U8Array) -> None:
-    """The same for items that begin at ``starts`` i64[n] in ``source``; the caller guarantees that they lie within it."""
+    """The same for items that begin at ``starts`` i64[n] in ``source``; the caller guarantees that they lie within
+    it.
+    """
     _check_column(offsets, target)
     bad = int(_strip_at(source, starts, form, offsets, target))
     if bad >= 0:
@@ -308,8 +310,8 @@ def walk_records(data: U8Array, sync: U8Array) -> tuple[I64Array, int, int]:
     """Find the records of a SequenceFile without blocks in ``data`` u8[s], which begins at a record or a sync escape.
 
     Returns:
-        i64[n, 4] (start and length of the key, start and length of the value), the position where the walk ended, and why:
-        0 for the end of the data, else TORN, BAD_SYNC or BAD_LENGTH.
+        i64[n, 4] (start and length of the key, start and length of the value), the position where the walk ended, and
+        why: 0 for the end of the data, else TORN, BAD_SYNC or BAD_LENGTH.
     """
     if sync.size != SYNC_BYTES:
         raise ValueError(f"a sync marker has {SYNC_BYTES} bytes, not {sync.size}")
@@ -343,6 +345,8 @@ def serialise(data: U8Array, offsets: I64Array, form: int) -> tuple[U8Array, I64
 
 
 def _check_column(offsets: I64Array, data: U8Array) -> None:
-    ordered: Any = offsets.size and offsets[0] >= 0 and offsets[-1] <= data.size and not (offsets[1:] < offsets[:-1]).any()
+    ordered: Any = (
+        offsets.size and offsets[0] >= 0 and offsets[-1] <= data.size and not (offsets[1:] < offsets[:-1]).any()
+    )
     if not ordered:
         raise ValueError(f"offsets do not lie in {data.size} bytes in order")

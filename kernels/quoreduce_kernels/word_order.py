@@ -32,8 +32,6 @@ from quoreduce_kernels.word_tables import (
     short_count,
 )
 
-# ------------------------------------------------------------------------------------------------ order
-
 
 @part
 def word_of(t, reference):
@@ -216,9 +214,6 @@ def sort_entries(t, ranks, references, spare_ranks, spare_references, depth):
         first = i
 
 
-# ------------------------------------------------------------------------------------------------ columns
-
-
 @kernel(types.void(_STATE, _VECTOR, _VECTOR, types.int64[::1], types.int64[::1]))
 def measure_partitions(t, ranks, references, entries, nbytes):
     """Add up entries and key bytes per partition: p = (hash * R) >> 64."""
@@ -264,9 +259,6 @@ def fill_columns(t, references, offsets, data, counts):
             copy_bytes(at, address, length)
         at += length
     offsets[n] = types.int64(at - begin)
-
-
-# ------------------------------------------------------------------------------------------------ text
 
 
 @part

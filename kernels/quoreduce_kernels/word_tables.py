@@ -116,9 +116,6 @@ _VECTOR = types.uint64[::1]
 _ADDRESS = types.uint64
 
 
-# ------------------------------------------------------------------------------------------------ hash
-
-
 @part
 def hash_key(low, high):
     """Hash of a short word from the halves of its key."""
@@ -163,9 +160,6 @@ def hash_word(address, length):
 def hash_bytes(address, length):
     """hash64 of the bytes at an address."""
     return hash_word(address, length)
-
-
-# ------------------------------------------------------------------------------------------------ short table
 
 
 @cold_part
@@ -233,9 +227,6 @@ def rehash_short(t, old, old_buckets):
                 place = (value & U(BUCKET_BYTES - 1)) - U(BUCKET_VALUES)
                 carry_at = (value & ~U(BUCKET_BYTES - 1)) + U(BUCKET_CARRY)
                 st32(carry_at, ld32(carry_at) | (carry << carry_shift(place >> U(2))))
-
-
-# ------------------------------------------------------------------------------------------------ long table
 
 
 @cold_part
@@ -341,9 +332,6 @@ def rebuild_index(t):
         st64(t.index + U(8) * i, (h << U(32)) | (n + U(1)))
 
 
-# ------------------------------------------------------------------------------------------------ count
-
-
 @part
 def has_room(t, words, nbytes):
     """Whether so many new words with so many bytes in all fit without growth, wherever they go."""
@@ -445,9 +433,6 @@ def count_blocks(t):
         base = limit
     t.cursor = base
     t.word = word
-
-
-# ------------------------------------------------------------------------------------------------ merge
 
 
 @part

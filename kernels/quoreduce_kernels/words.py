@@ -1,7 +1,7 @@
 """Word count: bytes to counted words in one pass, merge of counted runs, and their text form.
 
-Kernels are in ``word_tables`` (which explains how they work) and ``word_order``. What comes out depends on the multiset of words
-alone: never on sizes, growth or the history of a table.
+Kernels are in ``word_tables`` (which explains how they work) and ``word_order``. What comes out depends on the multiset
+of words alone: never on sizes, growth or the history of a table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What attesting costs in things that can be counted: extends, quotes, hashes, bytes. They are equal on every machine, and gate.
+"""What attesting costs in things that can be counted: extends, quotes, hashes, bytes. They are equal on every machine,
+and gate.
 
 Times are recorded (``pytest tests/bench --benchmark-only``) and never decide.
 """
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from quoreduce.report import attest_bench
+from quoreduce.commands.attest import bench as attest_bench
 from quoreduce.trust import batcher, merkle
 from quoreduce.trust.batcher import MODES, Batch, Batcher
 from quoreduce.trust.evidence import LEVEL2_PCRS, QuotedBatch, commit, task_leaf
 from quoreduce.trust.utpm import MicroTpm
-from quoreduce.trust.wire import Quoted
+from quoreduce.trust.wire import QuoteResponse
 
 CHALLENGE = bytes(32)
 TASKS = 1000
@@ -38,7 +39,7 @@ class CountingTpm(MicroTpm):
         self.extends += 1
         super().extend(pcr, digest)
 
-    def quote(self, pcrs: Any, nonce: bytes) -> Quoted:
+    def quote(self, pcrs: Any, nonce: bytes) -> QuoteResponse:
         self.quotes += 1
         return super().quote(pcrs, nonce)
 
@@ -83,7 +84,9 @@ def test_a_batch_costs_one_extend_and_one_quote(tpm: CountingTpm, mode: Any, bat
 @pytest.mark.parametrize("size", [1, 16, 64])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("quote", [False, True])
-def test_what_is_timed_extends_and_quotes_as_often_as_it_says(tpm: CountingTpm, mode: Any, size: int, quote: bool) -> None:
+def test_what_is_timed_extends_and_quotes_as_often_as_it_says(
+    tpm: CountingTpm, mode: Any, size: int, quote: bool
+) -> None:
     attest_bench.attest(tpm, mode, size, quote=quote)
     assert (tpm.extends, tpm.quotes) == (size if mode == "none" else 1, int(quote))
 
@@ -114,9 +117,6 @@ def test_an_aggregate_hashes_each_leaf_once(tpm: CountingTpm, hashes: list[int])
 @pytest.mark.parametrize(("count", "nbytes"), [(1, 0), (2, 32), (16, 128), (64, 192), (256, 256), (1024, 320)])
 def test_a_proof_has_32_bytes_for_each_level(count: int, nbytes: int) -> None:
     assert {sum(map(len, proof)) for proof in merkle.proofs(LEAVES[:count])} == {nbytes}
-
-
-# ---- times
 
 
 @pytest.mark.benchmark(group="attestation: make")

@@ -1,6 +1,7 @@
 """What voting costs in things that can be counted: executions and bytes. They are equal on every machine, and gate.
 
-The counts are in ``extra_info``, too: ``pytest tests/bench --benchmark-only --benchmark-json=FILE`` keeps them over time.
+The counts are in ``extra_info``, too: ``pytest tests/bench --benchmark-only --benchmark-json=FILE`` keeps them over
+time.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class Runner:
         self._benchmark.group = f"jobs: {job.name}"
         result: Result = self._benchmark.pedantic(self.untimed, (job,), options, rounds=3, warmup_rounds=1)
         counts = {f"executions_{kind}": n for kind, n in result.executions.items()}
-        self._benchmark.extra_info |= {**counts, "bytes_stored": result.bytes_stored, "bytes_shipped": result.bytes_shipped}
+        self._benchmark.extra_info |= {
+            **counts,
+            "bytes_stored": result.bytes_stored,
+            "bytes_shipped": result.bytes_shipped,
+        }
         return result
 
     def untimed(self, job: Job, **options: Any) -> Result:

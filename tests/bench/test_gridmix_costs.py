@@ -1,4 +1,5 @@
-"""What voting costs each of GridMix's applications in things that can be counted. They are equal on every machine, and gate.
+"""What voting costs each of GridMix's applications in things that can be counted. They are equal on every machine, and
+gate.
 
 Times are in ``extra_info`` beside the counts; they never decide.
 """
@@ -56,7 +57,10 @@ def test_an_application_runs_every_task_once_more_for_each_f_and_stores_and_writ
         assert 0 < voted.bytes.shipped <= (f + 1) * voted.bytes.stored
         assert voted.digest == plain.digest
         assert voted.counters == plain.counters
-        benchmark.extra_info |= {f"time_ratio_f{f}": voted.wall_s / plain.wall_s, f"cpu_ratio_f{f}": voted.cpu_s / plain.cpu_s}
+        benchmark.extra_info |= {
+            f"time_ratio_f{f}": voted.wall_s / plain.wall_s,
+            f"cpu_ratio_f{f}": voted.cpu_s / plain.cpu_s,
+        }
     for run in runs.values():
         benchmark.extra_info |= {f"{name}_{run.variant}": n for name, n in zip(FIGURES, figures(run), strict=True)}
     benchmark.extra_info["output"] = plain.digest

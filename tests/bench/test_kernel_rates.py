@@ -1,4 +1,5 @@
-"""Kernels under pytest-benchmark, on small data. Times are recorded and never decide; what kernels return does, each time.
+"""Kernels under pytest-benchmark, on small data. Times are recorded and never decide; what kernels return does, each
+time.
 
 ``extra_info["bytes"]`` (or ``keys``) over a time is a rate. In an ordinary test run each kernel runs once.
 """

@@ -32,8 +32,10 @@ def runs(*noises: measure.Noise) -> Iterator[measure.Run]:
 
 def test_importing_the_suites_loads_no_engine_no_kernels_and_no_peer() -> None:
     """asv imports every file in bench/ to find what there is to run."""
-    heavy = ("ray", "numba", "quoreduce.runtime", "duckdb", "polars")
-    code = f"import sys, {', '.join(f'bench.{name}' for name in SUITES)}; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ("ray", "numba", "quoreduce.runtime", "quoreduce.driver", "quoreduce.worker", "duckdb", "polars")
+    code = (
+        f"import sys, {', '.join(f'bench.{name}' for name in SUITES)}; print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -105,7 +107,9 @@ def test_the_figures_of_a_sweep_are_of_pairs_and_the_table_sets_the_published_on
     def run(wall_s: float, executions: int) -> measure.Run:
         return measure.Run(wall_s, 2 * wall_s, CLEAN, wall_s, measure.Counts(executions, 0, 0))
 
-    pairs = measure.Pairs.of([(run(1.0, 20), run(1.2, 30)), (run(2.0, 20), run(3.0, 30)), (run(1.0, 20), run(1.1, 30))], 3)
+    pairs = measure.Pairs.of(
+        [(run(1.0, 20), run(1.2, 30)), (run(2.0, 20), run(3.0, 30)), (run(1.0, 20), run(1.1, 30))], 3
+    )
     found = sweep.figures(pairs, 100)
     assert found["time_ratio"] == found["cpu_ratio"] == 1.2
     assert found["time_ratio_min"] == 1.1

@@ -1,6 +1,7 @@
 """What the tracker does for an event, counted in function calls: equal on every machine, and gate.
 
-A job's calls are a sum of so many for each map, each reduce, each node: equality, not about. Times are in bench/tracker.py.
+A job's calls are a sum of so many for each map, each reduce, each node: equality, not about. Times are in
+bench/tracker.py.
 """
 
 from __future__ import annotations

@@ -43,7 +43,20 @@ LESS_IS_BETTER = {
 }  # fmt: skip
 SUITES = [
     suite
-    for module in (attest, attested, durable, gridmix, jobs, kernels, ray_overhead, sweep, tracker, vm, vm_guests, vm_launch)
+    for module in (
+        attest,
+        attested,
+        durable,
+        gridmix,
+        jobs,
+        kernels,
+        ray_overhead,
+        sweep,
+        tracker,
+        vm,
+        vm_guests,
+        vm_launch,
+    )
     for name, suite in inspect.getmembers(module, inspect.isclass)
     if hasattr(suite, "setup_cache") and not name.startswith("_")
 ]
@@ -70,7 +83,9 @@ def test_asv_finds_every_suite(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "asv.benchmark", "discover", str(ROOT / "bench"), str(found)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     listed = {entry["name"]: entry for entry in json.loads(found.read_text())}
-    assert set(listed) == {f"{suite.__module__.removeprefix('bench.')}.{suite.__name__}.{name}" for suite, name, _ in TRACKS}
+    assert set(listed) == {
+        f"{suite.__module__.removeprefix('bench.')}.{suite.__name__}.{name}" for suite, name, _ in TRACKS
+    }
     keys = {entry["setup_cache_key"] for name, entry in listed.items() if name.startswith("gridmix.")}
     assert len(keys) == 1  # all are figures of the same runs
 
@@ -96,12 +111,10 @@ def test_pairs_that_others_disturbed_are_tracked() -> None:
     assert suite.track_pairs_disturbed({gridmix.name("javaSort", 1): cell}, "javaSort", 1) == 2
 
 
-def test_asv_is_told_that_no_public_address_is_known() -> None:
-    """Left out, both would be the same, and nobody would know whether that is meant."""
+def test_the_pages_of_asv_link_to_the_project() -> None:
     config = asv.config.Config.load(str(ROOT / "asv.conf.json"))
-    assert (config.project_url, config.show_commit_url) == ("#", "#")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "urls" not in project, "they belong into asv.conf.json, too"
+    home = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    assert (config.project_url, config.show_commit_url) == (home, f"{home}/commit/")
 
 
 def test_the_applications_are_those_of_gridmix() -> None:

@@ -1,6 +1,8 @@
-"""What evidence of VMs costs in things that can be counted: quotes of the server's TPM, and bytes. They gate; times do not.
+"""What evidence of VMs costs in things that can be counted: quotes of the server's TPM, and bytes. They gate; times do
+not.
 
-Times are recorded (``pytest tests/bench --benchmark-only``; ``python -m bench.vm`` with a real TPM in software) and never decide.
+Times are recorded (``pytest tests/bench --benchmark-only``; ``python -m bench.vm`` with a real TPM in software) and
+never decide.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # whence `python -m bench.vm
 
 from bench import vm
 
-from quoreduce.cloud.attestor import SoftwareAttestor, SwtpmAttestor, TpmAttestor
-from quoreduce.cloud.evidence import encode
 from quoreduce.trust.node import setup_node
 from quoreduce.trust.policy import Policy
 from quoreduce.trust.utpm import MicroTpm
-from quoreduce.trust.wire import Quoted
+from quoreduce.trust.wire import QuoteResponse
+from quoreduce.vm.attestor import SoftwareAttestor, SwtpmAttestor, TpmAttestor
+from quoreduce.vm.evidence import encode
 
 CODES = {"status": b"{}"}
 DOCUMENT = json.dumps({"tcoms": {name: sha256(code).hexdigest() for name, code in CODES.items()}}).encode()
@@ -42,7 +44,7 @@ class CountingTpm(MicroTpm):
         super().__init__()
         self.quotes = 0
 
-    def quote(self, pcrs: Any, nonce: bytes) -> Quoted:
+    def quote(self, pcrs: Any, nonce: bytes) -> QuoteResponse:
         self.quotes += 1
         return super().quote(pcrs, nonce)
 
@@ -50,7 +52,9 @@ class CountingTpm(MicroTpm):
 @pytest.mark.parametrize("count", [1, 64, 1024])
 def test_the_servers_tpm_quotes_once_however_many_vms_are_asked_for(count: int) -> None:
     tpm = CountingTpm()
-    fleet = vm.Fleet(TpmAttestor("swtpm", tpm, MicroTpm(), DOCUMENT, CODES), Policy(environments=(DIGEST,), backends=("utpm",)))
+    fleet = vm.Fleet(
+        TpmAttestor("swtpm", tpm, MicroTpm(), DOCUMENT, CODES), Policy(environments=(DIGEST,), backends=("utpm",))
+    )
     made = fleet.make(fleet.challenges(count))
     assert tpm.quotes == 1
     assert {len(one.path) for one in made} == {int(math.log2(count))}
@@ -75,9 +79,6 @@ def fleet(request: Any, tmp_path: Path) -> Iterator[vm.Fleet]:
     server = SwtpmAttestor(tmp_path / "state", DOCUMENT, CODES)
     yield vm.Fleet(server, policy)
     server.close()
-
-
-# ---- times
 
 
 @pytest.mark.benchmark(group="VMs: make evidence")

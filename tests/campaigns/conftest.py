@@ -1,4 +1,4 @@
-"""What campaigns report stands at the end of pytest's output: how much there was of what, and the seeds to do it again."""
+"""What campaigns report: how much there was of what, and the seeds to do it again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-_LINES = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture
-def says(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def says(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """``says(text)`` prints the text after the last test."""
-    return request.config.stash.setdefault(_LINES, []).append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in terminalreporter.config.stash.get(_LINES, []):
-        terminalreporter.write_line(line)
+    return lambda text: record_property("says", text)

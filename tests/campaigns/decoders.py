@@ -1,8 +1,9 @@
-"""What is fuzzed: every decoder of bytes that come from a worker, a disk or a user, with samples, and the errors that fit.
+"""What is fuzzed: every decoder of bytes that come from a worker, a disk or a user, with samples, and the errors that
+fit.
 
-Another one takes three lines in TARGETS: a name, the samples, and a function of bytes, which returns whatever it likes or raises
-one of the errors that its callers know. A function may also look at what it was given back, with assert; and what it returns
-as bytes must belong to these bytes alone: if damaged bytes give what a sample gives, that is a finding.
+Another one takes three lines in TARGETS: a name, the samples, and a function of bytes, which returns whatever it likes
+or raises one of the errors that its callers know. A function may also look at what it was given back, with assert; and
+what it returns as bytes must belong to these bytes alone: if damaged bytes give what a sample gives, that is a finding.
 
 Receipts, policies, quotes, event logs and TPM structures have a campaign of their own (tests/trust/test_tampering.py).
 """
@@ -25,6 +26,7 @@ import mutations
 import numpy as np
 
 from quoreduce.data import sequencefile as sf
+from quoreduce.data import sequencewriter as sw
 from quoreduce.data.block import Block, parse_schema
 from quoreduce.data.digest import Digester
 from quoreduce.errors import BlockError, EvidenceError, HostError, InputError, JournalError, QuoreduceError, UsageError
@@ -55,9 +57,6 @@ class Target:
     ways: Sequence[mutations.Mutation] = mutations.BYTES
     craft: Callable[[Random], bytes] | None = None
     weight: int = 1
-
-
-# ---- blocks
 
 
 def _filled(rng: Random, schema: Sequence[str], records: int, values: Callable[[int], bytes] | None = None) -> Block:
@@ -127,9 +126,6 @@ def _open_block(raw: bytes) -> bytes:
     return b"".join(digester.block(block) for digester in DIGESTERS)
 
 
-# ---- what reduces do with blocks
-
-
 @cache
 def _reduces() -> list[Callable[[Sequence[Block], Any], None]]:
     from quoreduce.job import Job
@@ -160,7 +156,10 @@ def _reduced() -> list[bytes]:
     words = [_filled(rng, ("binary", "u64"), n).buffer.tobytes() for n in (1, 9, 30)]
     records = [_filled(rng, ("fixed:100",), n).buffer.tobytes() for n in (1, 9, 30)]
     items = (b"sx", b"i\0\0\0\0\0\0\0\1", b"b\xff", b"\x93\x01\x02\x03", b"\xc0", b"\xa1x")
-    pairs = [_filled(rng, ("binary", "binary"), n, lambda c: rng.choice(items[3 * c :][:3])).buffer.tobytes() for n in (1, 9, 30)]
+    pairs = [
+        _filled(rng, ("binary", "binary"), n, lambda c: rng.choice(items[3 * c :][:3])).buffer.tobytes()
+        for n in (1, 9, 30)
+    ]
     return words + records + pairs
 
 
@@ -171,7 +170,7 @@ def _craft_reduced(rng: Random) -> bytes:
 
 def _reduce(raw: bytes) -> None:
     """Give a block to every reduce, with honest ones and without. What it raises is voted on; it must not do worse."""
-    from quoreduce.runtime.context import ReduceContext
+    from quoreduce.worker.context import ReduceContext
 
     block = Block.open(raw)
     honest = [Block.open(sample) for sample in _reduced()]
@@ -188,13 +187,10 @@ def _reduce(raw: bytes) -> None:
             assert len(ctx.finish()) == 32
 
 
-# ---- manifests
-
-
 @cache
 def _manifests() -> list[bytes]:
     from quoreduce.data.commit import part_name
-    from quoreduce.data.manifest import InputFile, Manifest, Part
+    from quoreduce.data.manifest import InputFile, Manifest, ManifestPart
 
     made = []
     for n, algorithm in ((0, "blake3"), (1, "fast"), (3, "blake3")):
@@ -205,7 +201,7 @@ def _manifests() -> list[bytes]:
             f=1,
             digest_algorithm=algorithm,
             records_in=9,
-            parts=[Part(part_name(i), f"{i + 1:064x}", 100 * i, i) for i in range(n)],
+            parts=[ManifestPart(part_name(i), f"{i + 1:064x}", 100 * i, i) for i in range(n)],
             inputs=[InputFile("/data/a.txt", 7)],
             digest_key="00" * 16 if algorithm == "fast" else None,
             extras={"wall_s": 1.5, "counters": {"WORDS": 7}, "list": [None, True]},
@@ -224,14 +220,11 @@ def _read_manifest(raw: bytes) -> None:
         assert (sample.digest == manifest.digest) == (sample.parts == manifest.parts), "one digest, other parts"
 
 
-# ---- journals
-
-
 @cache
 def _journal_records() -> list[list[Any]]:
     from quoreduce.data import journal as j
 
-    source = j.Source("/data/a.txt", 7, 9)
+    source = j.JournalInput("/data/a.txt", 7, 9)
     header = j.Header(
         "0.1.0", "wordcount", b"\x80\x05.", b"{}", b"{}", ("/data/a.txt",), "words", 64, (source,), bytes(32), 2, b""
     )  # fmt: skip
@@ -243,7 +236,7 @@ def _journal_records() -> list[list[Any]]:
     ]
     return [
         [header],
-        [header, j.Begun(0), j.Launched("map", 0, 1), decided[1], j.Gone((1,))],
+        [header, j.Begun(0), j.Launched("map", 0, 1), decided[1], j.BlocksGone((1,))],
         [header, j.Begun(0), *decided, j.Begun(1)],
     ]
 
@@ -284,15 +277,15 @@ def _read_journal(raw: bytes) -> None:
     assert decode(raw[:used])[2] == chain, "what was read stands on its own"
 
 
-# ---- SequenceFiles
-
 _CLASS = {form: name for name, form in sf.CLASSES.items()}
 _WAYS = (("block", "zlib"), ("block", "gzip"), ("record", "zlib"), ("record", "gzip"), ("none", "zlib"))
 
 
 def _sequence(rng: Random, compression: Any, codec: str, key: str, value: str, records: int, **options: Any) -> bytes:
     out = bytearray()
-    with sf.SequenceWriter(out.extend, 1, key=key, value=value, compression=compression, codec=codec, **options) as writer:
+    with sw.SequenceWriter(
+        out.extend, 1, key=key, value=value, compression=compression, codec=codec, **options
+    ) as writer:
         for _ in range(records):
             writer.write(_payload(rng, key), _payload(rng, value))
     return bytes(out)
@@ -327,7 +320,7 @@ def _craft_sequence(rng: Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 5))):
         records, buffers = rng.choice((0, 1, 3, 30)), []
         for name in names:
-            payloads = [sf._serialise(_payload(rng, name), sf.CLASSES[name]) for _ in range(records)]
+            payloads = [sw._serialise(_payload(rng, name), sf.CLASSES[name]) for _ in range(records)]
             lengths = b"".join(sf.vint(len(payload)) for payload in payloads)
             buffers += [lengths, b"".join(payloads)]
         if rng.random() < 0.8:
@@ -338,7 +331,7 @@ def _craft_sequence(rng: Random) -> bytes:
         if rng.random() < 0.05:
             streams[rng.randrange(4)] = _bomb(wbits)
         count = rng.choice((records, records, records, records + 1, rng.choice(mutations.EXTREMES) % (1 << 31)))
-        out += sf.block_frame(sync, count, streams)
+        out += sw.block_frame(sync, count, streams)
     return out if rng.random() < 0.7 else mutations.mutated(rng, [out], mutations.BYTES)
 
 
@@ -351,13 +344,10 @@ def _read_sequence(raw: bytes) -> None:
     if block.records > 2000:
         return
     out = bytearray()
-    with sf.SequenceWriter(out.extend, 1, key=_CLASS[header.key_form], value=_CLASS[header.value_form]) as writer:
+    with sw.SequenceWriter(out.extend, 1, key=_CLASS[header.key_form], value=_CLASS[header.value_form]) as writer:
         writer.write_columns(*block.binary(0), *block.binary(1))
     again = sf.read_sequence(_stored(bytes(out), ".seq"))
     assert again.buffer.tobytes() == block.buffer.tobytes(), "what was read is not what was written"
-
-
-# ---- inputs, cut into splits
 
 
 @cache
@@ -399,7 +389,11 @@ def _craft_gz(rng: Random) -> bytes:
     raw = rng.choice((_craft_sequence(rng), TEXT, rng.randbytes(50)))
     member = _bomb(31) if rng.random() < 0.03 else gzip.compress(raw, 1, mtime=0)
     cut = rng.choice(
-        (member, member[:-8] + rng.randbytes(8), member[:-4] + struct.pack("<I", rng.choice(mutations.EXTREMES) % (1 << 32)))
+        (
+            member,
+            member[:-8] + rng.randbytes(8),
+            member[:-4] + struct.pack("<I", rng.choice(mutations.EXTREMES) % (1 << 32)),
+        )
     )
     return rng.choice((b"", b"\0" * 9, gzip.compress(b"", mtime=0))) + cut + rng.choice((b"", b"\0" * 50, b"x", member))
 
@@ -437,41 +431,57 @@ def _read_splits(suffix: str) -> Callable[[bytes], None]:
     return read
 
 
-# ---- worker replies, and the evidence in them
-
-
 @cache
 def _replies() -> list[bytes]:
-    from quoreduce.runtime import wire
+    from quoreduce.protocol import wire
 
     parts = tuple(wire.PartReply(bytes([i]) * 32, 10 * i, 100 * i, i - 1) for i in range(3))
     return [
         wire.encode(reply)
         for reply in (
-            wire.Reply(
-                3, "ok", parts, "/dev/shm/x/3", b"side", 7, 70, 700, 0.25, counters={"WORDS": 9, "LINES": 1}, generation=2
+            wire.Done(
+                3,
+                parts,
+                "/dev/shm/x/3",
+                b"side",
+                7,
+                70,
+                700,
+                counters={"WORDS": 9, "LINES": 1},
+                generation=2,
+                cpu_s=0.25,
             ),
-            wire.Reply(4, "failed", error="ValueError: x", digest=b"e" * 32),
-            wire.Reply(5, "refused", bad=(1, 2, 3), refetched=2),
-            wire.Reply(-1, "ready", data=wire.encode(wire.Admission(b"document", b"public"))),
-            wire.Reply(6, "host", error="no space"),
+            wire.JobRaised(4, "ValueError: x"),
+            wire.InputsRefused(5, (1, 2, 3), "its digest is another"),
+            wire.HostFailed(6, "no space"),
+            wire.Checked(7, b"e" * 32),
+            wire.Inspected(8, b"nodes", b"e" * 32, 9),
+            wire.Tested(9, b"digests"),
+            wire.NotTested(10, "out of memory"),
+            wire.Ready(wire.encode(wire.Admission(b"document", b"public"))),
+            wire.NotReady("no module named x", True),
+            wire.LaunchQuoted(b"launch"),
+            wire.BatchQuoted(b"batch"),
+            wire.SealQuoted(b"seal"),
+            wire.NotQuoted("no TPM"),
         )
     ]
 
 
 def _read_reply(raw: bytes) -> None:
-    from quoreduce.runtime import wire
+    from quoreduce.protocol import wire
 
     reply = wire.decode_reply(raw)
     assert wire.decode_reply(wire.encode(reply)) == reply
     assert math.isfinite(reply.cpu_s)
     assert reply.cpu_s >= 0, "a figure that is none"
-    reply.error.encode(), reply.path.encode(), reply.status.encode()
+    for text in (getattr(reply, "error", ""), getattr(reply, "path", "")):
+        text.encode()
 
 
 def _evidence(name: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[bytes], None]]:
     def kind() -> tuple[Any, Any]:
-        from quoreduce.runtime import wire
+        from quoreduce.protocol import wire
         from quoreduce.trust.evidence import Hardware
 
         quote = (b"message" * 20, b"signature" * 8)
@@ -483,33 +493,32 @@ def _evidence(name: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[bytes
         }[name]
 
     def decode(raw: bytes) -> None:
-        from quoreduce.runtime import wire
+        from quoreduce.protocol import wire
 
         found = wire.decode_evidence(raw, kind()[0])
         assert wire.decode_evidence(wire.encode(found), kind()[0]) == found
 
     def samples() -> list[bytes]:
-        from quoreduce.runtime import wire
+        from quoreduce.protocol import wire
 
         return [wire.encode(kind()[1])]
 
     return samples, decode
 
 
-# ---- JSON that users keep
-
-
 @cache
 def _calibrations() -> list[bytes]:
     from quoreduce.sim.calibration import USUAL, Calibration
 
-    few = Calibration("by hand", {"sort": USUAL.job("sort"), "monsterQuery": USUAL.job("monsterQuery")}, 1e-9, 1e-4, 0.1)
+    few = Calibration(
+        "by hand", {"sort": USUAL.job("sort"), "monsterQuery": USUAL.job("monsterQuery")}, 1e-9, 1e-4, 0.1
+    )
     return [USUAL.encode().encode(), few.encode().encode()]
 
 
 def _read_calibration(raw: bytes) -> None:
     """Read it as the command does, and simulate a small job of each kind with it."""
-    from quoreduce.report.simulate import _read, describe
+    from quoreduce.commands.simulate.command import _read, describe
     from quoreduce.sim import Calibration, Load, Shape, simulate
 
     calibration = _read(_stored(raw, ".json"))
@@ -527,7 +536,7 @@ def _results() -> list[bytes]:
 
     def run(app: str, size: str, variant: str, mode: str, repetition: int, wall_s: float) -> r.Run:
         amounts, executions = r.Amounts(100, 90, 100, 20), {"map": 6, "reduce": 4}
-        stage = r.Stage(
+        stage = r.JobStage(
             job=app,
             wall_s=wall_s,
             cpu_s=wall_s,
@@ -558,7 +567,7 @@ def _results() -> list[bytes]:
             stages=[stage],
         )
 
-    setting = r.Setting(
+    setting = r.StudySetting(
         on="local",
         workers=2,
         domains=2,
@@ -575,7 +584,9 @@ def _results() -> list[bytes]:
         for variant, mode in (("plain", "original"), ("voted f=1", "bft"))
     ]
     made = [
-        r.Results(format=2, date="2026-01-02T03:04:05+00:00", versions={"numpy": "2"}, setting=setting, runs=runs[:n])
+        r.StudyResults(
+            format=2, date="2026-01-02T03:04:05+00:00", versions={"numpy": "2"}, setting=setting, runs=runs[:n]
+        )
         for n in (2, 4, 24)
     ]
     return [result.encode() for result in made]
@@ -584,10 +595,10 @@ def _results() -> list[bytes]:
 def _read_results(raw: bytes) -> None:
     """Read it as the command does, and make the page of it."""
     from quoreduce_gridmix.report import render
-    from quoreduce_gridmix.results import Results, read_results
+    from quoreduce_gridmix.results import StudyResults, read_results
 
     results = read_results(_stored(raw, ".json"))
-    assert isinstance(results, Results)
+    assert isinstance(results, StudyResults)
     page, drawings = render([results])
     page.encode(), [drawing.svg.encode() for drawing in drawings]
 

@@ -1,13 +1,14 @@
 """Every command of README.md and docs/, run as printed and in order: in a fresh checkout, and from an installed wheel.
 
-Usage: python tests/campaigns/docs.py [README.md docs/gridmix.md ...] [--mode checkout|wheel] [--list]
+Usage: python tests/campaigns/docs.py [README.md docs/guide/gridmix.md ...] [--mode checkout|wheel] [--list]
 
-A block of shell commands is fenced as ``sh``; one fenced as ``console`` has commands after ``$ `` and, below each, lines that it
-is to print in this order (``...`` stands for anything; times, dates, names of workers and long hexadecimal numbers may differ).
-A block of Python under a heading that names a file is that file. HTML comments above a block leave it out: ``<!-- not run: WHY
--->`` always, ``<!-- nightly: WHY -->`` in CI; ``<!-- not run (COMMAND): WHY -->`` only commands that begin so. ``# ... exit code
-5`` behind a command says how it ends, if not with 0. What needs a checkout (make, tests/, bench) is not run from a wheel. Each
-document begins in a new folder and a new home; its commands run in one shell.
+A block of shell commands is fenced as ``sh``; one fenced as ``console`` has commands after ``$ `` and, below each,
+lines that it is to print in this order (``...`` stands for anything; times, dates, names of workers and long
+hexadecimal numbers may differ). A block of Python under a heading that names a file is that file. HTML comments above a
+block leave it out: ``<!-- not run: WHY -->`` always, ``<!-- nightly: WHY -->`` in CI; ``<!-- not run (COMMAND): WHY
+-->`` only commands that begin so. ``# ... exit code 5`` behind a command says how it ends, if not with 0. What needs a
+checkout (make, tests/, bench) is not run from a wheel. Each document begins in a new folder and a new home; its
+commands run in one shell.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
 MODES = ("checkout", "wheel")
-TIMEOUT_S = 1800.0  # of a document
+TIMEOUT_S = 6 * 3600.0  # of a document: campaigns take hours
 COMMENT = re.compile(r"<!-- (not run|nightly)(?: \((.+?)\))?: (.+?) -->")
 EXIT = re.compile(r"#.*\bexit code (\d+)\b")
 CHECKOUT_ONLY = re.compile(r"(make|git|\.venv/bin/\S+|python3? (-m (venv|bench\.)|tests/|docs/)|\.ci/)")
@@ -108,7 +109,7 @@ def read(name: str, text: str) -> Document:
         elif block.language in ("sh", "console"):
             for command in _commands(name, block):
                 for kind, prefix, why in block.comments:
-                    if command.text.startswith(prefix):
+                    if command.text.startswith(prefix) and command.mark != "not run":
                         command.mark, command.left_out = kind, why
                 document.commands.append(command)
     return document
@@ -153,18 +154,25 @@ def _pattern(line: str) -> str:
 
 
 def script(document: Document, mode: str, nightly: bool, folder: Path) -> tuple[str, list[Command]]:
-    """A script for bash, and the commands in it; the n-th one's output goes to ``folder/n``, how it ended to ``folder/codes``."""
+    """A script for bash, and the commands in it; the n-th one's output goes to ``folder/n``, how it ended to
+    ``folder/codes``.
+    """
     lines = ["trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"]
     chosen = []
     for command in document.commands:
-        if command.mark == "not run" or (command.mark == "nightly" and not nightly) or not command.text.split("#")[0].strip():
+        if (
+            command.mark == "not run"
+            or (command.mark == "nightly" and not nightly)
+            or not command.text.split("#")[0].strip()
+        ):
             continue
         if mode == "wheel" and CHECKOUT_ONLY.match(command.text.removeprefix("$ ")):
             continue
         number = len(chosen)
         chosen.append(command)
         lines += [
-            f"{{ {command.text}\n}} >{folder}/{number} 2>&1 </dev/null", f"code=$?; echo $code $SECONDS >>{folder}/codes",
+            f"{{ {command.text}\n}} >{folder}/{number} 2>&1 </dev/null",
+            f"code=$?; echo $code $SECONDS >>{folder}/codes",
             f"[ $code -eq {command.code} ] || exit 99",
         ]  # fmt: skip
     return "\n".join(lines) + "\n", chosen
@@ -176,7 +184,10 @@ def checkout() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="docs-checkout-"))
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         for name in filter(None, listed.stdout.decode().split("\0")):
             if (ROOT / name).is_file():
@@ -189,12 +200,23 @@ def checkout() -> Iterator[Path]:
 
 @contextmanager
 def installed() -> Iterator[Path]:
-    """The folder of programs of an environment with our wheel in it; all else that it needs is that of this environment."""
+    """The folder of programs of an environment with our wheel in it; all else that it needs is that of this
+    environment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="docs-wheel-"))
     try:
         with checkout() as source:
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-            build = [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+            build = [
+                *pip,
+                "wheel",
+                "--no-deps",
+                "--no-index",
+                "--no-build-isolation",
+                "--wheel-dir",
+                str(folder),
+                str(source),
+            ]
             subprocess.run(build, check=True, capture_output=True)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
         (wheel,) = folder.glob("*.whl")
@@ -222,7 +244,9 @@ class Walked:
 
 
 def walk(name: str, mode: str, programs: Path, source: Path, nightly: bool, cache: str | None = None) -> Walked:
-    """Run what a document says, in a new home and a new folder: a copy of ``source`` in mode checkout, else an empty one."""
+    """Run what a document says, in a new home and a new folder: a copy of ``source`` in mode checkout, else an empty
+    one.
+    """
     document = read(name, (ROOT / name).read_text())
     top = Path(tempfile.mkdtemp(prefix="docs-"))
     try:
@@ -239,13 +263,22 @@ def walk(name: str, mode: str, programs: Path, source: Path, nightly: bool, cach
         end = _bash(
             text,
             work,
-            {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}", **({"QUOREDUCE_CACHE": cache} if cache else {})},
+            {
+                "HOME": str(home),
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                **({"QUOREDUCE_CACHE": cache} if cache else {}),
+            },
         )
-        codes = [line.split() for line in (said / "codes").read_text().splitlines()] if (said / "codes").exists() else []
+        codes = (
+            [line.split() for line in (said / "codes").read_text().splitlines()] if (said / "codes").exists() else []
+        )
         times = [float(second) for _, second in codes]
         left_out = [command for command in document.commands if command not in chosen]
         return Walked(
-            _wrong(chosen, codes, said, end), len(codes), left_out, [b - a for a, b in zip([0.0, *times], times, strict=False)]
+            _wrong(chosen, codes, said, end),
+            len(codes),
+            left_out,
+            [b - a for a, b in zip([0.0, *times], times, strict=False)],
         )
     finally:
         shutil.rmtree(top, ignore_errors=True)
@@ -275,7 +308,11 @@ def _wrong(chosen: list[Command], codes: list[list[str]], said: Path, end: int |
         output = (said / str(n)).read_text(errors="replace") if (said / str(n)).exists() else ""
         where = f"{command.document}:{command.line}: {command.text}"
         if n >= len(codes):
-            return f"{where}\nhas not ended\n{output[-2000:]}" if end is None else f"{where}\nended the shell\n{output[-2000:]}"
+            return (
+                f"{where}\nhas not ended\n{output[-2000:]}"
+                if end is None
+                else f"{where}\nended the shell\n{output[-2000:]}"
+            )
         if int(codes[n][0]) != command.code:
             return f"{where}\nended with {codes[n][0]}, not {command.code}\n{output[-2000:]}"
         if missing := is_printed(command.prints, output):
@@ -306,7 +343,8 @@ def main(arguments: Sequence[str]) -> int:
                     walked = walk(name, mode, programs, source, not a.ci, cache)
                     failed += bool(walked.wrong)
                     print(
-                        f"{mode}: {name}: {walked.run} commands, {time.monotonic() - start:.0f} s {walked.wrong or 'ok'}",
+                        f"{mode}: {name}: {walked.run} commands, "
+                        f"{time.monotonic() - start:.0f} s {walked.wrong or 'ok'}",
                         flush=True,
                     )
     return int(failed > 0)

@@ -1,13 +1,14 @@
 """Errors of the environment at every file call: ``python tests/campaigns/environment.py --count 1000 --seed 1``.
 
-A *trial* is one command, one file call of its driver or of its workers, and one error with which that call ends, once or from
-then on: EIO, ENOSPC, EMFILE, EINTR or ESTALE. Calls are those on the input, on the folder of the output, in the store, in the
-record of suspects and in the kernel cache; a first run of each command without errors counts them. They are made to fail by a
-small library that is preloaded into all processes (failing_calls.c, compiled here). Then, without exception:
+A *trial* is one command, one file call of its driver or of its workers, and one error with which that call ends, once
+or from then on: EIO, ENOSPC, EMFILE, EINTR or ESTALE. Calls are those on the input, on the folder of the output, in the
+store, in the record of suspects and in the kernel cache; a first run of each command without errors counts them. They
+are made to fail by a small library that is preloaded into all processes (failing_calls.c, compiled here). Then, without
+exception:
 
 - the command ends in time, with an exit code that fits, and one line that says why if it is not 0; no traceback;
-- the output is right, or there is none, or the one that it was to replace; nothing lies beside it but what a durable job keeps to
-  be resumed, or what could not be removed because removing failed: then the next run removes it;
+- the output is right, or there is none, or the one that it was to replace; nothing lies beside it but what a durable
+  job keeps to be resumed, or what could not be removed because removing failed: then the next run removes it;
 - no process is left.
 
 Drivers are forked from this process, which has loaded and warmed everything, so that they are at work at once.
@@ -36,16 +37,17 @@ from pathlib import Path
 
 from resume import processes
 
-from quoreduce.runtime.compile import use_kernels
-from quoreduce.runtime.port import kernel_cache
+from quoreduce.protocol.compile import use_kernels
+from quoreduce.protocol.port import kernel_cache
 
 SOURCE = Path(__file__).with_name("failing_calls.c")
 TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
-OURS = ("quoreduce: ", "the record of suspects", "what was seen of suspects", "compiling kernels")
+OURS = ("quoreduce: ", "the record of suspects", "what was seen of suspects", "compiling kernels", "kernels in ")
 COUNT = 2000
 TEXT_BYTES, RECORDS = 60_000, 600
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EINTR", "ESTALE")
 ENDS_IN_S, GONE_IN_S, POLL_S = 60.0, 20.0, 0.002
+COMPILED_IN_S = 300.0  # if nothing of the kernel cache can be read, or kept, every kernel is compiled anew
 CODES = {0, 2, 4}  # that fit: 1 is nobody's, 3 was not asked for, and neither the job nor a proof of it is to blame
 # What removes things may fail in these, so that something stays.
 REMOVERS = ("unlink", "rmdir", "opendir", "rename", "open", "stat", "close", "flock")
@@ -94,7 +96,9 @@ class Trial:
     forever: bool
 
     def __str__(self) -> str:
-        return f"{self.scenario}:{':'.join(self.call)}:{self.number}:{self.error}:{'forever' if self.forever else 'once'}"
+        return (
+            f"{self.scenario}:{':'.join(self.call)}:{self.number}:{self.error}:{'forever' if self.forever else 'once'}"
+        )
 
     @classmethod
     def parse(cls, text: str) -> Trial:
@@ -113,7 +117,9 @@ class Ended:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it. ``ends``: (error, end) -> trials. ``calls``: calls that failed. ``found``: (trial, what was wrong)."""
+    """What came of it. ``ends``: (error, end) -> trials. ``calls``: calls that failed. ``found``: (trial, what was
+    wrong).
+    """
 
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     calls: Counter[Call] = field(default_factory=Counter)
@@ -145,9 +151,14 @@ class Campaign:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """Make inputs, warm this process, and run every command once, to see what is right and which calls there are."""
+        """Make inputs, warm this process, and run every command once, to see what is right and which calls there
+        are.
+        """
         shutil.copytree(kernel_cache(), self._places["cache"])
-        os.environ |= {"QUOREDUCE_CACHE": str(self._places["cache"]), "QUOREDUCE_STATE": str(self._places["state"] / "state")}
+        os.environ |= {
+            "QUOREDUCE_CACHE": str(self._places["cache"]),
+            "QUOREDUCE_STATE": str(self._places["state"] / "state"),
+        }
         os.environ.pop("NUMBA_CACHE_DIR", None)
         use_kernels()
         from quoreduce_kernels.gensort import generate_records
@@ -175,7 +186,9 @@ class Campaign:
             shutil.rmtree(self._output)
 
     def _cut_short(self) -> int:
-        """Begin a durable job, and leave it when some tasks are agreed on: what a command does in a process of its own."""
+        """Begin a durable job, and leave it when some tasks are agreed on: what a command does in a process of its
+        own.
+        """
         from quoreduce import Options, Place, Session
         from quoreduce.errors import HostError
         from quoreduce.jobs.find import find_job
@@ -204,8 +217,6 @@ class Campaign:
         log.unlink()
         return calls
 
-    # ---- trials
-
     def draw(self, rng: random.Random) -> Trial:
         """A trial: all kinds of calls of a command are equally likely, and of each all that there are."""
         names = list(SCENARIOS)
@@ -224,9 +235,10 @@ class Campaign:
         self._set_up(scenario)
         role, call, place = trial.call
         ended = self._command(scenario, {
-            "FAIL_ROLE": role, "FAIL_CALL": call, "FAIL_PLACE": place, "FAIL_AT": str(trial.number), "FAIL_TOKEN": str(token),
+            "FAIL_ROLE": role, "FAIL_CALL": call, "FAIL_PLACE": place, "FAIL_AT": str(trial.number),
+            "FAIL_TOKEN": str(token),
             "FAIL_ERRNO": str(getattr(errno, trial.error)), "FAIL_FOREVER": str(int(trial.forever)),
-        })  # fmt: skip
+        }, COMPILED_IN_S if place == "cache" else ENDS_IN_S)  # fmt: skip
         self.tally.trials += 1
         if not token.exists():
             self.tally.missed += 1
@@ -235,7 +247,9 @@ class Campaign:
             end = self._judge(trial, scenario, ended)
         except Wrong as wrong:
             end = "WRONG"
-            self.tally.found.append((trial, f"{wrong}; at {self._struck(token)}; exit {ended.code}: {ended.complaint.strip()}"))
+            self.tally.found.append(
+                (trial, f"{wrong}; at {self._struck(token)}; exit {ended.code}: {ended.complaint.strip()}")
+            )
         self.tally.ends[trial.error, end] += 1
         self._clear()
 
@@ -258,7 +272,13 @@ class Campaign:
             self._expect_right(scenario)
         if ended.code == 0 and not there:
             raise Wrong("no output, and exit 0")
-        if ended.code and there and scenario.words[0] != "verify" and not before and "is complete" not in ended.complaint:
+        if (
+            ended.code
+            and there
+            and scenario.words[0] != "verify"
+            and not before
+            and "is complete" not in ended.complaint
+        ):
             raise Wrong("an error, and the output is there")
         if not there and "--overwrite" in scenario.words and not self._kept():
             raise Wrong("the old output is gone")
@@ -318,9 +338,7 @@ class Campaign:
                 raise Wrong(f"left behind: {left}")
             time.sleep(POLL_S)
 
-    # ---- processes
-
-    def _command(self, scenario: Scenario, failing: dict[str, str]) -> Ended:
+    def _command(self, scenario: Scenario, failing: dict[str, str], ends_in_s: float = ENDS_IN_S) -> Ended:
         """Run a command in a forked process, whose calls fail as said."""
         words = list(scenario.words)
         if words[0] == "run":
@@ -335,23 +353,23 @@ class Campaign:
 
             return main(words)
 
-        return self._in_a_child(command, failing)
+        return self._in_a_child(command, failing, ends_in_s)
 
-    def _in_a_child(self, act: Callable[[], int], failing: dict[str, str]) -> Ended:
+    def _in_a_child(self, act: Callable[[], int], failing: dict[str, str], ends_in_s: float = ENDS_IN_S) -> Ended:
         said, complaint = self._folder / "stdout", self._folder / "stderr"
         places = ":".join(f"{name}={path}" for name, path in self._places.items())
         pid = os.fork()
         if pid == 0:
             _act(act, said, complaint, {"FAIL_PLACES": places, **failing} if failing else {})
-        code = _ended_with(pid)
+        code = _ended_with(pid, ends_in_s)
         return Ended(code, said.read_text(), complaint.read_text())
 
 
-def _ended_with(pid: int) -> int | None:
+def _ended_with(pid: int, ends_in_s: float) -> int | None:
     """The exit code of a process; None if it did not end in time: it says where it is, and is killed."""
     end = os.pidfd_open(pid)
     try:
-        ended, _, _ = select.select([end], [], [], ENDS_IN_S)
+        ended, _, _ = select.select([end], [], [], ends_in_s)
     finally:
         os.close(end)
     if ended:
@@ -385,18 +403,12 @@ def _act(act: Callable[[], int], said: Path, complaint: Path, failing: dict[str,
         os._exit(code)
 
 
-# ---- the library
-
-
 def build(folder: Path) -> Path:
     """Compile the library that makes calls fail, and return its path."""
     library = folder / "failing_calls.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True)
     return library
-
-
-# ---- the command
 
 
 def table(tally: Tally) -> str:
@@ -417,13 +429,15 @@ def table(tally: Tally) -> str:
 def findings(found: Sequence[tuple[Trial, str]]) -> Iterator[str]:
     """What was wrong, each with what repeats it."""
     for trial, wrong in found:
-        yield f"WRONG: {trial}\n    {' | '.join(wrong.splitlines()[-6:])[-1500:]}"
+        yield f"WRONG: {trial}\n    {' | '.join(wrong.splitlines()[:40])[:3500]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Errors of the environment at every file call of small jobs.")
     parser.add_argument("--count", type=int, help="trials (default 2000; none with --replay)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after so many (default: never)")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), metavar="M", help="stop after so many (default: never)"
+    )
     parser.add_argument("--seed", type=int, help="of what is drawn (default: drawn, and printed)")
     parser.add_argument("--errno", choices=ERRORS, help="this error only")
     parser.add_argument("--replay", metavar="TRIAL", nargs="+", default=[], help="these trials, as they were printed")
@@ -449,7 +463,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for trial in (*map(Trial.parse, a.replay), *(campaign.draw(rng) for _ in range(count))):
         known = len(campaign.tally.found)
         campaign.run(trial)
-        print(*findings(campaign.tally.found[known:]), sep="\n", end="\n" * (len(campaign.tally.found) > known), flush=True)
+        print(
+            *findings(campaign.tally.found[known:]),
+            sep="\n",
+            end="\n" * (len(campaign.tally.found) > known),
+            flush=True,
+        )
         if time.monotonic() - said > 10:
             said = time.monotonic()
             print(f"{campaign.tally.trials} trials, {len(campaign.tally.found)} findings", file=sys.stderr, flush=True)

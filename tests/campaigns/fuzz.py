@@ -1,15 +1,16 @@
-"""Campaign: damaged inputs to everything that decodes bytes; each is read, or refused with an error that fits, and soon.
+"""Campaign: damaged inputs to everything that decodes bytes; each is read, or refused with an error that fits, and
+soon.
 
     python tests/campaigns/fuzz.py                                     100,000 inputs, shared out over all kinds
     python tests/campaigns/fuzz.py --count 10000 --seed 0              what CI runs
     python tests/campaigns/fuzz.py --kind block --kind reply           of these kinds only
-    python tests/campaigns/fuzz.py --kind block --replay 4711          one of them: where it is saved, and what comes of it
+    python tests/campaigns/fuzz.py --kind block --replay 4711          one of them: where it is saved, and its result
 
-Input number N of a kind is a function of the two alone (mutations.py, decoders.py). It is a finding if the decoder raises
-anything else than the errors of its kind, or one that is not a clear line; if it needs more than CPU_S_MAX seconds; if it cannot
-do with MEMORY_MAX bytes more than its process had before (RLIMIT_AS: nothing can be reserved either); if it kills or hangs its
-process; if it contradicts itself, or takes damaged bytes for a sample. The bytes of findings are saved. The end is 0 if there was
-none, else 1.
+Input number N of a kind is a function of the two alone (mutations.py, decoders.py). It is a finding if the decoder
+raises anything else than the errors of its kind, or one that is not a clear line; if it needs more than CPU_S_MAX
+seconds; if it cannot do with MEMORY_MAX bytes more than its process had before (RLIMIT_AS: nothing can be reserved
+either); if it kills or hangs its process; if it contradicts itself, or takes damaged bytes for a sample. The bytes of
+findings are saved. The end is 0 if there was none, else 1.
 """
 
 from __future__ import annotations
@@ -220,9 +221,15 @@ class _Worker:
 
 
 def campaign(
-    first: int, count: int, jobs: int, kinds: Sequence[str] = (), module: str = "decoders", hang_s_max: float = HANG_S_MAX
+    first: int,
+    count: int,
+    jobs: int,
+    kinds: Sequence[str] = (),
+    module: str = "decoders",
+    hang_s_max: float = HANG_S_MAX,
 ) -> Iterator[Tally]:
-    """Try `count` inputs, numbers from `first` on of each kind, in `jobs` processes; yield what is known, again and again.
+    """Try `count` inputs, numbers from `first` on of each kind, in `jobs` processes; yield what is known, again and
+    again.
 
     `module` has the TARGETS; `kinds` are some of them.
     """
@@ -284,7 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Damaged inputs to everything that decodes bytes.")
     parser.add_argument("--count", type=int, default=COUNT, help=f"how many in all (default {COUNT:,})")
     parser.add_argument("--seed", type=int, help="number of the first of each kind (default: drawn, and printed)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
     parser.add_argument("--kind", action="append", choices=tuple(TARGETS), help="of this kind only; can be repeated")
     parser.add_argument("--replay", type=int, metavar="N", help="input number N of the kind")
     parser.add_argument(

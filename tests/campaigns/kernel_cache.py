@@ -1,17 +1,19 @@
-"""Damage to compiled kernels on disk, and then real jobs: ``python tests/campaigns/kernel_cache.py --count 2000 --seed 1``.
+"""Damage to compiled kernels on disk, and then real jobs: ``python tests/campaigns/kernel_cache.py --count 2000 --seed
+1``.
 
-All replicas of a machine load the same compiled kernels, so no vote sees what is wrong with them. A *trial* damages AT_ONCE
-files (one, if it compiles) of a copy of the folder of kernels, each mostly by one flipped bit, and runs a word count and a sort
-with two replicas of each task, in a process that has not loaded those kernels yet. Then, without exception:
+All replicas of a machine load the same compiled kernels, so no vote sees what is wrong with them. A *trial* damages
+AT_ONCE files (one, if it compiles) of a copy of the folder of kernels, each mostly by one flipped bit, and runs a word
+count and a sort with two replicas of each task, in a process that has not loaded those kernels yet. Then, without
+exception:
 
 - both outputs are the reference, byte for byte, and the process ends by itself, in time and without a traceback;
 - each file that was damaged was refused when it was loaded, and one line on stderr said so.
 
-Most damage is done after the folder was checked, when only who loads a kernel can see it. In one trial of CHECKED_EVERY it
-is done before, and the folder must be whole again afterwards. To compile takes longer than all the rest, so kernels that were
-refused are compiled for real in one trial of COMPILED_EVERY only; in the others they come from memory. Trials are forked from
-this process, which has loaded everything; they forget the modules of the damaged kernels, and those that import them, and load
-them anew.
+Most damage is done after the folder was checked, when only who loads a kernel can see it. In one trial of CHECKED_EVERY
+it is done before, and the folder must be whole again afterwards. To compile takes longer than all the rest, so kernels
+that were refused are compiled for real in one trial of COMPILED_EVERY only; in the others they come from memory. Trials
+are forked from this process, which has loaded everything; they forget the modules of the damaged kernels, and those
+that import them, and load them anew.
 """
 
 from __future__ import annotations
@@ -42,14 +44,15 @@ import quoreduce
 import quoreduce_kernels
 from quoreduce import Options, Place, Session
 from quoreduce.jobs.find import find_job
-from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.port import kernel_cache
+from quoreduce.machine import readable
+from quoreduce.protocol.compile import ensure_kernels
+from quoreduce.protocol.port import kernel_cache
 from quoreduce_kernels import cache
 
 TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
 TEXT_BYTES, RECORDS = 60_000, 900
 JOBS = ("wordcount", "sort")
-TRIAL_MAX_S, POLL_S = 600.0, 0.005
+TRIAL_MAX_S = 600.0
 AT_ONCE, CHECKED_EVERY, COMPILED_EVERY = 8, 60, 40
 KINDS = {"flip": 80, "flips": 5, "truncated": 5, "deleted": 4, "longer": 3, "zeros": 3}
 FOUND = "is not what was compiled there"
@@ -63,7 +66,9 @@ class Wrong(Exception):
 
 @dataclass(slots=True)
 class Tally:
-    """What there was: files by kind of damage, trials, and in how many of them files were compiled anew or checked before."""
+    """What there was: files by kind of damage, trials, and in how many of them files were compiled anew or checked
+    before.
+    """
 
     kinds: Counter[str] = field(default_factory=Counter)
     trials: int = 0
@@ -76,7 +81,8 @@ class Tally:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return (
             f"{self.kinds.total()} damaged files ({kinds}), none of them loaded, in {self.trials} trials: "
-            f"in {self.compiled} compiled anew by who met them, in {self.checked} before; the slowest took {self.slowest_s:.1f} s"
+            f"in {self.compiled} compiled anew by who met them, in {self.checked} before; "
+            f"the slowest took {self.slowest_s:.1f} s"
         )
 
 
@@ -188,7 +194,7 @@ class Campaign:
             raise Wrong(f"one was loaded; it said {said!r}")
         if noted and (loaded := kernels - set((self._folder / "refused").read_text().split())):
             raise Wrong(f"loaded: {loaded}")
-        whole = not cache.Reader(self._copy).damaged() and set(os.listdir(self._copy)) == set(self._pristine)
+        whole = not cache.CacheReader(self._copy).damaged() and set(os.listdir(self._copy)) == set(self._pristine)
         if checked and not (len(lines) == 1 and whole):
             raise Wrong(f"the folder is not whole again; it said {said!r}")
 
@@ -228,7 +234,8 @@ class Campaign:
 
 
 def _jobs(
-    folder: Path, inputs: dict[str, Path], env: dict[str, str], stderr: int, anew: set[str], whole: dict[str, bytes] | None
+    folder: Path, inputs: dict[str, Path], env: dict[str, str], stderr: int, anew: set[str],
+    whole: dict[str, bytes] | None
 ) -> None:  # fmt: skip
     """In the child: load modules anew, run both jobs inline, and end."""
     code = 1
@@ -259,17 +266,17 @@ def _jobs(
 
 
 def _unchecked(whole: dict[str, bytes] | None, refused: Path) -> None:
-    """Begin a session without the check of the folder, as if the damage came after it. With ``whole``: compile nothing, but
-    write down what was refused, and take it from there.
+    """Begin a session without the check of the folder, as if the damage came after it. With ``whole``: compile nothing,
+    but write down what was refused, and take it from there.
     """
     from quoreduce.runtime import session
 
     session.use_kernels = lambda say: None
     if whole is None:
         return
-    load = cache.Reader.load
+    load = cache.CacheReader.load
 
-    def loaded(self: cache.Reader, name: str) -> bytes | None:
+    def loaded(self: cache.CacheReader, name: str) -> bytes | None:
         raw = load(self, name)
         if raw is None:
             cache.say(f"{name} {FOUND}")
@@ -277,20 +284,18 @@ def _unchecked(whole: dict[str, bytes] | None, refused: Path) -> None:
                 file.write(f"{name}\n")
         return raw if raw is not None else whole[name]
 
-    cache.Reader.load = loaded  # type: ignore[method-assign]
+    cache.CacheReader.load = loaded  # type: ignore[method-assign]
 
 
 def _ended(child: int) -> int | None:
     """Wait for a child; None if it does not end in time, and is killed with all that it started."""
-    end = time.monotonic() + TRIAL_MAX_S
-    while time.monotonic() < end:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status
-        time.sleep(POLL_S)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    fd = os.pidfd_open(child)
+    ended = readable(fd, TRIAL_MAX_S)
+    os.close(fd)
+    if not ended:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return status if ended else None
 
 
 @contextlib.contextmanager
@@ -304,8 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its end is 0 if everything held, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="damaged files (default 2,000)")
-    parser.add_argument("--seed", type=int, help="of the first trial; the next has the next (default: drawn, and printed)")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), metavar="S", help="begin no trial after so many seconds")
+    parser.add_argument(
+        "--seed", type=int, help="of the first trial; the next has the next (default: drawn, and printed)"
+    )
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), metavar="S", help="begin no trial after so many seconds"
+    )
     options = parser.parse_args(arguments)
     first = secrets.randbelow(1 << 40) if options.seed is None else options.seed
     print(f"trials from seed {first}, kernels of {kernel_cache()}", flush=True)
@@ -327,7 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 break
             if now - said > SAY_EVERY_S:
                 said = now
-                print(f"{campaign.tally.kinds.total():,} of {options.count:,} after {now:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{campaign.tally.kinds.total():,} of {options.count:,} after {now:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     done = campaign.tally.kinds.total()
     print(f"{campaign.tally.text()}\n0 wrong outputs, 0 hangs\nagain: --count {done} --seed {first}")
     return 0

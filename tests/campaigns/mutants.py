@@ -1,18 +1,20 @@
 """Mutation testing of tracker/ and data/: is each small change of the source seen by some test?
 
-    python tests/campaigns/mutants.py --report docs/mutants.md   all mutants, and what became of them as a document
+    python tests/campaigns/mutants.py --report docs/design/mutants.md   all mutants, and a document of the results
     python tests/campaigns/mutants.py --sample 10% --seed 7      a tenth of them
     python tests/campaigns/mutants.py --modules data/block       one module; survivors are printed
-    python tests/campaigns/mutants.py --state FILE               ends are kept in FILE; what was killed there is not shown again
+    python tests/campaigns/mutants.py --state FILE               results are kept in FILE; a mutant killed there is
+                                                                 not run again
 
-What a mutant is stands in operators.py. A mutant of tracker/ or data/ is shown to the tests of the same name, tests/tracker or
-tests/data, and of these to the ones that run the changed statement (all that use the module, and those of its own file, if it
-runs at import), the fastest first, until one fails. This process runs all the tests once, unchanged, to learn that and to have
-all libraries and kernels loaded; then it forgets our modules, and for each mutant a forked child imports them again, one of
-them changed. Tests that work in processes of their own see the unchanged module. Hypothesis repeats the same examples.
+What a mutant is stands in operators.py. A mutant of tracker/ or data/ is shown to the tests of the same name,
+tests/tracker or tests/data, and of these to the ones that run the changed statement (all that use the module, and those
+of its own file, if it runs at import), the fastest first, until one fails. This process runs all the tests once,
+unchanged, to learn that and to have all libraries and kernels loaded; then it forgets our modules, and for each mutant
+a forked child imports them again, one of them changed. Tests that work in processes of their own see the unchanged
+module. Hypothesis repeats the same examples.
 
-A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or memory than
-the tests did. Survivors are explained, one by one, in survivors.toml.
+A mutant is killed when a test fails, when the module cannot be imported, or when the child needs far more time or
+memory than the tests did. Survivors are explained, one by one, in survivors.toml.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ AREAS = ("data", "tracker")
 CONTROLS = {"data": "data/inputs", "tracker": "tracker/tracker"}
 NOT_MUTATED = ("tracker/invariants",)  # nothing but assertions
 NOT_FOR_MUTANTS = ("test_mutants.py",)  # plants bugs of its own, in the source as it is on disk
-UNWATCHED = "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
+UNWATCHED = (
+    "tests/data/test_inputs_s3.py"  # the threads of its servers would not survive a fork; shown last, as a whole
+)
 WITH_URIS = ("data/splits", "data/inputs", "data/commit", "data/manifest")
 OTHERS_S = 4.0  # of tests in other files than the module's own, in seconds of CPU
 URIS_S = 10.0  # that the unwatched tests may take
@@ -64,9 +68,6 @@ MEMORY_MAX = 6 << 30  # no bound on files: some tests make one of 1 TB, without 
 KILLED, SURVIVED, NO_PYTHON = "killed", "survived", "no Python"
 UNCHANGED = "unchanged"
 UNEXPLAINED = "Not explained: the tests have a gap here"
-
-
-# --- what tests run ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -171,9 +172,6 @@ def quiet() -> Iterator[Callable[[], str]]:
             os.close(kept[1])
 
 
-# --- one mutant -------------------------------------------------------------------------------------------------------
-
-
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Imports one module of ours from another source."""
 
@@ -232,7 +230,10 @@ def in_child(mutant: Mutant, tests: Sequence[str], seconds: float, scratch: Path
         except SyntaxError:
             os._exit(99)
         own = own_file(mutant)
-        groups = [[test for test in tests if test.startswith(own)], [test for test in tests if not test.startswith(own)]]
+        groups = [
+            [test for test in tests if test.startswith(own)],
+            [test for test in tests if not test.startswith(own)],
+        ]
         if mutant.module in WITH_URIS:
             groups.append([UNWATCHED])
         for group in groups:
@@ -252,10 +253,14 @@ def own_file(mutant: Mutant) -> str:
 
 
 def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
-    """The tests that run the changed statement, fastest first: those of the module's own file, and the fastest others."""
+    """The tests that run the changed statement, fastest first: those of the module's own file, and the fastest
+    others.
+    """
     file, own = str(PACKAGE / f"{mutant.module}.py"), own_file(mutant)
     if mutant.imported:
-        tests = seen.users[file] | {test for test in seen.seconds if test.startswith(own)}  # dataclasses run no line of it
+        tests = seen.users[file] | {
+            test for test in seen.seconds if test.startswith(own)
+        }  # dataclasses run no line of it
     else:
         first, last = mutant.lines
         tests = set().union(*(seen.lines.get((file, line), set()) for line in range(first, last + 1)))
@@ -265,9 +270,6 @@ def tests_for(mutant: Mutant, seen: Seen) -> list[str]:
         if test.startswith(own) or (left := left - seen.seconds[test]) > 0 or not chosen:
             chosen.append(test)
     return chosen
-
-
-# --- the campaign -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -317,11 +319,74 @@ def told(area: str, say: Callable[[str], None]) -> Seen:
     return seen
 
 
-def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Score, say: Callable[[str], None]) -> None:
-    """Show each mutant to its tests, `jobs` at a time, start none after `minutes` of it, and note in `score` how they end.
+class Campaign:
+    """Shows mutants to their tests, ``jobs`` at a time. Each child has a folder of its own: what one leaves behind must
+    not kill the next.
+    """
 
-    First and last a module of each area is shown unchanged to all tests: it must survive, or nothing would mean anything; then
-    `score` is empty (RuntimeError). Each child has a folder of its own: what one leaves behind must not kill the next.
+    def __init__(self, seen: dict[str, Seen], jobs: int, score: Score, say: Callable[[str], None]) -> None:
+        self._seen, self._jobs, self._score, self._say = seen, jobs, score, say
+        self._scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
+        self._running: dict[int, Child] = {}
+
+    def show(self, mutant: Mutant, tests: Sequence[str]) -> None:
+        """Start a child for a mutant, and wait until fewer than ``jobs`` run."""
+        watched = self._seen[area_of(mutant)]
+        seconds = sum(watched.seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
+        child = in_child(mutant, tests, seconds, Path(tempfile.mkdtemp(dir=self._scratch)))
+        self._running[child.fd] = child
+        while len(self._running) >= self._jobs:  # one that is killed for its time has not ended at once
+            self._collect()
+
+    def wait(self) -> None:
+        """Wait until all children have ended."""
+        while self._running:
+            self._collect()
+
+    def close(self) -> None:
+        """Kill what still runs, and remove the folders."""
+        for child in self._running.values():
+            child.kill()
+        remove(self._scratch)
+
+    def note(self, mutant: Mutant, end: str) -> None:
+        """Add the end of a mutant to the score."""
+        if mutant.name != UNCHANGED:
+            self._score.ends.append((mutant, end))
+            if end == SURVIVED:
+                self._say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
+
+    def _collect(self) -> None:
+        """Wait until a child has ended, or its time is over."""
+        left = min(child.until for child in self._running.values()) - time.monotonic()
+        ended, _, _ = select.select(list(self._running), [], [], max(0.0, left))
+        for child in [child for child in self._running.values() if child.until <= time.monotonic()]:
+            child.kill()
+        for fd in ended:
+            self._finish(self._running.pop(fd))
+
+    def _finish(self, child: Child) -> None:
+        mutant, folder = child.mutant, child.folder
+        _, status = os.waitpid(child.pid, 0)
+        os.close(child.fd)
+        child.kill()
+        end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
+        if mutant.name == UNCHANGED and end != SURVIVED:
+            self._score.ends.clear()
+            log = (folder / "log").read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{mutant.module} does not survive as it is, in a forked child:\n{log}")
+        remove(folder)
+        self.note(mutant, end)
+
+
+def run_campaign(
+    mutants: Sequence[Mutant], jobs: int, minutes: float, score: Score, say: Callable[[str], None]
+) -> None:
+    """Show each mutant to its tests, `jobs` at a time, start none after `minutes` of it, and note in `score` how they
+    end.
+
+    First and last a module of each area is shown unchanged to all tests: it must survive, or nothing would mean
+    anything; then `score` is empty (RuntimeError).
     """
     seen = {area: told(area, say) for area in sorted({area_of(mutant) for mutant in mutants})}
     gc.collect()
@@ -329,63 +394,23 @@ def run_campaign(mutants: Sequence[Mutant], jobs: int, minutes: float, score: Sc
     until = time.monotonic() + 60 * minutes
     modules = [CONTROLS[area] for area in seen]
     controls = [Mutant(name, UNCHANGED, (0, 0), True, (PACKAGE / f"{name}.py").read_text()) for name in modules]
-    scratch = Path(tempfile.mkdtemp(prefix="quoreduce-mutants-"))
-    running: dict[int, Child] = {}
-
-    def collect() -> None:
-        """Wait until a child has ended, or is to end."""
-        left = min(child.until for child in running.values()) - time.monotonic()
-        ended, _, _ = select.select(list(running), [], [], max(0.0, left))
-        for child in [child for child in running.values() if child.until <= time.monotonic()]:
-            child.kill()
-        for fd in ended:
-            finish(running.pop(fd))
-
-    def finish(child: Child) -> None:
-        mutant, folder = child.mutant, child.folder
-        _, status = os.waitpid(child.pid, 0)
-        os.close(child.fd)
-        child.kill()
-        end = {0: SURVIVED, 99: NO_PYTHON}.get(os.waitstatus_to_exitcode(status), KILLED)
-        if mutant.name == UNCHANGED and end != SURVIVED:
-            score.ends.clear()
-            log = (folder / "log").read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"{mutant.module} does not survive as it is, in a forked child:\n{log}")
-        remove(folder)
-        note(mutant, end)
-
-    def note(mutant: Mutant, end: str) -> None:
-        if mutant.name != UNCHANGED:
-            score.ends.append((mutant, end))
-            if end == SURVIVED:
-                say(f"survived: {mutant.module}:{mutant.lines[0]} {mutant.name}")
-
-    def show(mutant: Mutant, tests: Sequence[str]) -> None:
-        seconds = sum(seen[area_of(mutant)].seconds[test] for test in tests) + URIS_S * (mutant.module in WITH_URIS)
-        child = in_child(mutant, tests, seconds, Path(tempfile.mkdtemp(dir=scratch)))
-        running[child.fd] = child
-        while len(running) >= jobs:  # one that is killed for its time has not ended at once
-            collect()
-
+    campaign = Campaign(seen, jobs, score, say)
     try:
         for control in controls:
-            show(control, list(seen[area_of(control)].seconds))
+            campaign.show(control, list(seen[area_of(control)].seconds))
         for mutant in mutants:
             if time.monotonic() > until:
                 break
             tests = tests_for(mutant, seen[area_of(mutant)])
             if tests or mutant.module in WITH_URIS:
-                show(mutant, tests)
+                campaign.show(mutant, tests)
             else:
-                note(mutant, SURVIVED)
+                campaign.note(mutant, SURVIVED)
         for control in controls:
-            show(control, list(seen[area_of(control)].seconds))
-        while running:
-            collect()
+            campaign.show(control, list(seen[area_of(control)].seconds))
+        campaign.wait()
     finally:
-        for child in running.values():
-            child.kill()
-        remove(scratch)
+        campaign.close()
 
 
 def remove(folder: Path) -> None:
@@ -395,9 +420,6 @@ def remove(folder: Path) -> None:
         if mount.startswith(f"{folder}{os.sep}"):
             subprocess.run(["umount", "--lazy", mount], check=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-# --- what is said -----------------------------------------------------------------------------------------------------
 
 
 def reasons() -> dict[str, str]:
@@ -441,7 +463,8 @@ def report(score: Score, every: Sequence[Mutant], how: str) -> str:
         by_reason[reason_of(mutant, known) or UNEXPLAINED].append(f"{mutant.module}.py {mutant.name}")
     lines = [
         "# Mutation testing of tracker/ and data/", "",
-        "Is each small change of the source seen by some test? This file is written by the campaign: `make mutants`, or",
+        "Is each small change of the source seen by some test? This file is written by the campaign: "
+        "`make mutants`, or",
         "`python tests/campaigns/mutants.py`, which says with `--help` what else it can do.", "", how, "",
         *table(score, every), "",
         "A score is killed / tried; explained survivors count as survivors.", "",
@@ -455,10 +478,14 @@ def report(score: Score, every: Sequence[Mutant], how: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign; exit code 1 if fewer mutants than ``--score`` percent were killed."""
     parser = argparse.ArgumentParser(description="Mutation testing of tracker/ and data/.")
-    parser.add_argument("--modules", default=",".join(AREAS), help="areas or modules, as data or tracker/vote,data/seal")
+    parser.add_argument(
+        "--modules", default=",".join(AREAS), help="areas or modules, as data or tracker/vote,data/seal"
+    )
     parser.add_argument("--sample", default="100%", help="how many of the mutants, in percent")
     parser.add_argument("--seed", type=int, default=None, help="of the sample")
-    parser.add_argument("--minutes", type=float, default=None, help="show mutants for this long; 0: only say what --state knows")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="show mutants for this long; 0: only say what --state knows"
+    )
     parser.add_argument("--score", type=float, default=90, help="percent that must be killed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path, default=None, help="keep ends here; what was killed is not shown again")
@@ -468,7 +495,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     start = time.monotonic()
     mutants = every = all_mutants(options.modules.split(","))
-    if options.sample != "100%" or options.minutes is not None:  # a random order: those that are left for want of time are any
+    if (
+        options.sample != "100%" or options.minutes is not None
+    ):  # a random order: those that are left for want of time are any
         seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
         mutants = random.Random(seed).sample(every, round(len(every) * float(options.sample.rstrip("%")) / 100))
         print(f"{len(mutants)} of {len(every)} mutants, --seed {seed}", flush=True)

@@ -52,9 +52,6 @@ def _span(rng: Random, raw: bytes) -> tuple[int, int]:
     return start, min(len(raw), start + rng.choice((1, 1, 2, 3, 4, 8, 16, 64, 300)))
 
 
-# ---- any bytes
-
-
 def flip(rng: Random, raw: bytes, _: Sequence[bytes]) -> bytes:
     out = bytearray(raw)
     for _ in range(rng.choice((1, 1, 1, 2, 8)) if out else 0):
@@ -65,7 +62,9 @@ def flip(rng: Random, raw: bytes, _: Sequence[bytes]) -> bytes:
 def put(rng: Random, raw: bytes, _: Sequence[bytes]) -> bytes:
     """Bytes that mean something in many formats."""
     start, _end = _span(rng, raw)
-    new = rng.choice((b"\0", b"\xff", b"\x7f", b"\x80", b"\n", b'"', b"\xc0\x80", b"\xed\xa0\x80", b"\xff" * 9, rng.randbytes(4)))
+    new = rng.choice(
+        (b"\0", b"\xff", b"\x7f", b"\x80", b"\n", b'"', b"\xc0\x80", b"\xed\xa0\x80", b"\xff" * 9, rng.randbytes(4))
+    )
     return raw[:start] + new + raw[start + len(new) * rng.randrange(2) :]
 
 
@@ -120,7 +119,17 @@ def number(rng: Random, raw: bytes, _: Sequence[bytes]) -> bytes:
     order = rng.choice(("little", "little", "big"))
     old = int.from_bytes(raw[at : at + width], order)  # type: ignore[arg-type]
     new = rng.choice(
-        (*EXTREMES, old + 1, old - 1, old + 8, old * 2, -old, len(raw), len(raw) - at, old ^ 1 << rng.randrange(8 * width))
+        (
+            *EXTREMES,
+            old + 1,
+            old - 1,
+            old + 8,
+            old * 2,
+            -old,
+            len(raw),
+            len(raw) - at,
+            old ^ 1 << rng.randrange(8 * width),
+        )
     )
     return raw[:at] + (new % (1 << 8 * width)).to_bytes(width, order) + raw[at + width :]  # type: ignore[arg-type]
 
@@ -147,8 +156,6 @@ BYTES: tuple[Mutation, ...] = (
     noise,
 )
 
-
-# ---- JSON
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null')
 _PAIR = re.compile(rb'"(?:[^"\\]|\\.)*"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null)')
@@ -240,8 +247,6 @@ JSON: tuple[Mutation, ...] = (
 )
 
 
-# ---- msgpack
-
 _ITEMS = (
     b"\xc0",
     b"\xc1",
@@ -285,7 +290,9 @@ _ITEMS = (
 
 
 def msgpack_items(raw: bytes) -> list[tuple[int, int]]:
-    """(start, end) of the items of msgpack, of arrays and maps their headers alone; up to where it ceases to be well-formed."""
+    """(start, end) of the items of msgpack, of arrays and maps their headers alone; up to where it ceases to be
+    well-formed.
+    """
     items, at = [], 0
     while at < len(raw):
         end = _msgpack_end(raw, at)

@@ -1,17 +1,18 @@
 """Which mutants a module has: mutmut's operators, three of our own, and the rules of what is no mutant.
 
-mutmut's operators change numbers, strings, operators, keywords, arguments, assignments and conditional expressions. Ours are:
-a call whose value nobody uses is left out, what is returned becomes None, and a condition without an operator is negated.
-(mutmut's own runner is not used: it mutates no decorated functions, no class bodies and no constants, and puts trampolines
-into sources that tests read.)
+mutmut's operators change numbers, strings, operators, keywords, arguments, assignments and conditional expressions.
+Ours are: a call whose value nobody uses is left out, what is returned becomes None, and a condition without an operator
+is negated. (mutmut's own runner is not used: it mutates no decorated functions, no class bodies and no constants, and
+puts trampolines into sources that tests read.)
 
 No mutants are made of:
 
-- what no run of the program sees: annotations, names of types, docstrings, blocks under ``if TYPE_CHECKING``, protocols;
+- what no run of the program sees: annotations, names of types, docstrings, blocks under ``if TYPE_CHECKING``,
+  protocols;
 - what a message says: what ``raise`` and ``fail`` make out of a text, texts of several words, values in f-strings;
 - assertions, and so tracker/invariants.py: one that says less is no other behaviour;
-- declarations that say how fast or how strict, not what: decorators, ``__slots__``, ``__all__``, ``frozen=``, ``kw_only=``,
-  zip's ``strict=``.
+- declarations that say how fast or how strict, not what: decorators, ``__slots__``, ``__all__``, ``frozen=``,
+  ``kw_only=``, zip's ``strict=``.
 
 Of a text's three variations by mutmut (marked, lower case, upper case) the marked one is made.
 """
@@ -37,7 +38,9 @@ _TYPING = m.If(test=m.Name("TYPE_CHECKING")) | m.ClassDef(bases=[m.Arg(m.Name("P
 _SLOTS = m.Assign(targets=[m.AssignTarget(m.Name("__slots__") | m.Name("__all__"))])
 _STRICT = m.Arg(keyword=m.Name("strict") | m.Name("frozen") | m.Name("kw_only"))
 _TYPE = m.Subscript(value=m.Name("NDArray") | m.Name("Literal") | m.Name("Callable"))
-_ALIAS = m.SimpleStatementLine(body=[m.Assign(value=_TYPE | m.BinaryOperation(left=m.BinaryOperation(), operator=m.BitOr()))])
+_ALIAS = m.SimpleStatementLine(
+    body=[m.Assign(value=_TYPE | m.BinaryOperation(left=m.BinaryOperation(), operator=m.BitOr()))]
+)
 _DOCSTRING = m.Expr(value=m.SimpleString() | m.ConcatenatedString())
 _UNSEEN = m.OneOf(
     m.Annotation(), m.Assert(), m.Decorator(), m.Import(), m.ImportFrom(), m.FormattedStringExpression(),
@@ -49,7 +52,9 @@ _HAS_OPERATOR = m.Comparison() | m.BooleanOperation() | m.UnaryOperation(operato
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a module: ``name`` says where and what, without line numbers; ``lines`` is the statement it is in."""
+    """One change of a module: ``name`` says where and what, without line numbers; ``lines`` is the statement it is
+    in.
+    """
 
     module: str
     name: str
@@ -105,7 +110,9 @@ class _Finder(cst.CSTVisitor):
             return False
         if isinstance(node, _STATEMENT):
             first, last = self.positions[node].start.line, self.positions[node].end.line
-            if isinstance(body := getattr(node, "body", None), cst.BaseSuite):  # only the line that says if, for, def ...
+            if isinstance(
+                body := getattr(node, "body", None), cst.BaseSuite
+            ):  # only the line that says if, for, def ...
                 last = self.positions[body].start.line
             self.statements.append((first, last))
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
@@ -142,7 +149,11 @@ def _variants(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
             for argument, without in zip(node.args, list(operator_arg_removal(node))[-len(node.args) :], strict=False):
                 if argument.keyword and not m.matches(argument, _STRICT):
                     yield node, without
-                elif not argument.star and not argument.keyword and not m.matches(argument.value, m.Name("None") | _PROSE):
+                elif (
+                    not argument.star
+                    and not argument.keyword
+                    and not m.matches(argument.value, m.Name("None") | _PROSE)
+                ):
                     yield argument.value, cst.Name("None")
         case cst.Expr(value=cst.Call()):
             yield node, cst.Pass()

@@ -1,16 +1,16 @@
 """kill -9 of the driver at random moments, and then resume: ``python tests/campaigns/resume.py --kills 200 --seed 1``.
 
-A *trial* is one durable job. Its driver, the real command line in a process of its own, is killed at a random moment; so is,
-perhaps, the one that resumes it, and the one after that; in the end one is left alone. Then, without exception:
+A *trial* is one durable job. Its driver, the real command line in a process of its own, is killed at a random moment;
+so is, perhaps, the one that resumes it, and the one after that; in the end one is left alone. Then, without exception:
 
 - the output is the reference, byte for byte, and there is nothing else beside it, in the store, or among the processes;
-- no driver has executed a task that an earlier one agreed on: journals say what each has launched, the last one's result how
-  much.
+- no driver has executed a task that an earlier one agreed on: journals say what each has launched, the last one's
+  result how much.
 
-Moments are of three kinds: by the *clock*, anywhere in the life of a driver, start-up and end included; by the *journal*, when
-it has grown to so many bytes; and at the *end*, when all parts are published and the output is about to appear. Drivers are
-forked from this process, which has loaded and warmed everything, so that they are at work at once. Two of three trials run in
-the driver's own process, the others on worker processes that outlive it for a moment.
+Moments are of three kinds: by the *clock*, anywhere in the life of a driver, start-up and end included; by the
+*journal*, when it has grown to so many bytes; and at the *end*, when all parts are published and the output is about to
+appear. Drivers are forked from this process, which has loaded and warmed everything, so that they are at work at once.
+Two of three trials run in the driver's own process, the others on worker processes that outlive it for a moment.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quoreduce.data.journal import Begun, Decided, Launched, Record, decode
-from quoreduce.files import sweep
-from quoreduce.runtime.compile import use_kernels
+from quoreduce.protocol.compile import use_kernels
+from quoreduce.scratch import sweep
 
 TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
 TEXT_BYTES, RECORDS = 160_000, 1500
@@ -75,9 +75,6 @@ class Tally:
         return sum(self.phases.values())
 
 
-# ---- journals
-
-
 def agreed_again(records: Sequence[Record]) -> list[tuple[str, int]]:
     """Tasks that a driver has launched although an earlier one had agreed on them."""
     before: set[tuple[str, int]] = set()
@@ -96,9 +93,6 @@ def agreed_again(records: Sequence[Record]) -> list[tuple[str, int]]:
 def agreed(records: Sequence[Record]) -> Counter[str]:
     """How many tasks of each kind are agreed on."""
     return Counter(kind for kind, _ in {(one.kind, one.index) for one in records if isinstance(one, Decided)})
-
-
-# ---- one driver
 
 
 @dataclass(slots=True)
@@ -144,7 +138,9 @@ class Campaign:
         from quoreduce.jobs.find import find_job
 
         with Session(Place("inline", store=str(self._store))) as session:
-            session.run(find_job(job), [str(self._inputs[job])], str(self._output), Options(durable=True, reducers=REDUCERS))
+            session.run(
+                find_job(job), [str(self._inputs[job])], str(self._output), Options(durable=True, reducers=REDUCERS)
+            )
         self._clear()
 
     def _reference(self, job: str, on: str) -> Reference:
@@ -162,10 +158,17 @@ class Campaign:
         return Reference(parts, result["digest"], tasks, ended.wall_s, ended.journal_bytes)
 
     def _run(self, job: str, on: str) -> list[str]:
-        words = ["run", job, str(self._inputs[job]), str(self._output), "--durable", "--json", "--reducers", str(REDUCERS)]
+        words = [
+            "run",
+            job,
+            str(self._inputs[job]),
+            str(self._output),
+            "--durable",
+            "--json",
+            "--reducers",
+            str(REDUCERS),
+        ]
         return [*words, "--split-mb", JOBS[job], "--store", str(self._store), *PLACES[on]]
-
-    # ---- trials
 
     def trial(self, kills: int) -> None:
         """One job, whose drivers are killed up to ``kills`` times."""
@@ -192,7 +195,9 @@ class Campaign:
             return
 
     def _moment(self, reference: Reference) -> tuple[str, Callable[[float, int], bool]]:
-        """A moment to kill a driver: its name, and whether it has come, by seconds since the start and bytes of the journal."""
+        """A moment to kill a driver: its name, and whether it has come, by seconds since the start and bytes of the
+        journal.
+        """
         rng = self._rng
         kind = rng.choice(("clock", "clock", "journal", "journal", "end"))
         if kind == "clock":
@@ -277,8 +282,6 @@ class Campaign:
                 raise Wrong(f"left behind: {left}")
             time.sleep(0.01)
 
-    # ---- processes
-
     def _driver(self, words: Sequence[str], due: Callable[[float, int], bool] | None) -> Ended:
         """Run the command line in a forked process, and kill it when it is ``due``."""
         said, error = self._folder / "stdout", self._folder / "stderr"
@@ -339,9 +342,6 @@ def processes(text: str) -> Iterator[str]:
                 yield f"{path.parent.name}: {line}"
 
 
-# ---- the command
-
-
 def table(tally: Tally) -> str:
     """Kills by phase and by driver: the first, the one that resumes, the one that resumes that, and later ones."""
     lines = [f"{'killed':<22}{'run':>8}{'resume':>8}{'again':>8}{'later':>8}"]
@@ -354,7 +354,8 @@ def table(tally: Tally) -> str:
         *lines,
         f"{tally.kills} kills ({moments}; {tally.misses} came too late);",
         f"{tally.jobs} jobs, their outputs right, and nothing left of them;",
-        f"the last drivers took over {tally.taken} tasks and executed {tally.executed} times, never what was agreed on before;",
+        f"the last drivers took over {tally.taken} tasks and executed {tally.executed} times, "
+        "never what was agreed on before;",
         f"{tally.torn} journals had a torn end",
     ])  # fmt: skip
 

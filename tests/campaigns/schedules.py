@@ -1,11 +1,12 @@
 """Campaign: random schedules of faults against the real tracker, with a referee that does not believe it.
 
-    python tests/campaigns/schedules.py                                1,000,000 schedules, a night's or a coffee's worth
+    python tests/campaigns/schedules.py                                1,000,000 schedules
     python tests/campaigns/schedules.py --count 100000 --seed 0        what CI runs
     python tests/campaigns/schedules.py --replay 4711                  one of them, told event by event
 
-Schedule number S is a function of S alone: plan, faults and every order of events are drawn from it (tests/tracker/simulator.py).
-A campaign is the numbers from `--seed` up; without it they begin where nobody has been. The end is 0 if everything held, else 1.
+Schedule number S is a function of S alone: plan, faults and every order of events are drawn from it
+(tests/support/schedule.py). A campaign is the numbers from `--seed` up; without it they begin where nobody has been.
+The end is 0 if everything held, else 1.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tracker"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import seeded
 from play import text_of
-from simulator import Cluster, Schedule, Wrong
+from schedule import Schedule
+from simulator import Cluster, Wrong
 
 from quoreduce.tracker import JobTracker, Plan
 
@@ -29,8 +31,10 @@ COUNT = 1_000_000
 SLICE = 500
 CPU_S_MAX = 20.0  # of one schedule, which takes about a thousandth of a second
 
-CLASSES = ("executions", "lost votes", "errors of the job's code", "executions that crashed", "malformed replies",
-           "refused inputs", "stored outputs lost", "votes withdrawn", "executions cancelled", "messages ignored")  # fmt: skip
+CLASSES = (
+    "executions", "lost votes", "errors of the job's code", "executions that crashed", "malformed replies",
+    "refused inputs", "stored outputs lost", "votes withdrawn", "executions cancelled", "messages ignored",
+)  # fmt: skip
 
 
 @dataclass
@@ -55,11 +59,13 @@ class Tally(seeded.Tally):
         """Count what happened in a schedule that held."""
         ledger, plan = cluster.tracker.ledger, cluster.plan
         self.ends[getattr(cluster.result, "reason", "done")] += 1
-        amounts = (ledger.executions, ledger.lost_votes, ledger.errors, ledger.crashed, ledger.malformed, ledger.refused,
-                   ledger.lost_blocks, ledger.withdrawn_votes, ledger.cancelled, ledger.ignored)  # fmt: skip
+        amounts = (
+            ledger.executions, ledger.lost_votes, ledger.errors, ledger.crashed, ledger.malformed,
+            ledger.refused, ledger.lost_blocks, ledger.withdrawn_votes, ledger.cancelled, ledger.ignored,
+        )  # fmt: skip
         counts = dict(zip(CLASSES, amounts, strict=True)) | {
             "maps contradicted after reduces read them": cluster.contradicted,
-            "slow executions overtaken": ledger.spares,
+            "slow executions overtaken": ledger.speculative,
             "tasks taken over from an earlier life": len(cluster.recovered),
             "parts taken over from an earlier life": sum(task.kind == "reduce" for task in cluster.recovered),
             "known-answer tests": ledger.tests,
@@ -84,12 +90,16 @@ class Tally(seeded.Tally):
         """The tally as a table."""
         total = max(1, self.schedules)
         lines = [f"{'schedules':50}{self.schedules:>12,}"]
-        plans = sorted(self.plans.items(), key=lambda item: (item[0].endswith("domains"), item[0].startswith("f="), item[0]))
+        plans = sorted(
+            self.plans.items(), key=lambda item: (item[0].endswith("domains"), item[0].startswith("f="), item[0])
+        )
         for title, counts in (("ended", self.ends.most_common()), ("planned", plans)):
             lines.append(f"{title}:")
             lines += [f"  {name:48}{n:>12,}{n / total:>9.2%}" for name, n in counts]
         lines.append(f"{'met:':50}{'in all':>12}{'schedules':>21}")
-        lines += [f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in self.sums.items()]
+        lines += [
+            f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in self.sums.items()
+        ]
         return "\n".join(lines)
 
 
@@ -131,7 +141,9 @@ def told(seed: int, make: Callable[[Plan], Any] = JobTracker) -> tuple[str, str]
     return f"# schedule {seed}: {schedule.plan}, {schedule.faults}\n{text_of(transcript)}", violation
 
 
-CAMPAIGN = seeded.Campaign("schedules.py", "Random schedules of faults against the tracker.", COUNT, SLICE, Tally, explore, told)
+CAMPAIGN = seeded.Campaign(
+    "schedules.py", "Random schedules of faults against the tracker.", COUNT, SLICE, Tally, explore, told
+)
 
 
 if __name__ == "__main__":

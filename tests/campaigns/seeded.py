@@ -112,7 +112,9 @@ def main(campaign: Campaign, arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=campaign.about)
     parser.add_argument("--count", type=int, default=campaign.count, help=f"how many (default {campaign.count:,})")
     parser.add_argument("--seed", type=int, help="number of the first (default: drawn, and printed)")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
     parser.add_argument("--replay", type=int, metavar="SEED", help="tell this one, line by line")
     options = parser.parse_args(arguments)
     if options.replay is not None:
@@ -127,7 +129,10 @@ def main(campaign: Campaign, arguments: list[str] | None = None) -> int:
         now = time.monotonic() - begun
         if now - said > SAY_EVERY_S or tally.schedules == count:
             said = now
-            print(f"{tally.schedules:,} of {count:,} after {now:.0f} s, {len(tally.violations)} violations", file=sys.stderr)
+            print(
+                f"{tally.schedules:,} of {count:,} after {now:.0f} s, {len(tally.violations)} violations",
+                file=sys.stderr,
+            )
     print(f"{tally.text()}\n{verdict(tally, campaign.script)}")
     print(f"again: python tests/campaigns/{campaign.script} --count {count} --seed {first}")
     return bool(tally.violations)

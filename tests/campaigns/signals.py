@@ -1,11 +1,13 @@
-"""Start commands and end them by signals at random moments; see that nothing of them stays, and that their words are true.
+"""Start commands and end them by signals at random moments; see that nothing of them stays, and that their words are
+true.
 
     python tests/campaigns/signals.py --count 200 --seed 0
 
-A case is one `quoreduce run`, local or on a Ray of its own, that gets one or two of SIGINT, SIGTERM, SIGHUP and SIGKILL at a
-random moment of its life, from its first instruction to its end. Then, and after SIGKILL when the next session has been:
-shared memory, the folder for temporary files, the store and the folder of the output are as they were, but for the output if
-the command said so; no process of it runs; the exit status is 128 + one of the signals, or 0 with the right output.
+A case is one `quoreduce run`, local or on a Ray of its own, that gets one or two of SIGINT, SIGTERM, SIGHUP and SIGKILL
+at a random moment of its life, from its first instruction to its end. Then, and after SIGKILL when the next session has
+been: shared memory, the folder for temporary files, the store and the folder of the output are as they were, but for
+the output if the command said so; no process of it runs; the exit status is 128 + one of the signals, or 0 with the
+right output.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quoreduce import files
+from quoreduce import scratch
 from quoreduce.data.commit import OutputDir
 
 TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
@@ -35,8 +37,8 @@ GONE_MAX_S = 30.0
 POLL_S = 0.02
 RAY_EVERY = 8  # a Ray takes seconds to start
 GENTLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SWEEP = "from quoreduce import files; import sys; from pathlib import Path; files.sweep(Path(sys.argv[1]))"
-SHARED = files.SHARED_MEMORY / f"quoreduce-{os.geteuid()}"
+SWEEP = "from quoreduce import scratch; import sys; from pathlib import Path; scratch.sweep(Path(sys.argv[1]))"
+SHARED = scratch.SHARED_MEMORY / f"quoreduce-{os.geteuid()}"
 MARK = "QUOREDUCE_SIGNALS_CAMPAIGN"
 
 
@@ -75,8 +77,15 @@ class Campaign:
     """Runs cases in ``folder``, whose path has to be short: sockets of Ray are below it."""
 
     def __init__(self, folder: Path) -> None:
+        for (
+            number
+        ) in GENTLE:  # below nohup, or in a shell's background, some are ignored, and so they are in what is started
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         self._folder = folder
-        self._text, self._store, self._outputs, self._temporary = (folder / name for name in ("text", "store", "outputs", "t"))
+        self._text, self._store, self._outputs, self._temporary = (
+            folder / name for name in ("text", "store", "outputs", "t")
+        )
         for path in (self._store, self._outputs, self._temporary):
             path.mkdir()
         self._text.write_bytes(TEXT.read_bytes()[:TEXT_BYTES])
@@ -90,7 +99,18 @@ class Campaign:
         return self._outputs / "deep" / "out"
 
     def _start(self, case: Case, undisturbed: bool = False) -> subprocess.Popen[bytes]:
-        words = ["run", "wordcount", str(self._text), str(self._output), "--on", case.on, "--workers", "2", "--domain", "worker"]
+        words = [
+            "run",
+            "wordcount",
+            str(self._text),
+            str(self._output),
+            "--on",
+            case.on,
+            "--workers",
+            "2",
+            "--domain",
+            "worker",
+        ]
         words += ["--split-mb", "0.1", "--reducers", "2", "--quiet"]
         words += [] if case.default_store else ["--store", str(self._store)]
         name, _, value = self._mark.partition("=")
@@ -101,7 +121,9 @@ class Campaign:
         )  # fmt: skip
 
     def life_s(self, on: str) -> float:
-        """How long a command takes that is let alone; the first one warms up what is loaded, and its output is the right one."""
+        """How long a command takes that is let alone; the first one warms up what is loaded, and its output is the
+        right one.
+        """
         if on not in self._lives:
             for _ in range(2):
                 start = time.monotonic()
@@ -132,7 +154,7 @@ class Campaign:
             raise Wrong("it does not end") from None
         killed = process.returncode == -signal.SIGKILL
         self._judge(case, process.returncode, stdout.decode(), stderr.decode(), killed)
-        self._nothing_is_left(before, killed)
+        self._nothing_is_left(case, before, killed)
         self.tally.cases += 1
         names = "+".join(number.name for number in case.signals)
         self.tally.ends[case.on, names, "killed" if killed else f"exit {process.returncode}"] += 1
@@ -143,6 +165,8 @@ class Campaign:
             raise Wrong("the output is not the right one")
         if killed or code in {-number for number in case.signals}:
             return  # it was killed, or ended by Python before it had begun or when all was done
+        if "KeyboardInterrupt" in stderr and "quoreduce" not in stderr:
+            return  # SIGINT before the first line of ours
         if "Traceback" in stderr or "Exception ignored" in stderr:
             raise Wrong(f"a traceback: {stderr}")
         if code == 0:
@@ -156,8 +180,6 @@ class Campaign:
         if not complete and "nothing was published" not in stderr:
             raise Wrong(f"it does not say what became of the output: {stderr!r}")
 
-    # ---- what is left
-
     def _parts(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self._output.glob("part-*")}
 
@@ -165,26 +187,36 @@ class Campaign:
         shutil.rmtree(self._outputs / "deep", ignore_errors=True)
 
     def _state(self) -> set[str]:
-        """What is there; in shared memory, where others work too: what tells of our store, and sessions whose makers are dead."""
+        """What is there; in shared memory, where others work too: what tells of our store, and sessions whose makers
+        are dead.
+        """
         found = {str(path) for root in (self._store, self._outputs, self._temporary) for path in root.rglob("*")}
-        found |= {str(path) for path in SHARED.glob(f"*{files.ELSEWHERE}") if str(self._folder) in os.readlink(path)}
-        return found | {str(one.path) for one in files.find_left()} | set(processes(self._mark))
+        found |= {str(path) for path in SHARED.glob(f"*{scratch.ELSEWHERE}") if str(self._folder) in os.readlink(path)}
+        left = {one.path for one in scratch.find_left()}
+        ours = {str(path) for path in left if path.is_relative_to(SHARED) or path.is_relative_to(self._folder)}
+        return found | ours | set(processes(self._mark))
 
-    def _nothing_is_left(self, before: set[str], killed: bool) -> None:
+    def _nothing_is_left(self, case: Case, before: set[str], killed: bool) -> None:
         """After SIGKILL, the next session and the next run that writes there have been."""
+        if killed and case.on == "ray":
+            self._sweep()  # its agents look for it for a minute
         until = time.monotonic() + GONE_MAX_S
         while running := list(processes(self._mark)):
             if time.monotonic() > until:
                 raise Wrong(f"processes live on: {running}")
             time.sleep(POLL_S)
         if killed:
-            environment = {**os.environ, "TMPDIR": str(self._temporary)}
-            subprocess.run([sys.executable, "-c", SWEEP, str(self._store)], env=environment, check=True)
+            self._sweep()
             self._write_there_again()
         else:
             self._clear_output()
         if left := self._state() - before:
             raise Wrong(f"left behind: {sorted(left)[:10]}")
+
+    def _sweep(self) -> None:
+        """As the next session does."""
+        environment = {**os.environ, "TMPDIR": str(self._temporary)}
+        subprocess.run([sys.executable, "-c", SWEEP, str(self._store)], env=environment, check=True)
 
     def _clear_output(self) -> None:
         """Delete the output, and the folder that was made for it; there must be nothing else in it."""
@@ -209,7 +241,10 @@ def processes(mark: str) -> Iterator[str]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if mark.encode() in (path / "environ").read_bytes():
-                yield f"{path.name}: {(path / 'cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:120]}"
+                yield (
+                    f"{path.name}: "
+                    f"{(path / 'cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:120]}"
+                )
 
 
 def table(tally: Tally) -> str:
@@ -220,11 +255,16 @@ def table(tally: Tally) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="End commands by signals at random moments, and see that nothing of them stays.")
+    parser = argparse.ArgumentParser(
+        description="End commands by signals at random moments, and see that nothing of them stays."
+    )
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--first", type=int, default=0, metavar="CASE", help="leave out the cases before this one")
     parser.add_argument("--on", choices=["local", "ray"], help="only there")
-    parser.add_argument("--folder", default="/tmp", help="where to work; a short path, for Ray's sockets (default /tmp)")
+    parser.add_argument(
+        "--folder", default="/tmp", help="where to work; a short path, for Ray's sockets (default /tmp)"
+    )
     a = parser.parse_args(argv)
     print(f"seed {a.seed}", flush=True)
     rng = random.Random(a.seed)
@@ -234,12 +274,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         while campaign.tally.cases < a.count:
             number += 1
             case = draw(rng, number)
-            if a.on not in (None, case.on):
+            if number < a.first or a.on not in (None, case.on):
                 continue
             try:
                 campaign.one(case)
             except Wrong as error:
-                print(table(campaign.tally).rpartition("\n")[0], f"\nWRONG in case {number} of seed {a.seed}, {case}: {error}")
+                print(
+                    table(campaign.tally).rpartition("\n")[0],
+                    f"\nWRONG in case {number} of seed {a.seed}, {case}: {error}",
+                )
                 return 1
     print(table(campaign.tally))
     return 0

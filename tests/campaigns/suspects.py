@@ -1,14 +1,16 @@
-"""Campaign: who is named a suspect, and is it the right one? (R11, docs/suspects.md)
+"""Campaign: who is named a suspect, and is it the right one? (R11, docs/guide/suspects.md)
 
     python tests/campaigns/suspects.py --runs 1000 --seed 0 --local 24
 
-- ``transient``: healthy nodes, and faults at random rates from 0.1 % to 100 % of the tasks: nobody may be named or quarantined.
-- ``planted``: the same with one bad core, wrong with probability 0.3: it is to be named within 20 of the tasks that it executed,
-  and quarantined; nobody else.
-- ``local``: one bad core among the pinned processes of this machine, by ``--fault bad:``, with bits flipped in real outputs.
+- ``transient``: healthy nodes, and faults at random rates from 0.1 % to 100 % of the tasks: nobody may be named or
+  quarantined.
+- ``planted``: the same with one bad core, wrong with probability 0.3: it is to be named within 20 of the tasks that it
+  executed, and quarantined; nobody else.
+- ``local``: one bad core among the pinned processes of this machine, by ``--fault bad:``, with bits flipped in real
+  outputs.
 
-The first two are simulated: the unchanged tracker on nodes that are made up. Every run has a seed of its own, which is printed if
-the run is not as it should be; ``--only SEED`` repeats it. Exit code 1 if one is not.
+The first two are simulated: the unchanged tracker on nodes that are made up. Every run has a seed of its own, which is
+printed if the run is not as it should be; ``--only SEED`` repeats it. Exit code 1 if one is not.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class Found:
     """What came of a run.
 
     Attributes:
-        end: done, or why not. quarantined, named: domains. bad: the planted one, or empty.
-        first_wrong: tasks that the bad one had executed with its first wrong answer; after: when it was named. 0: never.
+        end: done, or why not. quarantined, named: domains. bad: the planted one, or empty. first_wrong: tasks that the
+        bad one had executed with its first wrong answer; after: when it was named. 0: never.
     """
 
     seed: int
@@ -117,14 +119,18 @@ def found(seed: int, out: Outcome, tracker: Watched, bad: str) -> Found:
 
 
 def wrongs(one: Found) -> list[str]:
-    """What is not as it should be. A core that has not been wrong yet cannot be named; three tasks may be under way by then."""
+    """What is not as it should be. A core that has not been wrong yet cannot be named; three tasks may be under way by
+    then.
+    """
     wrong = [f"{name} is healthy, and was accused" for name in one.falsely]
     if one.end != "done":
         wrong.append(one.end)
     if one.bad and one.first_wrong and not one.after:
         wrong.append(f"{one.bad} was never named")
     if one.bad and one.after > max(TASKS_MOST, one.first_wrong + 3):
-        wrong.append(f"{one.bad} was named after {one.after} tasks, its first wrong answer was number {one.first_wrong}")
+        wrong.append(
+            f"{one.bad} was named after {one.after} tasks, its first wrong answer was number {one.first_wrong}"
+        )
     if one.bad in one.named and one.bad not in one.quarantined:
         wrong.append(f"{one.bad} was named, and not quarantined")
     return wrong
@@ -134,15 +140,19 @@ def local(seed: int, folder: Path) -> Found:
     """One real run: a core of four is bad (by name: they share the cores that there are), on pinned processes."""
     from quoreduce import Options, Session
     from quoreduce.jobs.wordcount import JOB
-    from quoreduce.runtime.options import Place
+    from quoreduce.protocol.options import Place
 
     bad, text, output = f"worker{seed % 4}", folder / "text", folder / f"out{seed}"
     if not text.exists():
         rng = Random(0)
         text.write_text("\n".join(" ".join(f"w{rng.randrange(5000)}" for _ in range(12)) for _ in range(4000)))
-    options = Options(split_mb=0.005, reducers=4, faults=(f"bad:{bad}:{100 * BAD:.0f}%",), fault_seed=seed, suspects=False)
+    options = Options(
+        split_mb=0.005, reducers=4, faults=(f"bad:{bad}:{100 * BAD:.0f}%",), fault_seed=seed, suspects=False
+    )
     with Session(Place("local", 4, "worker")) as session:
-        session.run(JOB, [str(text)], str(folder / f"warm{seed}"), Options(suspects=False))  # all four are there from the start
+        session.run(
+            JOB, [str(text)], str(folder / f"warm{seed}"), Options(suspects=False)
+        )  # all four are there from the start
         result = session.run(JOB, [str(text)], str(output), options)
     shut = tuple(name for name, one in result.suspects.items() if one.quarantined)
     judged = result.suspects[bad].judged if bad in result.suspects else 0

@@ -1,4 +1,6 @@
-"""Errors of the environment at file calls: a sample of them all, one that has no end of its own, and what would be noticed."""
+"""Errors of the environment at file calls: a sample of them all, one that has no end of its own, and what would be
+noticed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ FOUND = (
     "sort-local:driver:close:output:1:ESTALE:once", "sort-inline:driver:mkdir:store:3:ENOSPC:once",
     "wordcount-inline:driver:close:store:0:EIO:forever", "wordcount-local:workers:mkdir:store:0:EIO:forever",
     "wordcount-local:workers:open:output:0:EMFILE:forever", "durable-local:driver:close:output:4:ESTALE:forever",
-    "overwrite-inline:driver:read:output:3:ENOSPC:forever",
+    "overwrite-inline:driver:read:output:3:ENOSPC:forever", "sync-inline:driver:read:cache:87:EMFILE:forever",
 )  # fmt: skip
 
 
@@ -37,7 +39,10 @@ def test_errors_of_the_environment_are_masked_or_said(says: Callable[[str], None
     command = [sys.executable, environment.__file__, "--count", str(TRIALS), "--seed", str(SEED), "--replay", *FOUND]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
     verdict = next((line for line in done.stdout.splitlines() if " trials, " in line), done.stderr[-2000:])
-    says(f"errors of the environment: {verdict}; again: python tests/campaigns/environment.py --count {TRIALS} --seed {SEED}")
+    says(
+        f"errors of the environment: {verdict}; again: python tests/campaigns/environment.py --count "
+        f"{TRIALS} --seed {SEED}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{TRIALS + len(FOUND)} trials" in verdict
 
@@ -47,8 +52,10 @@ def test_a_part_that_can_never_be_read_ends_the_job(cli: Any, library: Path, kjv
     text, output = tmp_path / "text", tmp_path / "outputs" / "out"
     text.write_bytes(kjv.read_bytes()[:20_000])
     failing = {
-        "LD_PRELOAD": str(library), "FAIL_PLACES": f"output={output.parent}", "FAIL_ROLE": "workers", "FAIL_CALL": "read",
-        "FAIL_PLACE": "output", "FAIL_AT": "0", "FAIL_TOKEN": str(tmp_path / "token"), "FAIL_ERRNO": "5", "FAIL_FOREVER": "1",
+        "LD_PRELOAD": str(library), "FAIL_PLACES": f"output={output.parent}", "FAIL_ROLE": "workers",
+        "FAIL_CALL": "read",
+        "FAIL_PLACE": "output", "FAIL_AT": "0", "FAIL_TOKEN": str(tmp_path / "token"), "FAIL_ERRNO": "5",
+        "FAIL_FOREVER": "1",
     }  # fmt: skip
     words = ("run", "wordcount", text, output, *environment.LOCAL, "--reducers", "1", "--quiet")
     ended = cli(*words, env=failing)

@@ -1,6 +1,7 @@
 """Damaged inputs are read, or refused with an error that fits, in little time and memory.
 
-With --nightly there are 12,000, elsewhere 3,000, or as many as `QUOREDUCE_FUZZED` says, from number `QUOREDUCE_SEED` (0) on.
+With --nightly there are 12,000, elsewhere 3,000, or as many as `QUOREDUCE_FUZZED` says, from number `QUOREDUCE_SEED`
+(0) on.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def test_damaged_inputs_are_read_or_refused_with_an_error_that_fits(says: Callab
     begun = time.monotonic()
     *_, tally = campaign(SEED, INPUTS, len(os.sched_getaffinity(0)))
     says(
-        f"fuzzed inputs, numbers from {SEED} on of {len(TARGETS)} kinds: {verdict(tally)}, in {time.monotonic() - begun:.0f} s;"
-        f" again: python tests/campaigns/fuzz.py --count {INPUTS} --seed {SEED}"
+        f"fuzzed inputs, numbers from {SEED} on of {len(TARGETS)} kinds: {verdict(tally)}, in "
+        f"{time.monotonic() - begun:.0f} s; again: python tests/campaigns/fuzz.py --count {INPUTS} --seed {SEED}"
     )
     assert not tally.findings, f"{verdict(tally)}\n{tally.text()}"
     assert tally.inputs == INPUTS
@@ -52,7 +53,8 @@ def test_samples_are_read(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "what"),
     [("raises anything", "KeyError"), ("is not clear", "no clear line"), ("reserves too much", "MemoryError"),
-     ("computes for ever", "CPU time"), ("contradicts itself", "AssertionError: not what it was"), ("dies", "exit code -11"),
+     ("computes for ever", "CPU time"), ("contradicts itself", "AssertionError: not what it was"),
+     ("dies", "exit code -11"),
      ("hangs", "hung"), ("takes damage for a sample", "taken for a sample")],
 )  # fmt: skip
 def test_what_no_decoder_may_do_is_found(kind: str, what: str) -> None:

@@ -19,8 +19,12 @@ TIMEOUT_S = 600
 
 
 def test_damaged_kernels_spoil_no_output(says: Callable[[str], None]) -> None:
-    """40 files in 5 trials that do not compile, which tests/runtime/test_kernel_cache.py does; a failure says its seed."""
-    first = 1 if os.environ.get("CI") else random.randrange(1 << 30) * campaign.CHECKED_EVERY * campaign.COMPILED_EVERY + 1
+    """40 files in 5 trials that do not compile, which tests/runtime/test_kernel_cache.py does; a failure says its
+    seed.
+    """
+    first = (
+        1 if os.environ.get("CI") else random.randrange(1 << 30) * campaign.CHECKED_EVERY * campaign.COMPILED_EVERY + 1
+    )
     command = [sys.executable, campaign.__file__, "--count", "40", "--seed", str(first)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""A tenth of the mutation campaign, or as much of it as comes in a minute; `QUOREDUCE_SEED` says which (1: of tracker/)."""
+"""A tenth of the mutation campaign, or as much of it as comes in a minute; `QUOREDUCE_SEED` says which (1: of
+tracker/).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_most_mutants_of_a_sample_are_killed(says: Callable[[str], None]) -> Non
     """An even seed takes data/, an odd one tracker/; how far a run comes depends on the machine."""
     seed = os.environ.get("QUOREDUCE_SEED", "1")
     area = ("data", "tracker")[int(seed) % 2]  # one of them: all its tests run once before the first mutant
-    done = campaign("--modules", area, "--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", str(SCORE))
+    done = campaign(
+        "--modules", area, "--sample", "10%", "--seed", seed, "--minutes", str(MINUTES), "--score", str(SCORE)
+    )
     says(f"mutants, QUOREDUCE_SEED={seed}:\n{done.stdout}")
     assert done.returncode == 0, f"QUOREDUCE_SEED={seed}\n{done.stdout}{done.stderr}"
     total = re.search(r"^\| all \| \d+ \| (\d+) \|", done.stdout, re.M)
@@ -107,8 +111,8 @@ def test_a_change_that_matters_is_killed_and_one_that_does_not_survives(tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert eval(done.stdout.splitlines()[-1]) == {
         "leaves a mount": "killed",
-        "nothing": "survived", "executions": "killed", "no module": "killed", "no end": "killed", "eats memory": "killed",
-        "no Python": "no Python",
+        "nothing": "survived", "executions": "killed", "no module": "killed", "no end": "killed",
+        "eats memory": "killed", "no Python": "no Python",
         "seen by no test": "survived",
     }  # fmt: skip
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

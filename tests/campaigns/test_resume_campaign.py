@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import resume as campaign
 
 TIMEOUT_S = 900
-KILLS = 20 if os.environ.get("QUOREDUCE_NIGHTLY") else 6
+KILLS = 20 if os.environ.get("QUOREDUCE_NIGHTLY") else 4
 DECIDED = Decided("map", 3, 0, ("a", "b"), b"d", ())
 
 

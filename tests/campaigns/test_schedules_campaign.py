@@ -1,6 +1,7 @@
 """Random schedules: any order of events, any mix of faults; every job ends right, or says why not.
 
-With --nightly there are 100,000, elsewhere 10,000, or as many as `QUOREDUCE_SCHEDULES` says, from number `QUOREDUCE_SEED` (0) on.
+With --nightly there are 100,000, elsewhere 5,000, or as many as `QUOREDUCE_SCHEDULES` says, from number
+`QUOREDUCE_SEED` (0) on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from schedules import CAMPAIGN, explore, told
 
 from quoreduce.tracker import JobTracker, Plan
 
-SCHEDULES = int(os.environ.get("QUOREDUCE_SCHEDULES", "100000" if os.environ.get("QUOREDUCE_NIGHTLY") else "10000"))
+SCHEDULES = int(os.environ.get("QUOREDUCE_SCHEDULES", "100000" if os.environ.get("QUOREDUCE_NIGHTLY") else "5000"))
 SEED = int(os.environ.get("QUOREDUCE_SEED", "0"))
 RARE = (
     "votes withdrawn", "quarantined domains", "outputs lost before they were published", "malformed replies",

@@ -38,19 +38,21 @@ def trial(tmp_path: Path) -> campaign.Campaign:
 
 def test_it_would_see_what_is_left(trial: campaign.Campaign, tmp_path: Path) -> None:
     before = trial._state()
-    trial._nothing_is_left(before, killed=False)
+    trial._nothing_is_left(CASE, before, killed=False)
     for path in ("store/quoreduce-0", "outputs/.out.lock", "t/quoreduce-0/ray-1"):
         (tmp_path / path).mkdir(parents=True)
         with pytest.raises(campaign.Wrong, match="left behind"):
-            trial._nothing_is_left(before, killed=False)
+            trial._nothing_is_left(CASE, before, killed=False)
         (tmp_path / path).rmdir()
 
 
 def test_it_would_see_words_that_are_not_true(trial: campaign.Campaign, tmp_path: Path) -> None:
     nothing = "quoreduce: terminated, nothing was published\n"
     trial._judge(CASE, 143, "", nothing, killed=False)
-    for code, said, match in ((15, nothing, "exit 15"), (1, nothing, "exit 1"), (130, nothing, "exit 130"), (0, "", "no output"),
-                              (143, "quoreduce: terminated\n", "what became"), (143, "Traceback", "traceback")):  # fmt: skip
+    for code, said, match in (
+        (15, nothing, "exit 15"), (1, nothing, "exit 1"), (130, nothing, "exit 130"), (0, "", "no output"),
+        (143, "quoreduce: terminated\n", "what became"), (143, "Traceback", "traceback"),
+    ):  # fmt: skip
         with pytest.raises(campaign.Wrong, match=match):
             trial._judge(CASE, code, "", said, killed=False)
     out = tmp_path / "outputs" / "deep" / "out"

@@ -1,4 +1,6 @@
-"""A sample of the campaign of suspects.py, a tenth with --nightly: nobody healthy is accused, and a bad core is named."""
+"""A sample of the campaign of suspects.py, a tenth with --nightly: nobody healthy is accused, and a bad core is
+named.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Campaign: random schedules against the protocols of VM operations: an adversarial relay, crashes, hypervisors that fail.
+"""Campaign: random schedules against the protocols of VM operations: an adversarial relay, crashes, hypervisors that
+fail.
 
-    python tests/campaigns/vm.py                              20,000 schedules
+    python tests/campaigns/vm.py                              50,000 schedules
     python tests/campaigns/vm.py --count 2500 --seed 0        what CI runs
     python tests/campaigns/vm.py --replay 4711                one of them, told line by line
 
-The machines are the real ones, with real cryptography; the world around them is tests/cloud/world.py, and so is the referee.
-Schedule number S is a function of S alone. A campaign is the numbers from `--seed` up; without it they begin where nobody has
-been. The end is 0 if everything held, else 1.
+The machines are the real ones, with real cryptography; the world around them is tests/support/world.py, and so is the
+referee. Schedule number S is a function of S alone. A campaign is the numbers from `--seed` up; without it they begin
+where nobody has been. The end is 0 if everything held, else 1.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "cloud"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import seeded
-from world import KIT, Schedule
+from vm_schedule import Schedule
+from world import KIT
 
-COUNT = 20_000
+COUNT = 50_000
 SLICE = 50
 CPU_S_MAX = 30.0  # of one schedule, which takes about a twentieth of a second
 
@@ -50,7 +52,8 @@ class Tally(seeded.Tally):
         lines += [f"  {name:48}{n:>12,}{n / total:>9.2%}" for name, n in self.moods.most_common()]
         lines.append(f"{'met:':50}{'in all':>12}{'schedules':>21}")
         lines += [
-            f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}" for name, n in sorted(self.sums.items())
+            f"  {name:48}{n:>12,}{self.met[name]:>12,}{self.met[name] / total:>9.2%}"
+            for name, n in sorted(self.sums.items())
         ]
         lines.append(f"{len(self.reasons)} reasons were given; the most frequent:")
         lines += [f"  {n:>8,}  {reason[:110]}" for reason, n in self.reasons.most_common(25)]

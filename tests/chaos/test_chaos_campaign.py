@@ -16,7 +16,7 @@ ON, MINUTES = ("all", 1) if NIGHTLY else ("local", 0.3)
 KINDS_LEAST, FAULTS_LEAST = (12, 200) if NIGHTLY else (8, 40)
 STAGES = {"local", "ray", "rpc", "cluster"} if NIGHTLY else {"local"}
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("clusters")]  # a Ray of its own
 
 
 @pytest.fixture(scope="module")

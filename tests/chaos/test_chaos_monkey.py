@@ -15,8 +15,8 @@ from runs import poll, running
 
 from quoreduce.chaos.monkey import FAKETIME, Monkey, flip_bit, marked, skewed_environment, sweep_clocks, wait_until_gone
 from quoreduce.chaos.plan import JobPlan, Strike
-from quoreduce.runtime.figures import Progress
-from quoreduce.runtime.port import WorkerInfo
+from quoreduce.driver.figures import Progress
+from quoreduce.protocol.port import WorkerInfo
 
 
 @pytest.fixture
@@ -125,7 +125,9 @@ def test_a_skewed_clock_is_hours_or_years_off(pick: int) -> None:
     if FAKETIME is None:
         pytest.skip("no libfaketime here: .ci/system-packages")
     said = [
-        subprocess.run([sys.executable, "-c", "import time; print(time.time())"], env=env, capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", "import time; print(time.time())"], env=env, capture_output=True, check=True
+        ).stdout
         for env in ({**os.environ, **skewed_environment(pick)}, os.environ)
     ]
     assert abs(float(said[0]) - float(said[1])) > 3000

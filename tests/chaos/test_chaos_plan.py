@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quoreduce.chaos.plan import KINDS, MAPS_LEAST, REDUCERS, STAGES, kinds_of, parse_job, parse_kinds, plan_job
 from quoreduce.errors import UsageError
-from quoreduce.runtime.faults import FaultPlan, parse_fault
+from quoreduce.protocol.faults import FaultPlan, parse_fault
 
 ALL = tuple(KINDS)
 stages = st.sampled_from(sorted(STAGES))
@@ -24,7 +24,9 @@ def test_same_seed_same_plan(seed: int, stage: str, number: int) -> None:
 
 
 @given(seeds, stages, numbers, st.sets(st.sampled_from(ALL)))
-def test_a_plan_has_only_what_is_allowed_and_the_stage_can_do(seed: int, stage: str, number: int, allowed: set[str]) -> None:
+def test_a_plan_has_only_what_is_allowed_and_the_stage_can_do(
+    seed: int, stage: str, number: int, allowed: set[str]
+) -> None:
     plan = plan_job(seed, stage, number, allowed)
     assert set(plan.kinds) <= set(kinds_of(stage, allowed))
     assert plan.job in STAGES[stage].jobs
@@ -63,7 +65,9 @@ def test_some_jobs_have_several_kinds_and_some_have_none(seed: int, stage: str) 
 
 
 def test_two_hundred_jobs_mean_two_thousand_faults() -> None:
-    """The figure of the ten minutes is within reach: counted are faults on demand and strikes, for what they ask at most."""
+    """The figure of the ten minutes is within reach: counted are faults on demand and strikes, for what they ask at
+    most.
+    """
     asked = 0
     for i in range(200):
         plan = plan_job(0, "local", i, ALL)

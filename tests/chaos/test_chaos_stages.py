@@ -16,11 +16,11 @@ from quoreduce.chaos import campaign as campaign_module
 from quoreduce.chaos import stage as stage_module
 from quoreduce.chaos.campaign import SETUPS_MOST, _run_stage, run_campaign
 from quoreduce.chaos.clusters import Plain
-from quoreduce.chaos.stage import Orders, Stage
-from quoreduce.chaos.tally import Campaign, Record
-from quoreduce.report import chaos as chaos_command
-from quoreduce.report.chaos import summary
-from quoreduce.runtime.options import Place
+from quoreduce.chaos.stage import Orders, StageRunner
+from quoreduce.chaos.tally import Campaign, JobOutcome
+from quoreduce.commands.chaos import command as chaos_command
+from quoreduce.commands.chaos.text import summary
+from quoreduce.protocol.options import Place
 
 SAY = """
 import json, os, subprocess, sys, time
@@ -29,7 +29,7 @@ orders = json.load(sys.stdin)
 """
 READY = "say(set_up='begun')\nsay(set_up='done')\n"
 BEGIN = "say(begin='local:7', job='sort', kinds=['flip'])\n"
-RECORD = Record("local", 7, "sort", 1, "right", {"flip": 3}, 1.0, 3)
+RECORD = JobOutcome("local", 7, "sort", 1, "right", {"flip": 3}, 1.0, 3)
 JOB = f"{BEGIN}say(record=json.loads({json.dumps(asdict(RECORD))!r}))\n"
 
 
@@ -75,16 +75,11 @@ def test_a_stage_that_dies_is_a_finding(tmp_path: Path, monkeypatch: pytest.Monk
     assert "out of luck" in record.error
 
 
-def test_a_stage_that_dies_between_jobs_is_a_finding_of_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_dies_between_jobs_is_a_finding_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"{READY}{JOB}sys.exit('closing')"
     found = play(script, tmp_path, monkeypatch)
     assert [(record.number, record.outcome) for record in found.records] == [(7, "right"), (-1, "untyped")]
     assert found.setups_failed == 0
-
-
-# ---- set-ups that fail are no jobs, and not the end
 
 
 def test_a_set_up_that_fails_is_counted_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +128,7 @@ def test_nothing_is_set_up_again_for_no_job(tmp_path: Path, monkeypatch: pytest.
     assert (found.setups_failed, (tmp_path / "times").read_text()) == (1, "1")
 
 
-def test_other_stages_run_when_some_cannot(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_stages_run_when_some_cannot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 4: nothing wrong was found, but not all was tried."""
     script = f"if orders['stage'] != 'ray': sys.exit('no Ray here')\n{READY}{JOB}"
     monkeypatch.setattr(campaign_module, "_command", lambda: [sys.executable, "-c", SAY + script])
@@ -192,7 +185,7 @@ def test_a_stage_says_when_it_sets_up(first: bool, tmp_path: Path, monkeypatch: 
     orders = Orders("local", 1, 0.0, ["flip"], str(tmp_path / "stage"), inputs, right, most=2, first=1)
     out = io.StringIO()
     with pytest.raises(RuntimeError, match="no Ray here" if first else "no node"):
-        Stage(orders, out).run()
+        StageRunner(orders, out).run()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["begin"] for line in lines if "begin" in line] == ([] if first else ["local:1"])
     assert lines[-1] == {"set_up": "begun"}

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from quoreduce.chaos.plan import COLLUSION, KINDS
-from quoreduce.chaos.tally import Campaign, Record, Row
-from quoreduce.report.chaos import BEGIN, COLUMNS, END, marked, plan, show, summary
-from quoreduce.report.chaos_page import page
+from quoreduce.chaos.tally import Campaign, JobOutcome, Row
+from quoreduce.commands.chaos.command import BEGIN, END, marked, plan, show
+from quoreduce.commands.chaos.page import page
+from quoreduce.commands.chaos.text import COLUMNS, summary
 
 
-def record(outcome: str = "right", wall_s: float = 1.0, extra: int = 0, number: int = 0, **faults: int) -> Record:
-    return Record("local", number, "sort", 1, outcome, faults, wall_s, extra, rss_mb=50.0)
+def record(outcome: str = "right", wall_s: float = 1.0, extra: int = 0, number: int = 0, **faults: int) -> JobOutcome:
+    return JobOutcome("local", number, "sort", 1, outcome, faults, wall_s, extra, rss_mb=50.0)
 
 
-def campaign(*records: Record) -> Campaign:
+def campaign(*records: JobOutcome) -> Campaign:
     return Campaign(7, 1.0, tuple(KINDS), list(records), wall_s=60.0)
 
 
@@ -29,7 +30,8 @@ def row(found: Campaign, kind: str) -> Row:
 MIXED = campaign(
     record("warm", 9.0), record(wall_s=2.0), record(wall_s=4.0),
     record(wall_s=6.0, extra=3, flip=4), record(wall_s=12.0, extra=1, flip=2),
-    record(wall_s=90.0, extra=9, flip=1, kill=2), record("stopped", number=17, fill=1, kill=1), record("rotten", part=1),
+    record(wall_s=90.0, extra=9, flip=1, kill=2), record("stopped", number=17, fill=1, kill=1),
+    record("rotten", part=1),
     record("wrong", number=3, **{COLLUSION: 20}), record("stopped", number=4, **{COLLUSION: 5}),
 )  # fmt: skip
 
@@ -51,13 +53,13 @@ def test_executions_and_time_are_those_of_jobs_that_nothing_else_has_hit() -> No
 
 
 def test_what_is_in_the_air_all_the_time_does_not_count_as_another_kind() -> None:
-    found = campaign(Record("cluster", 0, "sort", 1, "right", {"starve": 5, "node": 1}, 3.0, 2))
+    found = campaign(JobOutcome("cluster", 0, "sort", 1, "right", {"starve": 5, "node": 1}, 3.0, 2))
     assert row(found, "node").extra == 2
 
 
 def test_time_on_a_ray_that_loses_rpcs_is_compared_with_one_that_does_not() -> None:
-    quiet = Record("ray", -1, "sort", 1, "right", {}, 2.0)
-    found = campaign(quiet, Record("rpc", 0, "sort", 1, "right", {"rpc": 5}, 10.0))
+    quiet = JobOutcome("ray", -1, "sort", 1, "right", {}, 2.0)
+    found = campaign(quiet, JobOutcome("rpc", 0, "sort", 1, "right", {"rpc": 5}, 10.0))
     assert row(found, "rpc").ratio == pytest.approx(5)
 
 
@@ -111,7 +113,10 @@ def test_the_bound_is_said_to_be_broken_outside_the_model(capsys: pytest.Capture
     show(MIXED)
     text = capsys.readouterr().out
     assert "outside the model" in text
-    assert "OUTSIDE THE MODEL: f+1 domains give the same wrong answers at f=1: 1 of 2 outputs wrong, 1 jobs stopped" in text
+    assert (
+        "OUTSIDE THE MODEL: f+1 domains give the same wrong answers at f=1: 1 of 2 outputs wrong, 1 jobs stopped"
+        in text
+    )
     assert "0 wrong outputs, 0 partial outputs" in text
     assert "7 jobs, 2 of them without faults, 12 faults of 4 kinds, seed 7, 1.0 minutes" in text
 
@@ -162,7 +167,9 @@ def test_a_plan_can_be_read_before_it_is_run() -> None:
         (("--json", "no/such/folder/file"), "there is no such folder"),
     ],
 )
-def test_mistakes_are_one_clear_line(cli: Callable[..., object], arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_mistakes_are_one_clear_line(
+    cli: Callable[..., object], arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
     ended = cli("chaos", *arguments, cwd=tmp_path)
     assert ended.code == 2  # type: ignore[attr-defined]
     assert says in ended.stderr  # type: ignore[attr-defined]

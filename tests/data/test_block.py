@@ -103,7 +103,12 @@ def test_a_block_is_filled_where_the_allocator_says():
     block = Block.create(("u64",), 1, (8,), lambda n: given.append(np.empty(n, np.uint8)) or given[0])
     assert block.buffer is given[0]
     assert block.nbytes == given[0].size == 72
-    for wrong in (np.empty(72, np.int8), np.empty(73, np.uint8), np.empty((72, 1), np.uint8), np.empty(144, np.uint8)[::2]):
+    for wrong in (
+        np.empty(72, np.int8),
+        np.empty(73, np.uint8),
+        np.empty((72, 1), np.uint8),
+        np.empty(144, np.uint8)[::2],
+    ):
         with pytest.raises(BlockError, match=r"not u8\[72\]"):
             Block.create(("u64",), 1, (8,), lambda n, wrong=wrong: wrong)
 
@@ -125,7 +130,10 @@ def test_opened_block_is_viewed_by_numpy_and_arrow_without_a_copy():
     batch = block.to_arrow()
     assert batch.to_pydict() == {"c0": [b"a", b"bb", b"ccc"], "c1": [1, 2, 3]}
     assert batch.column(1).buffers()[1].address == raw.ctypes.data + block.layout.starts[1][1]
-    assert [[buffer and buffer.size for buffer in column.buffers()] for column in batch.columns] == [[None, 32, 6], [None, 24]]
+    assert [[buffer and buffer.size for buffer in column.buffers()] for column in batch.columns] == [
+        [None, 32, 6],
+        [None, 24],
+    ]
     batch.validate(full=True)
 
 
@@ -151,7 +159,12 @@ def test_allocator_with_old_bytes_gives_the_same_block():
 
 HEADERS = {
     "not a block of version 1": [(b"QRB2", 1, 1, 0, 4096), (b"QRB1", 2, 1, 0, 4096)],
-    "cannot have": [(b"QRB1", 1, 0, 0, 4096), (b"QRB1", 1, 65, 0, 4096), (b"QRB1", 1, 4, 0, 119), (b"QRB1", 1, 1, 0, 24)],
+    "cannot have": [
+        (b"QRB1", 1, 0, 0, 4096),
+        (b"QRB1", 1, 65, 0, 4096),
+        (b"QRB1", 1, 4, 0, 119),
+        (b"QRB1", 1, 1, 0, 24),
+    ],
     "header says": [(b"QRB1", 1, 1, 4097, 4096), (b"QRB1", 1, 64, 1 << 63, 4096)],
     "too few": [(b"QRB1", 1, 1, 0, 23)],
 }

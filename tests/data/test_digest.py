@@ -57,7 +57,9 @@ def test_block_digest_covers_header_and_every_column():
     for digester in DIGESTERS:
         seen = set()
         for change in ("none", "offset", "data", "number", "records"):
-            block = Block.create(("binary", "u64"), 3 if change == "records" else 2, (4, 24 if change == "records" else 16))
+            block = Block.create(
+                ("binary", "u64"), 3 if change == "records" else 2, (4, 24 if change == "records" else 16)
+            )
             offsets, data = block.binary(0)
             offsets[:] = [0, 1, 4, 4][: block.records + 1]
             data[:] = 1

@@ -21,7 +21,19 @@ def test_a_format_is_called_what_it_was_parsed_from(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "line", "fixed", "fixed:", "fixed:0", "fixed:65537", "fixed:000000001", "fixed:\u0663", "fixed:1:1", "wide:1", "Lines"],
+    [
+        "",
+        "line",
+        "fixed",
+        "fixed:",
+        "fixed:0",
+        "fixed:65537",
+        "fixed:000000001",
+        "fixed:\u0663",
+        "fixed:1:1",
+        "wide:1",
+        "Lines",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="unknown record format"):

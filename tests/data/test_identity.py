@@ -15,7 +15,7 @@ from quoreduce.data import splits as splits_module
 from quoreduce.data.formats import parse_format
 from quoreduce.data.identity import Identity, change, tag_of
 from quoreduce.data.inputs import open_split
-from quoreduce.data.journal import Source
+from quoreduce.data.journal import JournalInput
 from quoreduce.data.splits import Split, check_unchanged, plan_splits
 from quoreduce.errors import HostError, InputError
 
@@ -91,10 +91,10 @@ def test_a_split_without_an_identity_is_known_by_its_size(tmp_path: Path) -> Non
 
 
 def test_journals_of_before_lack_most_of_the_identity() -> None:
-    old = msgspec.msgpack.decode(msgspec.msgpack.encode(["/a", 3, 5]), type=Source)
-    assert old.same(Source.of("/a", 3, Identity(5 + 7, 1, 2, 3)))
-    assert not old.same(Source.of("/a", 3, Identity(2 * NS, 1, 2, 3)))
-    assert not old.same(Source.of("/a", 4, Identity(5)))
+    old = msgspec.msgpack.decode(msgspec.msgpack.encode(["/a", 3, 5]), type=JournalInput)
+    assert old.same(JournalInput.of("/a", 3, Identity(5 + 7, 1, 2, 3)))
+    assert not old.same(JournalInput.of("/a", 3, Identity(2 * NS, 1, 2, 3)))
+    assert not old.same(JournalInput.of("/a", 4, Identity(5)))
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1, 9_000_001])
@@ -107,7 +107,13 @@ def test_past_the_page_cache_are_the_same_bytes(size: int, tmp_path: Path) -> No
         pytest.skip(f"the file system of {tmp_path} cannot read past the page cache")
     with file:
         half = size // 2
-        for begin, stop in ((0, size), (size // 3, size), (size - 1, size), (half, min(size, half + 5000)), (0, size + 9)):
+        for begin, stop in (
+            (0, size),
+            (size // 3, size),
+            (size - 1, size),
+            (half, min(size, half + 5000)),
+            (0, size + 9),
+        ):
             assert file.view(begin, stop).tobytes() == data[begin:stop]
         for offset in (0, size // 2, size - 1, 3):
             assert data[offset:].startswith(file.pread(77, offset))
@@ -157,7 +163,9 @@ def test_too_many_open_files_say_nothing_about_the_input(tmp_path: Path) -> None
     assert isinstance(splits_module.unreadable(split.path, OSError(5, "Input/output error")), InputError)
 
 
-def test_a_machine_without_file_numbers_says_nothing_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_file_numbers_says_nothing_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"a\n")
 

@@ -12,7 +12,7 @@ from blake3 import blake3
 from quoreduce.data.commit import UriOutput, open_output
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_split
-from quoreduce.data.manifest import InputFile, Manifest, ManifestError, Part, read_manifest, verify_output
+from quoreduce.data.manifest import InputFile, Manifest, ManifestError, ManifestPart, read_manifest, verify_output
 from quoreduce.data.splits import plan_splits
 from quoreduce.errors import InputError, OutputError
 
@@ -120,7 +120,7 @@ def write(bucket: Bucket, scratch: Path, contents: list[bytes], overwrite: bool 
 
 
 def manifest_of(contents: list[bytes]) -> bytes:
-    parts = [Part(f"part-r-{i:05d}", blake3(c).hexdigest(), len(c), 1) for i, c in enumerate(contents)]
+    parts = [ManifestPart(f"part-r-{i:05d}", blake3(c).hexdigest(), len(c), 1) for i, c in enumerate(contents)]
     inputs = [InputFile("s3://user:secret@bucket/in?x=y", 3)]
     return Manifest.build(
         quoreduce="0", job="j", mode="bft", f=1, digest_algorithm="blake3", parts=parts, inputs=inputs, records_in=1

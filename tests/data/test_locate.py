@@ -1,4 +1,6 @@
-"""From a byte to its record: of blocks, lines and records of a fixed width; every byte belongs to what the slow way says."""
+"""From a byte to its record: of blocks, lines and records of a fixed width; every byte belongs to what the slow way
+says.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,16 @@ def block_of(rows: list[tuple[bytes, int, bytes]]) -> Block:
     return block
 
 
-ROWS = st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 2**64 - 1), st.binary(min_size=3, max_size=3)), max_size=9)
+ROWS = st.lists(
+    st.tuples(st.binary(max_size=9), st.integers(0, 2**64 - 1), st.binary(min_size=3, max_size=3)), max_size=9
+)
 
 
 @given(ROWS)
 def test_a_byte_that_changes_a_value_lies_in_its_record(rows: list[tuple[bytes, int, bytes]]) -> None:
-    """For every byte of a block: flipping it changes the record that it is said to lie in, first of its column, and no other."""
+    """For every byte of a block: flipping it changes the record that it is said to lie in, first of its column, and no
+    other.
+    """
     block = block_of(rows)
     spots = [locate.find(block.buffer, offset, "block") for offset in range(block.buffer.size)]
     held = Counter(spot.what for spot in spots)
@@ -57,7 +63,9 @@ def test_a_byte_that_changes_a_value_lies_in_its_record(rows: list[tuple[bytes, 
 def differing(one: Block, two: Block) -> list[tuple[int, int]]:
     found = []
     for column in range(3):
-        values = [[value.data for value in (locate._value(b, column, i, 0) for i in range(b.records))] for b in (one, two)]
+        values = [
+            [value.data for value in (locate._value(b, column, i, 0) for i in range(b.records))] for b in (one, two)
+        ]
         found += [(column, i) for i, (a, b) in enumerate(zip(*values, strict=True)) if a != b]
     return found
 
@@ -126,15 +134,21 @@ def test_spots_to_the_last_field() -> None:
     assert locate.find(raw, 15, "text") == locate.Spot("end", -1, -1, none)
     assert locate.find(raw, 3, "sequence") == locate.Spot("bytes", -1, -1, (locate.Value("bytes", b"3456789a", 3, 15),))
     assert locate.find(raw, 14, "text") == locate.Spot("record", -1, 1, (locate.Value("line", b"cd", 0, 2),))
-    assert locate.find(raw, 14, "fixed:10") == locate.Spot("record", -1, 1, (locate.Value("fixed:10", b"ab\ncd", 0, 5),))
+    assert locate.find(raw, 14, "fixed:10") == locate.Spot(
+        "record", -1, 1, (locate.Value("fixed:10", b"ab\ncd", 0, 5),)
+    )
     assert locate.find(block.buffer, 9, "block") == locate.Spot("header", -1, -1, (number,))
     assert locate.find(block.buffer, offsets + 24, "block") == locate.Spot("padding", -1, -1, none)
     assert locate.find(block.buffer, data - 1, "block") == locate.Spot("padding", -1, -1, none)
-    assert locate.find(raw, 3, "fixed:10") == locate.Spot("record", -1, 0, (locate.Value("fixed:10", b"0123456789", 0, 10),))
+    assert locate.find(raw, 3, "fixed:10") == locate.Spot(
+        "record", -1, 0, (locate.Value("fixed:10", b"0123456789", 0, 10),)
+    )
     empty = block_of([])
     assert locate.find(empty.buffer, empty.layout.starts[0][0], "block") == locate.Spot("offsets", 0, -1, none)
     without = block_of([(b"", 1, b"xyz")])
-    assert locate.find(without.buffer, without.layout.starts[1][1], "block").values[0] == locate.Value("binary", b"", 0, 0)
+    assert locate.find(without.buffer, without.layout.starts[1][1], "block").values[0] == locate.Value(
+        "binary", b"", 0, 0
+    )
 
 
 def test_values_as_long_as_can_be_shown_and_longer_ones() -> None:

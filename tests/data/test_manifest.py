@@ -15,7 +15,7 @@ from quoreduce.data.manifest import (
     InputFile,
     Manifest,
     ManifestError,
-    Part,
+    ManifestPart,
     decode_manifest,
     output_digest,
     read_manifest,
@@ -29,8 +29,11 @@ def digest_file(path: Path) -> bytes:
     return blake3(path.read_bytes()).digest()
 
 
-def parts_of(contents: list[bytes]) -> list[Part]:
-    return [Part(f"part-r-{i:05d}", blake3(one).hexdigest(), len(one), one.count(b"\n")) for i, one in enumerate(contents)]
+def parts_of(contents: list[bytes]) -> list[ManifestPart]:
+    return [
+        ManifestPart(f"part-r-{i:05d}", blake3(one).hexdigest(), len(one), one.count(b"\n"))
+        for i, one in enumerate(contents)
+    ]
 
 
 def build(contents: list[bytes] = CONTENTS, **changes: Any) -> Manifest:
@@ -60,9 +63,6 @@ def refused(raw: bytes | dict[str, Any]) -> str:
     assert "\n" not in message
     assert caught.value.exit_code == 2
     return message
-
-
-# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_round_trips_and_sums_up_its_parts() -> None:
@@ -105,15 +105,12 @@ def test_credentials_do_not_get_into_a_manifest() -> None:
 
 def test_building_from_wrong_parts_is_refused() -> None:
     for parts in (
-        [Part("part-r-00001", "ab" * 32, 1, 1)],
-        [Part("part-r-00000", "xy", 1, 1)],
-        [Part("x", "ab" * 32, -1, 1)],
+        [ManifestPart("part-r-00001", "ab" * 32, 1, 1)],
+        [ManifestPart("part-r-00000", "xy", 1, 1)],
+        [ManifestPart("x", "ab" * 32, -1, 1)],
     ):
         with pytest.raises(ManifestError):
             build(parts=parts)
-
-
-# --- decoding what may be anything ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,9 +242,6 @@ def test_a_flipped_bit_is_refused_or_harmless(at: int, bit: int) -> None:
     except ManifestError:
         return
     assert manifest.parts == build().parts
-
-
-# --- verifying --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Whether a file is this user's alone, and so are the folders above it as far as others could put another in its place."""
+"""Whether a file is this user's alone, and so are the folders above it as far as others could put another in its
+place.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quoreduce.data.block import Block
-from quoreduce.data.digest import Digester, Sealed
+from quoreduce.data.digest import Digester, SealedBlock
 from quoreduce.data.seal import CHUNK_BYTES, seal
 
 DIGESTERS = [Digester("blake3"), Digester("fast", b"0123456789abcdef"), Digester("checksum")]
@@ -32,7 +32,11 @@ def block_of(n: int, sizes: tuple[int, int], seed: int) -> Block:
 
 def buffers(block: Block) -> Iterator[Iterator[np.ndarray]]:
     for column in range(len(SCHEMA)):
-        parts = block.binary(column) if SCHEMA[column] == "binary" else [block.numbers(1) if column == 1 else block.fixed(2)]
+        parts = (
+            block.binary(column)
+            if SCHEMA[column] == "binary"
+            else [block.numbers(1) if column == 1 else block.fixed(2)]
+        )
         for part in parts:
             raw = part.reshape(-1).view(np.uint8)
             yield (raw[i : i + CHUNK_BYTES] for i in range(0, raw.size, CHUNK_BYTES))
@@ -42,7 +46,7 @@ def buffers(block: Block) -> Iterator[Iterator[np.ndarray]]:
 def test_a_seal_is_the_digest_of_the_block(digester: Digester, n: int, size: int, seed: int) -> None:
     block = block_of(n, (size * bool(n), 2 * size * bool(n)), seed)
     sealed = seal(digester, SCHEMA, n, block.layout.data_bytes, buffers(block))
-    assert sealed == Sealed(digester.block(block), n, block.buffer.size)
+    assert sealed == SealedBlock(digester.block(block), n, block.buffer.size)
 
 
 @pytest.mark.parametrize("digester", DIGESTERS, ids=lambda d: d.algorithm)

@@ -5,295 +5,32 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from contextlib import suppress
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sequences import SHARED_TMP, WAY, WAYS, Record, block, groups_of, pairs_of, with_header, written
 
 from quoreduce.data import sequencefile as sf
+from quoreduce.data import sequencewriter as sw
 from quoreduce.data.block import Block
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records, open_split, read_sequence_split
-from quoreduce.data.sequencefile import SequenceWriter, read_sequence, sync_marker
+from quoreduce.data.sequencefile import read_sequence, sync_marker
 from quoreduce.data.splits import plan_splits
 from quoreduce.errors import InputError, UsageError
-from quoreduce_kernels import reference as ref
 from quoreduce_kernels import sequence as kernels
 
 SEQUENCE = parse_format("sequence")
-SHARED_TMP = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
 MANY = settings(SHARED_TMP, max_examples=300)
-Record = tuple[bytes, bytes]
-WAYS = [("block", "zlib"), ("block", "gzip"), ("record", "zlib"), ("record", "gzip"), ("none", "zlib")]
-WAY = st.sampled_from(WAYS)
-KINDS = ("Text", "BytesWritable")
-PAYLOAD = st.one_of(st.binary(max_size=6), st.sampled_from([b"a" * n for n in (0, 127, 128, 255, 256, 70_000)]))
+
 SHORT_RECORDS = st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=90)), max_size=12)
-RECORDS = st.lists(st.tuples(PAYLOAD, PAYLOAD), max_size=12)
-
-
-def written(records: list[Record], **options: Any) -> bytes:
-    out = bytearray()
-    with SequenceWriter(out.extend, 1, **options) as writer:
-        for key, value in records:
-            writer.write(key, value)
-    assert (writer.records, writer.nbytes) == (len(records), len(out))
-    return bytes(out)
-
-
-def pairs_of(block: Block) -> list[Record]:
-    assert block.schema == ("binary", "binary")
-    Block.open(block.buffer)
-    (keys, key_data), (values, value_data) = block.binary(0), block.binary(1)
-    raw_keys, raw_values = key_data.tobytes(), value_data.tobytes()
-    return [(raw_keys[keys[i] : keys[i + 1]], raw_values[values[i] : values[i + 1]]) for i in range(block.records)]
-
-
-class Plain:
-    """The plain twin: a SequenceFile of Text/Text or BytesWritable/BytesWritable, from the definition."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 4
-        assert data[:4] == b"SEQ\x06"
-        self.form = {b"Text": -1, b"BytesWritable": -2}[self.string().rpartition(b".")[2]]
-        self.string()
-        compressed, blocks = self.take(1) == b"\1", self.take(1) == b"\1"
-        self.wbits = 31 if compressed and b"Gzip" in self.string() else 15
-        assert self.take(4) == bytes(4)
-        self.sync = self.take(16)
-        self.records = list(self.read_blocks() if blocks else self.read_records(compressed))
-
-    def take(self, n: int) -> bytes:
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def vint(self) -> int:
-        first = self.take(1)[0]
-        return first if first < 128 else int.from_bytes(self.take(0x90 - first), "big")
-
-    def string(self) -> bytes:
-        return self.take(self.vint())
-
-    def payload(self, item: bytes) -> bytes:
-        prefix = ref.serialised(b"", self.form)
-        size = len(prefix) if self.form == -2 else next(n for n in range(1, 6) if ref.serialised(item[n:], -1) == item)
-        return item[size:]
-
-    def read_blocks(self) -> Any:
-        while self.at < len(self.data):
-            assert self.take(20) == b"\xff" * 4 + self.sync
-            count = self.vint()
-            raw = [zlib.decompress(self.take(self.vint()), self.wbits) for _ in range(4)]
-            columns = []
-            for lengths, items in (raw[:2], raw[2:]):
-                sizes, at, start = [], 0, 0
-                for _ in range(count):
-                    size = 1 if lengths[at] < 128 else 1 + 0x90 - lengths[at]
-                    sizes.append(lengths[at] if size == 1 else int.from_bytes(lengths[at + 1 : at + size], "big"))
-                    at += size
-                assert at == len(lengths)
-                assert sum(sizes) == len(items)
-                columns.append([self.payload(items[(start := start + n) - n : start]) for n in sizes])
-            yield from zip(*columns, strict=True)
-
-    def read_records(self, compressed: bool) -> Any:
-        for key, value in ref.walk_records(self.data[self.at :], self.sync):
-            plain = zlib.decompress(value, self.wbits) if compressed else value
-            yield self.payload(key), self.payload(plain)
-
-
-# --- round trips ------------------------------------------------------------------------------------------------------
-
-
-def test_the_forms_are_the_kernels() -> None:
-    assert (sf.TEXT, sf.BYTES, sf.SYNC_BYTES) == (kernels.TEXT, kernels.BYTES, kernels.SYNC_BYTES)
-
-
-@SHARED_TMP
-@given(RECORDS, WAY, st.sampled_from(["Text", "BytesWritable"]), st.integers(1, 300))
-def test_what_is_written_is_read(tmp_path: Path, records: list[Record], way: Any, kind: str, block_bytes: int) -> None:
-    data = written(records, key=kind, value=kind, compression=way[0], codec=way[1], block_bytes=block_bytes)
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    assert pairs_of(read_sequence(path)) == records
-    assert Plain(data).records == records
-
-
-@given(RECORDS, WAY, st.integers(1, 1000), st.lists(st.integers(0, 12), max_size=4), st.sampled_from([KINDS, KINDS[::-1]]))
-def test_columns_are_written_as_single_records_are(
-    records: list[Record], way: Any, block_bytes: int, cuts: list[int], kinds: Any
-) -> None:
-    out = bytearray()
-    options: Any = {"compression": way[0], "codec": way[1], "block_bytes": block_bytes, "key": kinds[0], "value": kinds[1]}
-    with SequenceWriter(out.extend, 1, **options) as writer:
-        bounds = sorted({0, len(records), *(min(cut, len(records)) for cut in cuts)})
-        for start, stop in pairwise(bounds):
-            writer.write_columns(*columns_of(records[start:stop]))
-    assert (writer.records, writer.nbytes) == (len(records), len(out))
-    assert bytes(out) == written(records, **options)
-
-
-@pytest.mark.parametrize("compression", ["none", "record", "block"])
-def test_numbers_are_bytes(tmp_path: Path, compression: Any) -> None:
-    records = [((-7).to_bytes(4, "big", signed=True), (1 << 40).to_bytes(8, "big")), (bytes(4), bytes(8))]
-    (tmp_path / "n").write_bytes(written(records, key="IntWritable", value="LongWritable", compression=compression))
-    assert pairs_of(read_sequence(tmp_path / "n")) == records
-    nothing = [(b"", b"x"), (b"", b"y")]
-    (tmp_path / "0").write_bytes(written(nothing, key="NullWritable", compression=compression))
-    assert pairs_of(read_sequence(tmp_path / "0")) == nothing
-
-
-def test_the_bytes_never_change() -> None:
-    """The header and the frame, by hand; what zlib makes of four short buffers is left to zlib."""
-    data = written([(b"k", b"value")], metadata={"b": "2", "a": "1"})
-    sync = sync_marker(1, 0)
-    assert sync.hex() == "077e395c68532cde2dad0340a49ad00b"
-    header = b"SEQ\x06\x19org.apache.hadoop.io.Text\x19org.apache.hadoop.io.Text\x01\x01"
-    header += b"\x2aorg.apache.hadoop.io.compress.DefaultCodec\0\0\0\2\1a\0011\1b\0012" + sync
-    buffers = [zlib.compress(raw, 1) for raw in (b"\2", b"\1k", b"\6", b"\5value")]
-    frame = b"\xff\xff\xff\xff" + sync + b"\1" + b"".join(bytes([len(b)]) + b for b in buffers)
-    assert data == header + frame
-
-
-def test_markers_differ_by_seed_and_part() -> None:
-    assert len({sync_marker(seed, part) for seed in range(10) for part in range(10)}) == 100
-
-
-def test_metadata_is_read(tmp_path: Path) -> None:
-    data = written([], metadata={"made by": "a test", "": "ä"})
-    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
-    assert header.metadata == ((b"", "ä".encode()), (b"made by", b"a test"))
-    assert header.end == len(data)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"key": "FloatWritable"}, {"value": ""}, {"compression": "lzo"}, {"codec": "bzip2"}, {"level": 10}, {"block_bytes": 0},
-        {"metadata": {"k": "x" * 5000}}, {"metadata": {str(i): "" for i in range(2000)}},
-    ],
-)  # fmt: skip
-def test_what_cannot_be_written_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        SequenceWriter(lambda data: None, 1, **options)
-
-
-def test_a_payload_of_another_width_is_refused() -> None:
-    writer = SequenceWriter(lambda data: None, 1, key="IntWritable")
-    with pytest.raises(ValueError, match="does not fit"):
-        writer.write(b"12345", b"")
-    with pytest.raises(ValueError, match="1 keys and 2 values"):
-        writer.write_columns(np.array([0, 4]), np.zeros(4, np.uint8), np.array([0, 0, 0]), np.zeros(0, np.uint8))
-
-
-def test_a_block_ends_with_the_record_that_brings_it_to_its_size() -> None:
-    """10 bytes of a record are 2 of its key and 8 of its value; the lengths of both are not counted."""
-    for block_bytes, per_block in ((29, 3), (30, 3), (31, 4), (1, 1), (90, 9)):
-        data = written([(b"k", b"7 bytes")] * 9, block_bytes=block_bytes)
-        assert len(groups_of(data)) == -(-9 // per_block)  # the first begins where the header ends
-    usual = [(b"", b"v" * 996)] * 999  # of 1000 bytes each
-    assert len(groups_of(written([*usual, (b"", b"")]))) == 1
-    assert len(groups_of(written([*usual, usual[0], (b"", b"")]))) == 2
-
-
-def test_columns_that_come_a_few_at_a_time_end_blocks_where_single_records_do() -> None:
-    records = [(b"k" * (n % 7), b"v" * (n % 11)) for n in range(200)]
-    for block_bytes in (20, 50, 90):
-        out = bytearray()
-        with SequenceWriter(out.extend, 1, block_bytes=block_bytes) as writer:
-            for at in range(0, 200, 3):
-                writer.write_columns(*columns_of(records[at : at + 3]))
-                assert writer.records == min(at + 3, 200)
-        assert bytes(out) == written(records, block_bytes=block_bytes)
-
-
-def columns_of(records: list[Record]) -> list[Any]:
-    columns: list[Any] = []
-    for side in (0, 1):
-        columns.append(np.array([0, *accumulate(len(record[side]) for record in records)], np.int64))
-        columns.append(np.frombuffer(b"".join(record[side] for record in records), np.uint8))
-    return columns
-
-
-def test_single_records_are_interspersed_with_markers() -> None:
-    """Before the first record that begins 5 * 1024 * 20 bytes or more after the last marker, or the file's beginning."""
-    records = [(b"k" * 90, bytes(n * 37 % 900)) for n in range(900)]
-    data = written(records, key="BytesWritable", value="BytesWritable", compression="none")
-    header = len(sf.file_header(bytes(16), "BytesWritable", "BytesWritable", "none"))
-    at, last, expected = header, 0, [header]
-    for key, value in records:
-        if at >= last + 102_400:
-            expected.append(at)
-            last = at = at + 20
-        at += 16 + len(key) + len(value)
-    assert at == len(data)
-    assert len(expected) == 5
-    assert groups_of(data) == expected
-
-
-def test_a_marker_is_due_at_the_very_byte() -> None:
-    kinds = {"key": "BytesWritable", "value": "BytesWritable", "compression": "none"}
-    header = len(written([], **kinds))
-    for early in (0, 1):
-        first = (b"", bytes(102_400 - early - header - 16))
-        assert groups_of(written([first, (b"", b"")], **kinds)) == [header, 102_400][: 2 - early]
-        again = (b"", bytes(102_400 - early - 16))  # after a marker, which has 20 bytes
-        data = written([(b"", bytes(102_400 - header - 16)), again, (b"", b"")], **kinds)
-        assert groups_of(data) == [header, 102_400, 204_820][: 3 - early]
-
-
-@pytest.mark.parametrize("compression", ["none", "record", "block"])
-def test_what_is_pending_is_written_once_and_not_after_an_error(compression: Any) -> None:
-    out = bytearray()
-    writer = SequenceWriter(out.extend, 1, compression=compression)
-    writer.write(b"k", b"v")
-    writer.close()
-    writer.close()
-    assert bytes(out) == written([(b"k", b"v")], compression=compression)
-    out = bytearray()
-    with suppress(KeyError), SequenceWriter(out.extend, 1) as writer:
-        writer.write(b"k", b"v")
-        raise KeyError
-    assert bytes(out) == written([])
-
-
-def test_the_level_is_zlibs() -> None:
-    records = [(b"k", b"value" * 1000)]
-    sizes = {level: len(written(records, level=level)) for level in (0, 1, 9)}
-    assert sizes[0] > 5000 > sizes[1] >= sizes[9]
-
-
-def test_no_length_is_over_that_of_a_java_int(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a payload with what stands before it, 5 bytes at most; and of a record."""
-    assert sf.LENGTH_MAX == 2147483647
-    monkeypatch.setattr(sf, "LENGTH_MAX", 30)
-    written([(b"x" * 25, b"x" * 25)], key="BytesWritable", value="BytesWritable")
-    with pytest.raises(ValueError, match="a value of 26 bytes does not fit its class"):
-        written([(b"", b"x" * 26)], key="BytesWritable", value="BytesWritable")
-    written([(b"x" * 9, b"x" * 13)], key="BytesWritable", value="BytesWritable", compression="none")
-    with pytest.raises(ValueError, match="a record of 31 bytes does not fit a SequenceFile"):
-        written([(b"x" * 9, b"x" * 14)], key="BytesWritable", value="BytesWritable", compression="none")
-
-
-def test_of_nothing_there_is_nothing() -> None:
-    with pytest.raises(ValueError, match="a value of 1 bytes does not fit its class"):
-        written([(b"x", b"")], key="NullWritable")
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
-
-
-def groups_of(data: bytes) -> list[int]:
-    """Positions of all sync points: the end of the header, and each escape after it."""
-    header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
-    escapes = [found.start() for found in re.finditer(re.escape(b"\xff" * 4 + header.sync), data)]
-    return sorted({header.end, *escapes})
 
 
 def check_all_splits(path: Path, records: list[Record], split_bytes: int, as_uri: bool) -> None:
@@ -355,7 +92,9 @@ def test_a_marker_across_the_edge_of_a_window_is_found(tmp_path: Path, monkeypat
 def test_a_range_is_from_the_first_marker_in_it_to_the_first_after_it_whatever_the_window(
     monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    """Where a marker lies across two windows too: what a split leaves out, another would read, and the whole would be right."""
+    """Where a marker lies across two windows too: what a split leaves out, another would read, and the whole would be
+    right.
+    """
     monkeypatch.setattr(sf, "_WINDOW", window)
     data = written([(b"k%d" % i, b"v" * i) for i in range(6)], block_bytes=1)
     header = sf.read_header(lambda at, n: data[at : at + n], len(data), "x")
@@ -384,9 +123,6 @@ def test_lines_are_still_an_array(tmp_path: Path) -> None:
         assert array.tobytes() == b"a\nb\n"
     with pytest.raises(UsageError, match="open_records"), open_split(split, SEQUENCE, tmp_path):
         pass
-
-
-# --- bad files --------------------------------------------------------------------------------------------------------
 
 
 def read_through_splits(path: Path) -> None:
@@ -440,8 +176,14 @@ def test_a_flipped_byte_never_crashes_and_compressed_data_show_it(
 
 
 @MANY
-@given(WAY, st.sampled_from(sorted(sf.CLASSES)), st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(["sync", "z", "s"]))))
-def test_any_bytes_after_a_header_are_records_or_an_error(tmp_path: Path, way: Any, kind: str, pieces: list[Any]) -> None:
+@given(
+    WAY,
+    st.sampled_from(sorted(sf.CLASSES)),
+    st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(["sync", "z", "s"]))),
+)
+def test_any_bytes_after_a_header_are_records_or_an_error(
+    tmp_path: Path, way: Any, kind: str, pieces: list[Any]
+) -> None:
     sync = sync_marker(0, 0)
     known = {"sync": b"\xff" * 4 + sync, "z": b"\x09" + zlib.compress(b"\x01")[:9], "s": zlib.compress(b"x")}
     body = b"".join(known[piece] if isinstance(piece, str) else piece for piece in pieces)
@@ -454,14 +196,6 @@ def test_any_bytes_are_no_header_or_one(tmp_path: Path, data: bytes, head: bytes
     outcome(tmp_path / "fuzzed", head + data)
 
 
-def with_header(**changes: bytes) -> bytes:
-    fields = {
-        "magic": b"SEQ\x06", "key": b"\x19org.apache.hadoop.io.Text", "value": b"\x19org.apache.hadoop.io.Text",
-        "flags": b"\1\1", "codec": b"\x2aorg.apache.hadoop.io.compress.DefaultCodec", "metadata": bytes(4), "sync": bytes(16),
-    }  # fmt: skip
-    return b"".join({**fields, **changes}.values())
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -469,29 +203,39 @@ def with_header(**changes: bytes) -> bytes:
         (b"PAR1", r"byte 0: it begins with b'PAR', not"),
         (b"SEQ", r"byte 3: the version of 1 bytes, of which 0 are there: truncated"),
         (with_header(magic=b"SEQ\x04"), r"byte 3: version 4; only 6 is read"),
-        (with_header(key=b"\x0fcom.example.Key"), r"byte 4: unknown key class 'com.example.Key'; known are Text, BytesW"),
+        (
+            with_header(key=b"\x0fcom.example.Key"),
+            r"byte 4: unknown key class 'com.example.Key'; known are Text, BytesW",
+        ),
         (with_header(value=b"\x05Te\xffxt"), r"byte 30: unknown value class 'Te.xt'"),
-        (with_header(codec=b"\x2corg.apache.hadoop.io.compress.SnappyLikeCode"), r"byte 58: unknown codec 'org.apache.*Code'"),
+        (
+            with_header(codec=b"\x2corg.apache.hadoop.io.compress.SnappyLikeCode"),
+            r"byte 58: unknown codec 'org.apache.*Code'",
+        ),
         (with_header(flags=b"\2\1"), r"byte 56: the flag of compression is 2"),
         (with_header(flags=b"\0\1"), r"byte 57: blocks that are not compressed"),
         (with_header(metadata=b"\xff\xff\xff\xff"), r"byte 101: -1 metadata"),
         (with_header(metadata=b"\x7f\xff\xff\xff"), r"byte 101: 2147483647 metadata"),
-        (with_header(metadata=b"\0\0\0\1\x8c\x7f\xff\xff\xff"), r"byte 105: a key of the metadata has 2147483647 bytes"),
+        (
+            with_header(metadata=b"\0\0\0\1\x8c\x7f\xff\xff\xff"),
+            r"byte 105: a key of the metadata has 2147483647 bytes",
+        ),
         (with_header(key=b"\x80"), r"byte 4: the length of .*key class is no length"),
         (with_header(sync=bytes(15)), r"byte 105: the sync marker of 16 bytes, of which 15 are there"),
-        (with_header() + b"\xff\xff\xff\xff" + bytes(15) + b"\1", r"byte 121: no sync marker where a block should begin"),
+        (
+            with_header() + b"\xff\xff\xff\xff" + bytes(15) + b"\1",
+            r"byte 121: no sync marker where a block should begin",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, data: bytes, message: str) -> None:
     assert re.search(message, str(outcome(tmp_path / "bad", data)))
 
 
-def block(records: int, *buffers: bytes) -> bytes:
-    return with_header() + sf.block_frame(bytes(16), records, buffers)
-
-
 BOMB = zlib.compress(bytes(50_000_000), 9)
+
 GOOD = (zlib.compress(b"\2"), zlib.compress(b"\1k"), zlib.compress(b"\2"), zlib.compress(b"\1v"))
+
 HUGE = kernels.encode_vints(np.array([2**31 - 1] * 3, np.int64)).tobytes()
 
 
@@ -501,10 +245,13 @@ HUGE = kernels.encode_vints(np.array([2**31 - 1] * 3, np.int64)).tobytes()
         (block(2**31 - 1, *GOOD), r"byte 121: a block of 2147483647 records cannot be so small"),
         (block(1, BOMB, *GOOD[1:]), r"lengths of keys decompress to more than 5 bytes"),
         (block(1, GOOD[0], BOMB, *GOOD[2:]), r"keys decompress to more than 2 bytes"),
-        (block(3, zlib.compress(HUGE), *GOOD[1:3], GOOD[3]), r"item 0 has 2147483647 bytes|cannot be compressed so well"),
-        (block(1, zlib.compress(b"\x8c\x7f\xff\xff\xf0"), *GOOD[1:]), r"keys of 2147483632 bytes cannot be compressed so well"),
+        (block(3, zlib.compress(HUGE), *GOOD[1:3], GOOD[3]),
+         r"item 0 has 2147483647 bytes|cannot be compressed so well"),
+        (block(1, zlib.compress(b"\x8c\x7f\xff\xff\xf0"), *GOOD[1:]),
+         r"keys of 2147483632 bytes cannot be compressed so well"),
         (block(1, zlib.compress(b"\3"), *GOOD[1:]), r"byte 121: 2 bytes of keys, not 3"),
-        (block(1, GOOD[0], zlib.compress(b"\0k"), *GOOD[2:]), r"in the block's keys, item 0 does not begin with its length"),
+        (block(1, GOOD[0], zlib.compress(b"\0k"), *GOOD[2:]),
+         r"in the block's keys, item 0 does not begin with its length"),
         (block(2, zlib.compress(b"\2"), *GOOD[1:]), r"in the block's lengths of keys, item 0 to 1 do not fit 1 bytes"),
         (block(1, zlib.compress(b"\2\2"), *GOOD[1:]), r"in the block's lengths of keys, item 1 should be the end"),
         (block(1, zlib.compress(b"\x8e\1\1"), *GOOD[1:]), r"2 bytes of keys, not 257"),
@@ -543,7 +290,7 @@ def test_absurd_lengths_are_refused_before_memory_is_given_to_them(tmp_path: Pat
     ],
 )
 def test_a_file_that_is_cut_short_says_what_is_missing(tmp_path: Path, size: int, message: str) -> None:
-    data = with_header(metadata=b"\0\0\0\1\1k\1v") + sf.block_frame(bytes(16), 1, GOOD)
+    data = with_header(metadata=b"\0\0\0\1\1k\1v") + sw.block_frame(bytes(16), 1, GOOD)
     assert f" at {message}: truncated or corrupt" in str(outcome(tmp_path / "cut", data[:size]))
 
 
@@ -591,7 +338,11 @@ def test_more_bytes_than_can_be_compressed_into_so_few_are_refused(tmp_path: Pat
     for size, good in ((most, True), (most + 1, False)):
         buffers = list(GOOD)
         buffers[which] = zlib.compress(sf.vint(size))
-        wrong = f"byte 121: 2 bytes of {name}, not {size}" if good else f"byte 121: {name} of {size} bytes cannot be compressed"
+        wrong = (
+            f"byte 121: 2 bytes of {name}, not {size}"
+            if good
+            else f"byte 121: {name} of {size} bytes cannot be compressed"
+        )
         assert wrong in str(outcome(tmp_path / "bad", block(1, *buffers)))
 
 
@@ -615,7 +366,9 @@ def test_a_header_is_as_large_as_it_may_be_and_no_larger(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="at most 4096 bytes, not 4097"):
         sf.file_header(bytes(16), metadata={"k": "x" * 4097})
     wrong = with_header(metadata=b"\0\0\0\1" + sf.vint(4097) + b"x" * 4097)
-    assert "byte 105: a key of the metadata has 4097 bytes; at most 4096 are read" in str(outcome(tmp_path / "bad", wrong))
+    assert "byte 105: a key of the metadata has 4097 bytes; at most 4096 are read" in str(
+        outcome(tmp_path / "bad", wrong)
+    )
 
 
 def test_as_much_metadata_as_may_be_written_is_read(tmp_path: Path) -> None:
@@ -702,7 +455,9 @@ def test_what_is_wrong_in_compressed_values_is_said_with_its_place_in_the_file(
         ("record", [(b"", b"v" * 500)] * 3, 3 * 503),
     ],
 )
-def test_records_are_read_that_just_fit_the_bound(tmp_path: Path, compression: Any, records: list[Record], enough: int) -> None:
+def test_records_are_read_that_just_fit_the_bound(
+    tmp_path: Path, compression: Any, records: list[Record], enough: int
+) -> None:
     """Payloads of keys and values, 16 bytes for each record; or what the file has, where it is not compressed."""
     path = tmp_path / "file"
     path.write_bytes(written(records, compression=compression, block_bytes=10))

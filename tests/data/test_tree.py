@@ -1,4 +1,6 @@
-"""The tree inside BLAKE3: our nodes lead to the library's digest, the way down to the first difference, and no way astray."""
+"""The tree inside BLAKE3: our nodes lead to the library's digest, the way down to the first difference, and no way
+astray.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def test_in_memory_the_first_of_several_differences_is_found_in_its_chunk(at: in
     wrong[[at, 5126]] ^= 3
     found = tree.in_memory(wrong, right)
     start = at // 1024 * 1024
-    assert found == tree.Differing(at, start, wrong[start : start + 1024].tobytes(), right[start : start + 1024].tobytes())
+    assert found == tree.Differing(
+        at, start, wrong[start : start + 1024].tobytes(), right[start : start + 1024].tobytes()
+    )
 
 
 def test_equal_copies_do_not_differ_and_their_bytes_are_not_read() -> None:
@@ -115,7 +119,9 @@ def test_equal_copies_do_not_differ_and_their_bytes_are_not_read() -> None:
         assert (len(one.asked), one.reads) == (len(two.asked), two.reads) == (1, 0)
 
 
-@pytest.mark.parametrize(("count", "level"), [(1, 0), (2, 0), (64, 0), (65, 1), (127, 1), (128, 1), (129, 2), (256, 2), (257, 3)])
+@pytest.mark.parametrize(
+    ("count", "level"), [(1, 0), (2, 0), (64, 0), (65, 1), (127, 1), (128, 1), (129, 2), (256, 2), (257, 3)]
+)
 def test_first_of_all_the_lowest_level_with_64_nodes_or_fewer_is_asked_for(count: int, level: int) -> None:
     holder = Holder(some_bytes(count * tree.CHUNK_BYTES))
     assert tree.first_difference(holder.copy, holder.copy) is None
@@ -145,7 +151,7 @@ def test_a_holder_whose_bytes_are_not_those_of_its_digest_is_caught(size: int, d
     """It answers consistently, but of other bytes than those it claimed the digest of."""
     right, wrong = some_bytes(size), some_bytes(size, 1)
     liar = Holder(wrong, digest=blake3(data.draw(st.binary(max_size=9))).digest())
-    with pytest.raises(tree.Astray):
+    with pytest.raises(tree.TreeMismatch):
         tree.first_difference(liar.copy, Holder(right).copy)
 
 
@@ -164,7 +170,7 @@ def test_a_holder_that_lies_on_the_way_is_caught(step: int) -> None:
     def read(offset: int, nbytes: int) -> bytes:
         return (decoy if step == 3 else honest).read(offset, nbytes)
 
-    with pytest.raises(tree.Astray):
+    with pytest.raises(tree.TreeMismatch):
         tree.first_difference(tree.Copy(wrong.size, honest.copy.digest, nodes, read), Holder(right).copy)
 
 
@@ -172,10 +178,10 @@ def test_a_holder_that_lies_on_the_way_is_caught(step: int) -> None:
 def test_a_wrong_number_of_nodes_is_caught(answer: object) -> None:
     right = Holder(some_bytes(9000))
     other = tree.Copy(9000, None, lambda *asked: answer(right.nodes(*asked)), right.read)  # type: ignore[operator]
-    with pytest.raises(tree.Astray, match="nodes came"):
+    with pytest.raises(tree.TreeMismatch, match="nodes came"):
         tree.first_difference(other, Holder(some_bytes(9000, 1)).copy)
 
 
 def test_bytes_that_are_no_nodes_are_caught() -> None:
-    with pytest.raises(tree.Astray, match="33 bytes"):
+    with pytest.raises(tree.TreeMismatch, match="33 bytes"):
         tree.decode(bytes(33))

@@ -1,4 +1,6 @@
-"""The examples: those of the README as scripts, by the command line, and voted on with faults; and SequenceFiles."""
+"""The examples: those of README and docs as scripts, by the command line, and voted on with faults; and
+SequenceFiles.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_it_is_about_twenty_lines_and_needs_two_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "read", "expect"), CASES)
-def test_as_a_script(name: str, read: Callable[..., Any], expect: Callable[..., Any], text: Path, tmp_path: Path) -> None:
+def test_as_a_script(
+    name: str, read: Callable[..., Any], expect: Callable[..., Any], text: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(text), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -111,10 +115,10 @@ def test_sequence_files_without_a_folder_says_how_it_is_used(arguments: tuple[st
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["python_job", "kernel_job"])
-def test_the_readme_shows_the_example(name: str) -> None:
-    readme = (EXAMPLES.parents[1] / "README.md").read_text()
-    assert f"```python\n{(EXAMPLES / f'{name}.py').read_text()}```" in readme
+@pytest.mark.parametrize(("page", "name"), [("README.md", "python_job"), ("docs/guide/batch-jobs.md", "kernel_job")])
+def test_the_documents_show_the_example(page: str, name: str) -> None:
+    text = (EXAMPLES.parents[1] / page).read_text()
+    assert f"```python\n{(EXAMPLES / f'{name}.py').read_text()}```" in text
 
 
 def test_sequence_files_are_written_and_read(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What ``from quoreduce import ...`` gives: every name is there, says what it is, and costs nothing until it is used."""
+"""What ``from quoreduce import ...`` gives: every name is there, says what it is, and costs nothing until it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_the_import_alone_loads_nothing_heavy() -> None:
-    code = "import sys, quoreduce; print([name for name in ('numpy', 'numba', 'ray', 'pyarrow') if name in sys.modules])"
+    code = (
+        "import sys, quoreduce; print([name for name in ('numpy', 'numba', 'ray', 'pyarrow') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -147,4 +147,6 @@ def stream(splits: list[list[bytes]], mapper: str, reducer: str, reducers: int) 
 
 
 def _run(command: str, text: bytes) -> bytes:
-    return subprocess.run(["sh", "-c", command], input=text, stdout=subprocess.PIPE, check=True, env={"LC_ALL": "C"}).stdout
+    return subprocess.run(
+        ["sh", "-c", command], input=text, stdout=subprocess.PIPE, check=True, env={"LC_ALL": "C"}
+    ).stdout

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quoreduce import Options, Result, Session
-from quoreduce.data.sequencefile import ESCAPE, SequenceWriter, sync_marker, vint
+from quoreduce.data.sequencefile import ESCAPE, sync_marker, vint
+from quoreduce.data.sequencewriter import SequenceWriter
 from quoreduce.job import Job
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 from quoreduce_gridmix import apps
 from quoreduce_gridmix.apps import combiner
 from quoreduce_gridmix.apps.loadgen import load_job
@@ -32,8 +33,8 @@ values = st.lists(words, max_size=8).map(b"".join)
 records = st.lists(st.tuples(keys, values), min_size=1, max_size=60)
 endings = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n"])
 odd_lines = st.lists(
-    st.tuples(st.one_of(keys, st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"\t"))), endings).map(b"".join), min_size=1,
-    max_size=40,
+    st.tuples(st.one_of(keys, st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"\t"))), endings).map(b"".join),
+    min_size=1, max_size=40,
 )  # fmt: skip
 MASKED = ("flip", "wrong", "lie", "swap", "crash", "lose", "late")
 
@@ -75,7 +76,9 @@ def inline(sessions: Sessions) -> Session:
     return sessions("inline", 5)
 
 
-def run(session: Session, jobs: tuple[Job, ...], files: list[Path], **options: object) -> list[tuple[Result, list[bytes]]]:
+def run(
+    session: Session, jobs: tuple[Job, ...], files: list[Path], **options: object
+) -> list[tuple[Result, list[bytes]]]:
     """Run jobs one after the other, each over the output of the one before; return results and parts."""
     done = []
     inputs = [str(path) for path in files]
@@ -106,7 +109,9 @@ def written(folder: Path, *texts: bytes) -> list[Path]:
 
 
 def sequence(folder: Path, data: slow.Split, block_bytes: int, split_bytes: int) -> tuple[list[Path], list[slow.Split]]:
-    """Write a SequenceFile of Text; return it, and the records of each of its splits: those of the blocks that begin there."""
+    """Write a SequenceFile of Text; return it, and the records of each of its splits: those of the blocks that begin
+    there.
+    """
     out = bytearray()
     with SequenceWriter(out.extend, SEQUENCE_SEED, block_bytes=block_bytes) as writer:
         for key, value in data:
@@ -138,8 +143,12 @@ many = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 
 @many
 @given(odd_lines, records, options_of())
-@example([b"no tab", b"\t\n", b"\n", b"k\tv\r\n"], [(b"", b"")], {"mode": "bft", "f": 1, "reducers": 2, "split_mb": 3e-6})
-def test_java_sort(inline: Session, tmp_path: Path, lines: list[bytes], data: slow.Split, options: dict[str, object]) -> None:
+@example(
+    [b"no tab", b"\t\n", b"\n", b"k\tv\r\n"], [(b"", b"")], {"mode": "bft", "f": 1, "reducers": 2, "split_mb": 3e-6}
+)
+def test_java_sort(
+    inline: Session, tmp_path: Path, lines: list[bytes], data: slow.Split, options: dict[str, object]
+) -> None:
     files = written(tmp_path / "in", b"".join(lines).rstrip(b"\n"), slow.text_of(data))
     expected = slow.load(slow.pairs_of(files, split_bytes(options)), 100, 100, int(options["reducers"]))  # type: ignore[call-overload]
     (got,) = run(inline, apps.jobs_of("javaSort"), files, **options)
@@ -148,7 +157,9 @@ def test_java_sort(inline: Session, tmp_path: Path, lines: list[bytes], data: sl
 
 @many
 @given(odd_lines, records, options_of())
-def test_combiner(inline: Session, tmp_path: Path, lines: list[bytes], data: slow.Split, options: dict[str, object]) -> None:
+def test_combiner(
+    inline: Session, tmp_path: Path, lines: list[bytes], data: slow.Split, options: dict[str, object]
+) -> None:
     files = written(tmp_path / "in", b"".join(lines), slow.text_of(data))
     expected = slow.combiner(slow.pairs_of(files, split_bytes(options)), int(options["reducers"]))  # type: ignore[call-overload]
     (got,) = run(inline, apps.jobs_of("combiner"), files, **options)
@@ -167,7 +178,9 @@ def test_combiner_of_sequence_files(
 
 @many
 @given(st.sampled_from(["webdataScan", "webdataSort"]), records, st.integers(1, 400), options_of())
-def test_webdata(inline: Session, tmp_path: Path, name: str, data: slow.Split, block: int, options: dict[str, object]) -> None:
+def test_webdata(
+    inline: Session, tmp_path: Path, name: str, data: slow.Split, block: int, options: dict[str, object]
+) -> None:
     files, splits = sequence(tmp_path / "in", data, block, split_bytes(options))
     (got,) = run(inline, apps.jobs_of(name), files, **options)
     check(got, slow.load(splits, *KEEPS[name], int(options["reducers"])))  # type: ignore[call-overload]
@@ -178,7 +191,9 @@ def test_webdata(inline: Session, tmp_path: Path, name: str, data: slow.Split, b
 def test_monster_query(
     inline: Session, tmp_path: Path, stages: str, data: slow.Split, block: int, options: dict[str, object]
 ) -> None:  # fmt: skip
-    """Each stage equals its twin over what the stage before wrote; faults strike the first, which always has tasks to strike."""
+    """Each stage equals its twin over what the stage before wrote; faults strike the first, which always has tasks to
+    strike.
+    """
     files, splits = sequence(tmp_path / "in", data, block, split_bytes(options))
     keeps = {"code": [(10, 40)] * 3, "readme": [(10, 40), (100, 77), (116, 91)]}[stages]
     for job, (keep_map, keep_reduce) in zip(apps.jobs_of("monsterQuery", stages), keeps, strict=True):  # type: ignore[arg-type]
@@ -195,7 +210,9 @@ def test_monster_query(
 
 @many
 @given(records, st.integers(20, 2000), st.sampled_from([0.2, 5, 10, 40, 77, 91, 100, 116, 250]), st.integers(1, 4))
-def test_any_percentage(inline: Session, tmp_path: Path, data: slow.Split, size: int, percent: float, reducers: int) -> None:
+def test_any_percentage(
+    inline: Session, tmp_path: Path, data: slow.Split, size: int, percent: float, reducers: int
+) -> None:
     files = written(tmp_path / "in", slow.text_of(data * 5))
     job = load_job("any", percent, percent, "lines")
     (got,) = run(inline, (job,), files, split_mb=size / 1e6, reducers=reducers)
@@ -263,12 +280,14 @@ def expected_of(name: str, splits: list[slow.Split], reducers: int) -> slow.Outp
 @pytest.mark.parametrize(
     ("options", "workers"),
     [
-        ({"mode": "original"}, 2), ({"f": 0}, 2), ({"f": 1, "digest": "fast"}, 2), ({"mode": "basic", "f": 1}, 3), ({"f": 2}, 3),
+        ({"mode": "original"}, 2), ({"f": 0}, 2), ({"f": 1, "digest": "fast"}, 2), ({"mode": "basic", "f": 1}, 3),
+        ({"f": 2}, 3),
         ({"f": 1, "faults": ("flip:map:2", "swap:reduce:1", "crash:map:1")}, 3),
     ],
 )  # fmt: skip
 def test_on_processes(
-    sessions: Sessions, sets: dict[str, tuple[list[Path], list[slow.Split]]], name: str, options: dict[str, object], workers: int
+    sessions: Sessions, sets: dict[str, tuple[list[Path], list[slow.Split]]], name: str, options: dict[str, object],
+    workers: int
 ) -> None:  # fmt: skip
     text = apps.KINDS[name] == "varinfltext"
     files, splits = sets["text" if text else "sequence"]
@@ -278,17 +297,27 @@ def test_on_processes(
     assert got[0].counters["BYTES_READ"] == sum(path.stat().st_size for path in files)
 
 
-def test_counters_do_not_depend_on_replicas(inline: Session, sets: dict[str, tuple[list[Path], list[slow.Split]]]) -> None:
+def test_counters_do_not_depend_on_replicas(
+    inline: Session, sets: dict[str, tuple[list[Path], list[slow.Split]]]
+) -> None:
     """Counters are summed over one agreed attempt of each task."""
     files, _ = sets["text"]
     counted = []
-    for options in ({"mode": "original"}, {"f": 0}, {"f": 2}, {"f": 1, "mode": "basic"}, {"f": 1, "faults": ("wrong:all:3",)}):
+    for options in (
+        {"mode": "original"},
+        {"f": 0},
+        {"f": 2},
+        {"f": 1, "mode": "basic"},
+        {"f": 1, "faults": ("wrong:all:3",)},
+    ):
         ((result, _),) = run(inline, apps.jobs_of("combiner"), files, reducers=4, split_mb=0.02, **options)
         counted.append(result.counters)
     assert all(counters == counted[0] for counters in counted)
 
 
-def test_the_three_stages_follow_each_other(inline: Session, sets: dict[str, tuple[list[Path], list[slow.Split]]]) -> None:
+def test_the_three_stages_follow_each_other(
+    inline: Session, sets: dict[str, tuple[list[Path], list[slow.Split]]]
+) -> None:
     files, splits = sets["sequence"]
     done = run(inline, apps.jobs_of("monsterQuery", "readme"), files, reducers=2, split_mb=0.02)
     assert [result.job for result, _ in done] == ["monsterQuery-1", "monsterQuery-2", "monsterQuery-3"]

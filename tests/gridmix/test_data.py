@@ -51,9 +51,6 @@ def records_of(data: grid.DataSet) -> list[list[tuple[bytes, bytes]]]:
     return parts
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def test_the_words_are_the_most_frequent_of_their_lengths(kjv: Path) -> None:
     verses = "\n".join(line.partition(" ")[2] for line in kjv.read_text(encoding="utf-8").splitlines())
     counts = Counter(re.findall(r"\b[a-z]+\b", verses))
@@ -63,9 +60,6 @@ def test_the_words_are_the_most_frequent_of_their_lengths(kjv: Path) -> None:
     assert tuple(word.encode() for word in sorted(chosen)) == WORDS
     assert len(set(WORDS)) == 1000
     assert sum(map(len, WORDS)) == 9660
-
-
-# --- contents ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", grid.KINDS)
@@ -115,9 +109,6 @@ def test_a_large_part_has_many_blocks_and_compresses_about_four_times(tmp_path: 
     assert 3.7 < part.text_bytes / part.nbytes < 4.4
 
 
-# --- the same bytes ---------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], grid.DataSet]:
     folder = tmp_path_factory.mktemp("sets")
@@ -158,9 +149,6 @@ def test_a_part_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
     few = grid.generate("fixcompseq", tmp_path / "few", 30_000, 3, 1, 1)
     many = grid.generate("fixcompseq", tmp_path / "many", 70_000, 7, 1, 1)
     assert few.parts == many.parts[:3]
-
-
-# --- names and sizes --------------------------------------------------------------------------------------------------
 
 
 def test_sizes_are_those_of_gridmix(tmp_path: Path) -> None:
@@ -223,9 +211,6 @@ def test_progress_ends_with_all(tmp_path: Path) -> None:
         assert len(calls) >= 4
 
 
-# --- complete or absent -----------------------------------------------------------------------------------------------
-
-
 def test_an_existing_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
@@ -284,7 +269,10 @@ def test_no_space_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for code, message in (("import os; os.kill(os.getpid(), 9)", "died with exit code -9"), ("print('hm')", "said b'hm'")):
+    for code, message in (
+        ("import os; os.kill(os.getpid(), 9)", "died with exit code -9"),
+        ("print('hm')", "said b'hm'"),
+    ):
         real = subprocess.Popen
 
         def instead(command: list[str], code: str = code, real: Any = real, **rest: Any) -> Any:
@@ -299,10 +287,24 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     "change",
-    [{"kind": "text"}, {"nbytes": -1}, {"nbytes": 1 << 60}, {"parts": 0}, {"parts": 10**6}, {"workers": 0}, {"workers": -1}],
+    [
+        {"kind": "text"},
+        {"nbytes": -1},
+        {"nbytes": 1 << 60},
+        {"parts": 0},
+        {"parts": 10**6},
+        {"workers": 0},
+        {"workers": -1},
+    ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {"kind": "varinfltext", "directory": tmp_path / "set", "nbytes": 10, "parts": 1, **change}
+    arguments: dict[str, Any] = {
+        "kind": "varinfltext",
+        "directory": tmp_path / "set",
+        "nbytes": 10,
+        "parts": 1,
+        **change,
+    }
     with pytest.raises(UsageError, match="sets are varcompseq, fixcompseq, varinfltext"):
         grid.generate(**arguments)
     assert os.listdir(tmp_path) == []

@@ -18,15 +18,15 @@ from quoreduce.errors import InputError, OutputError, QuoreduceError, UsageError
 from quoreduce_gridmix import data, runner
 from quoreduce_gridmix.cli import print_table
 from quoreduce_gridmix.noise import Noise
-from quoreduce_gridmix.results import MODIFICATIONS, Results, as_json, cells, compare, geometric_mean, read_results
+from quoreduce_gridmix.results import MODIFICATIONS, StudyResults, as_json, cells, compare, geometric_mean, read_results
 from quoreduce_gridmix.runner import Application, Study, Variant
 
 SEED = 5
 NBYTES = 150_000
 PARTS = 4
 RUN_FIELDS = {
-    "app", "size", "variant", "mode", "f", "off", "repetition", "wall_s", "cpu_s", "bytes", "executions", "counters", "digest",
-    "splits", "noise", "stages", "extra",
+    "app", "size", "variant", "mode", "f", "off", "repetition", "wall_s", "cpu_s", "bytes", "executions", "counters",
+    "digest", "splits", "noise", "stages", "extra",
 }  # fmt: skip
 BOTH = (Variant("original"), Variant("bft", 1))
 QUIET = Noise(0.0, 0.0, 0.0, False)
@@ -46,7 +46,7 @@ class Told:
 def _quiet() -> Iterator[None]:
     """So that what other processes do on this machine adds no runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "Watch", Told)
+        patch.setattr(runner, "NoiseWatch", Told)
         yield
 
 
@@ -81,7 +81,7 @@ def session() -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def all_six(
     _quiet: None, sets: dict[data.Kind, data.DataSet], session: Session, tmp_path_factory: pytest.TempPathFactory
-) -> Results:  # fmt: skip
+) -> StudyResults:  # fmt: skip
     """All applications, plain and voted, twice."""
     names = ("streamSort", "javaSort", "combiner", "monsterQuery", "webdataScan", "webdataSort")
     study = Study(runner.applications(names), ("small",), BOTH, repeat=2, warm_up=0, reducers=2)
@@ -98,24 +98,24 @@ def a_job(text: Callable[[], str], name: str = "told") -> Application:
     return Application(name, "varinfltext", (job,), {})
 
 
-def test_plain_and_voted_take_turns(all_six: Results) -> None:
+def test_plain_and_voted_take_turns(all_six: StudyResults) -> None:
     order = [(r.app, r.variant, r.repetition) for r in all_six.runs][:4]
     assert order == [("streamSort", v, k) for k in (0, 1) for v in ("plain", "voted f=1")]
 
 
-def test_every_application_writes_the_same_plain_and_voted(all_six: Results) -> None:
+def test_every_application_writes_the_same_plain_and_voted(all_six: StudyResults) -> None:
     digests = {app: {r.digest for r in all_six.runs if r.app == app} for app in {r.app for r in all_six.runs}}
     assert len(digests) == 6
     assert all(len(found) == 1 for found in digests.values())
 
 
-def test_a_voted_run_executes_every_task_twice(all_six: Results) -> None:
+def test_a_voted_run_executes_every_task_twice(all_six: StudyResults) -> None:
     for name in ("map", "reduce"):
         counts = {(r.app, r.variant): r.executions[name] for r in all_six.runs}
         assert all(counts[app, "voted f=1"] == 2 * n for (app, variant), n in counts.items() if variant == "plain")
 
 
-def test_stages_are_summed(all_six: Results) -> None:
+def test_stages_are_summed(all_six: StudyResults) -> None:
     run = next(r for r in all_six.runs if r.app == "monsterQuery")
     assert [stage.job for stage in run.stages] == ["monsterQuery-1", "monsterQuery-2", "monsterQuery-3"]
     assert run.wall_s == pytest.approx(sum(stage.wall_s for stage in run.stages))
@@ -124,7 +124,7 @@ def test_stages_are_summed(all_six: Results) -> None:
     assert run.counters["MAP_INPUT_RECORDS"] == sum(stage.counters["MAP_INPUT_RECORDS"] for stage in run.stages)
 
 
-def test_a_run_has_these_fields_in_json(all_six: Results) -> None:
+def test_a_run_has_these_fields_in_json(all_six: StudyResults) -> None:
     for run in as_json(all_six)["runs"]:
         assert set(run) == RUN_FIELDS
         assert set(run["bytes"]) == {"in", "out", "stored", "shipped"}
@@ -133,7 +133,7 @@ def test_a_run_has_these_fields_in_json(all_six: Results) -> None:
         assert len(run["digest"]) == 64
 
 
-def test_results_are_read_back_as_they_were(all_six: Results, tmp_path: Path) -> None:
+def test_results_are_read_back_as_they_were(all_six: StudyResults, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(all_six.encode())
     assert read_results(tmp_path / "results.json") == all_six
 
@@ -148,7 +148,9 @@ def test_outputs_are_deleted_unless_kept(sets: dict[data.Kind, data.DataSet], se
 
 
 def test_warm_up_runs_do_not_count(sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path) -> None:
-    study = Study(runner.applications(["javaSort"]), ("small",), (Variant("original"),), repeat=2, warm_up=2, reducers=1)
+    study = Study(
+        runner.applications(["javaSort"]), ("small",), (Variant("original"),), repeat=2, warm_up=2, reducers=1
+    )
     said: list[str] = []
     results = runner.run_study(study, sets, tmp_path / "out", session, said.append)
     assert [r.repetition for r in results.runs] == [0, 1]
@@ -173,12 +175,18 @@ def test_a_disturbed_repetition_is_made_up_for(
 
 
 def test_on_a_machine_that_is_never_quiet_runs_come_to_an_end(
-    sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path, noises: list[Noise], capsys: pytest.CaptureFixture[str]
+    sets: dict[data.Kind, data.DataSet],
+    session: Session,
+    tmp_path: Path,
+    noises: list[Noise],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     noises += [LOUD] * 100
     study = Study(runner.applications(["javaSort"]), ("small", "medium"), BOTH, repeat=2, warm_up=1, reducers=1)
     results = runner.run_study(study, sets, tmp_path / "out", session)
-    assert [(r.size, r.repetition) for r in results.runs[::2]] == [(size, k) for size in ("small", "medium") for k in range(4)]
+    assert [(r.size, r.repetition) for r in results.runs[::2]] == [
+        (size, k) for size in ("small", "medium") for k in range(4)
+    ]
     print_table(results)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if " small " in line and " plain " in line]
     assert [cell.strip() for cell in row.split("│")[5:7]] == ["4", "0"]  # runs, clean
@@ -194,7 +202,9 @@ def test_half_of_the_runs_asked_for_are_enough(
     assert (len(cell.runs), cell.clean, cell.kept) == (4, 1, [results.runs[1]])
 
 
-def test_a_sweep_reads_the_first_part_files(sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path) -> None:
+def test_a_sweep_reads_the_first_part_files(
+    sets: dict[data.Kind, data.DataSet], session: Session, tmp_path: Path
+) -> None:
     study = Study(runner.applications(["monsterQuery"]), ("parts:1", "parts:3"), BOTH, repeat=1, warm_up=0)
     results = runner.run_study(study, sets, tmp_path / "out", session)
     assert [(r.size, r.stages[0].splits) for r in results.runs] == [("parts:1", 1)] * 2 + [("parts:3", 3)] * 2
@@ -264,7 +274,7 @@ def test_variants_are_every_mode_with_every_f() -> None:
     assert [v.name for v in found] == ["plain", "voted f=1", "voted f=2"]
 
 
-def test_ratios_are_of_pairs(all_six: Results) -> None:
+def test_ratios_are_of_pairs(all_six: StudyResults) -> None:
     table = cells(all_six.runs)
     (found,) = [c for c in compare(table, "plain", "voted f=1") if c.base.app == "combiner"]
     ratios = [b.wall_s / a.wall_s for a, b in zip(found.base.runs, found.other.runs, strict=True)]
@@ -281,13 +291,25 @@ def test_a_folder_that_is_itself_a_set_will_do(folder: Path) -> None:
     assert list(runner.find_sets(folder / "varinfltext", ("varinfltext",))) == ["varinfltext"]
 
 
-# --- the command
-
-
 def test_the_command_generates_and_runs_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generate", "--set", "all", "--bytes", "40K", "--parts", 2, "--workers", 1, "--seed", 3, tmp_path / "d") == 0
+    assert (
+        run("generate", "--set", "all", "--bytes", "40K", "--parts", 2, "--workers", 1, "--seed", 3, tmp_path / "d")
+        == 0
+    )
     assert capsys.readouterr().out.count("2 parts") == 3
-    words = ("run", tmp_path / "d", tmp_path / "o", "--app", "combiner", "--on", "inline", "--repeat", 2, "--reducers", 1)
+    words = (
+        "run",
+        tmp_path / "d",
+        tmp_path / "o",
+        "--app",
+        "combiner",
+        "--on",
+        "inline",
+        "--repeat",
+        2,
+        "--reducers",
+        1,
+    )
     assert run(*words, "--json") == 0
     said = capsys.readouterr()
     printed = json.loads(said.out)
@@ -306,10 +328,32 @@ def test_the_table_shows_medians_and_ratios(folder: Path, tmp_path: Path, capsys
     assert "[1/" not in said.err
 
 
-def test_the_command_sweeps_and_the_report_draws_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--app", "javaSort", "--on", "inline", "--repeat", 1, "--warm-up", 0, "--sweep", "1,2,04", "--split-mb", 0.01)
+def test_the_command_sweeps_and_the_report_draws_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--app",
+        "javaSort",
+        "--on",
+        "inline",
+        "--repeat",
+        1,
+        "--warm-up",
+        0,
+        "--sweep",
+        "1,2,04",
+        "--split-mb",
+        0.01,
+    )
     assert run("run", folder, tmp_path / "o", *words) == 0
-    assert re.findall(r"parts:\d+", capsys.readouterr().out) == ["parts:1", "parts:1", "parts:2", "parts:2", "parts:4", "parts:4"]
+    assert re.findall(r"parts:\d+", capsys.readouterr().out) == [
+        "parts:1",
+        "parts:1",
+        "parts:2",
+        "parts:2",
+        "parts:4",
+        "parts:4",
+    ]
     results = read_results(tmp_path / "o" / "gridmix.json")
     splits = [r.stages[0].splits for r in results.runs[::2]]
     assert splits == sorted(set(splits))
@@ -341,7 +385,9 @@ def test_what_cannot_be_is_one_clear_line(
     assert not (tmp_path / "o").exists()
 
 
-def test_an_output_that_is_not_ours_is_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_not_ours_is_left_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "diary.txt").write_text("mine")
     assert run("run", folder, tmp_path / "o", "--on", "inline", "--overwrite") == 2
@@ -349,7 +395,9 @@ def test_an_output_that_is_not_ours_is_left_alone(folder: Path, tmp_path: Path, 
     assert os.listdir(tmp_path / "o") == ["diary.txt"]
 
 
-def test_earlier_results_are_replaced_only_if_asked_to(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_earlier_results_are_replaced_only_if_asked_to(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     how = ("--app", "javaSort", "--on", "inline", "--repeat", 1, "--reducers", 1)
     words: tuple[Any, ...] = ("run", folder, tmp_path / "o", *how)
     assert run(*words) == 0

@@ -20,7 +20,7 @@ from runs import poll, running
 from quoreduce import Options, Result, Session, stream_job
 from quoreduce.errors import JobError, NoQuorum, NotDeterministic, UsageError
 from quoreduce.job import Job
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 from quoreduce_gridmix import apps
 
 Sessions = Callable[[str], Session]
@@ -65,8 +65,6 @@ def run(session: Session, job: Job, text: Path, **options: object) -> tuple[Resu
     return result, [path.read_bytes() for path in sorted((parent / "out").glob("part-*"))]
 
 
-# ---- what it computes
-
 COMMANDS = {
     "cat": ("cat", "cat"),
     "words": ("tr ' ' '\\n'", "uniq -c"),
@@ -77,7 +75,14 @@ COMMANDS = {
 }
 
 
-WAYS = ({"mode": "original"}, {"f": 0}, {"f": 1}, {"f": 2}, {"mode": "basic", "f": 1}, {"f": 1, "faults": ("wrong:map:1",)})
+WAYS = (
+    {"mode": "original"},
+    {"f": 0},
+    {"f": 1},
+    {"f": 2},
+    {"mode": "basic", "f": 1},
+    {"f": 1, "faults": ("wrong:map:1",)},
+)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -92,7 +97,9 @@ def test_output_is_that_of_a_shell(
     path = tmp_path / "text"
     path.write_bytes(b"\n".join(data) + b"\n")
     expected = slow.stream(slow.lines_of([path], size), mapper, reducer, reducers)
-    result, parts = run(inline, stream_job(mapper, reducer, shell=True), path, split_mb=size / 1e6, reducers=reducers, **options)
+    result, parts = run(
+        inline, stream_job(mapper, reducer, shell=True), path, split_mb=size / 1e6, reducers=reducers, **options
+    )
     assert parts == expected.parts
     assert expected.counters.items() <= result.counters.items()
 
@@ -118,7 +125,7 @@ def test_words_are_split_as_a_shell_would_but_not_expanded(inline: Session, text
 
 
 def test_sequence_files_are_fed_as_lines(inline: Session, tmp_path: Path) -> None:
-    from quoreduce.data.sequencefile import SequenceWriter
+    from quoreduce.data.sequencewriter import SequenceWriter
 
     data = [(b"key %d" % (i % 5), b"value %d" % i) for i in range(100)]
     out = bytearray()
@@ -144,15 +151,14 @@ def test_a_command_sees_neither_our_python_nor_our_folder(inline: Session, text:
     assert run(inline, job, text)[1] == [b":%s\t\n" % str(tmp_path).encode()]
 
 
-# ---- pipes that could block
-
 BIG = 5_000_000
 PYTHON = f"{sys.executable} -S -c"
 GREEDY = {
     "reads all, then writes": f"{PYTHON} 'import sys; d=sys.stdin.buffer.read(); sys.stdout.buffer.write(d)'",
     "writes much, then reads": f"{PYTHON} 'import sys; print(\"x\\n\" * {BIG // 2}, flush=True); sys.stdin.read()'",
     "closes its input": f"{PYTHON} 'import os; os.close(0); os.write(1, b\"done\\n\")'",
-    "floods stderr, then reads": f"{PYTHON} 'import sys; sys.stderr.write(\"noise\\n\" * {BIG}); print(len(sys.stdin.read()))'",
+    "floods stderr, then reads": f'{PYTHON} \'import sys; sys.stderr.write("noise\\n" * {BIG}); '
+    "print(len(sys.stdin.read()))'",
 }
 
 
@@ -171,8 +177,6 @@ def test_a_flood_of_stderr_takes_no_memory(inline: Session, text: Path) -> None:
         run(inline, stream_job("head -c 300000000 /dev/zero >&2; exit 3", "cat", shell=True, timeout_s=60), text, f=0)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
-
-# ---- commands that fail
 
 BAD = {
     "fails": ("exit 3", "ended with exit code 3"),
@@ -230,9 +234,6 @@ def test_a_command_that_is_not_deterministic_wins_no_vote(inline: Session, text:
         run(inline, stream_job("od -An -N8 -tx8 /dev/urandom", "cat"), text, f=1, attempts_max=6)
 
 
-# ---- nothing stays behind
-
-
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", "sleep 1000"])
 def test_what_a_command_started_is_killed_with_it(inline: Session, text: Path, tmp_path: Path, end: str) -> None:
     pids = tmp_path / "pids"
@@ -269,20 +270,19 @@ def test_no_pipe_stays_open(inline: Session, text: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
-# ---- the command line
-
-
 def test_stream_on_the_command_line(cli: Callable[..., tuple[int, str, str]], text: Path, tmp_path: Path) -> None:
     code, _, stderr = cli(
-        "stream", "--mapper", "tr a-z A-Z", "--reducer", "cut -f 1 | uniq -c", "--shell", "--domain", "worker", "--workers", "2",
-        "--reducers", "2", text, tmp_path / "out",
+        "stream", "--mapper", "tr a-z A-Z", "--reducer", "cut -f 1 | uniq -c", "--shell", "--domain", "worker",
+        "--workers", "2", "--reducers", "2", text, tmp_path / "out",
     )  # fmt: skip
     assert (code, stderr) == (0, "")
     expected = slow.stream(slow.lines_of([text], 1 << 30), "tr a-z A-Z", "cut -f 1 | uniq -c", 2)
     assert [path.read_bytes() for path in sorted((tmp_path / "out").glob("part-*"))] == expected.parts
 
 
-def test_a_failure_on_the_command_line_is_one_line(cli: Callable[..., tuple[int, str, str]], text: Path, tmp_path: Path) -> None:
+def test_a_failure_on_the_command_line_is_one_line(
+    cli: Callable[..., tuple[int, str, str]], text: Path, tmp_path: Path
+) -> None:
     mapper = "sh -c 'echo out of paper >&2; exit 7'"
     code, _, stderr = cli("stream", "--mapper", mapper, "--reducer", "cat", "--on", "inline", text, tmp_path / "out")
     assert code == 2

@@ -14,7 +14,7 @@ from quoreduce.data.digest import Digester
 from quoreduce.errors import UsageError
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.find import find_job
-from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.worker.context import MapContext, ReduceContext
 from quoreduce_kernels.gensort import generate_records
 
 DIGESTERS = [Digester("blake3"), Digester("fast", b"0123456789abcdef"), Digester("checksum")]
@@ -54,7 +54,9 @@ def reduce_part(job: Job, blocks: list[Block], digester: Digester, path: Path) -
 @INPUTS
 @pytest.mark.parametrize("digester", DIGESTERS, ids=lambda d: d.algorithm)
 @pytest.mark.parametrize("reducers", [1, 2, 3, 5, 9])
-def test_parts_in_order_hold_what_was_found_in_order(kind: str, digester: Digester, reducers: int, tmp_path: Path) -> None:
+def test_parts_in_order_hold_what_was_found_in_order(
+    kind: str, digester: Digester, reducers: int, tmp_path: Path
+) -> None:
     raw = generate_records(0, 20_000, "ascii").tobytes()
     splits = [raw[:700_000], b"", raw[700_000:700_100], raw[700_100:1_500_000], raw[1_500_000:]]
     job = scan_job(b"!", input=kind)  # type: ignore[arg-type]

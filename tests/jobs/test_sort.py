@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from quoreduce.data.block import Block
-from quoreduce.data.digest import Digester, Sealed
+from quoreduce.data.digest import Digester, SealedBlock
 from quoreduce.job import Job
 from quoreduce.jobs.find import find_job
 from quoreduce.jobs.sort import JOB
-from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.worker.context import MapContext, ReduceContext
 from quoreduce_kernels import reference as ref
 from quoreduce_kernels.gensort import crc_sum, generate_records, validate_sorted
 
@@ -38,12 +38,12 @@ def sample(splits: list[np.ndarray], reducers: int) -> bytes:
 
 def map_parts(
     split: np.ndarray, reducers: int, side: bytes, digester: Digester, store: bool
-) -> tuple[list[Block | Sealed], list[tuple[bytes, int, int]]]:
+) -> tuple[list[Block | SealedBlock], list[tuple[bytes, int, int]]]:
     ctx = MapContext(0, reducers, side, 0, store, digester, allocate)
     outputs = JOB.map(split.reshape(-1), ctx)
     assert ctx.records_in == split.shape[0]
     parts = [
-        (o.digest, o.records, o.nbytes) if isinstance(o, Sealed) else (digester.block(o), o.records, o.buffer.size)
+        (o.digest, o.records, o.nbytes) if isinstance(o, SealedBlock) else (digester.block(o), o.records, o.buffer.size)
         for o in outputs
     ]
     return outputs, parts

@@ -12,7 +12,7 @@ from quoreduce.data.block import Block
 from quoreduce.data.digest import Digester
 from quoreduce.jobs.find import find_job
 from quoreduce.jobs.wordcount import JOB, SCHEMA
-from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.worker.context import MapContext, ReduceContext
 from quoreduce_kernels import reference
 
 DIGESTER = Digester("blake3")

@@ -11,7 +11,8 @@ from quoreduce_kernels.blake3 import CHUNK_BYTES, GROUP_BYTES, STEP_BYTES, Blake
 
 DATA = np.random.default_rng(5).integers(0, 256, 5 * GROUP_BYTES, np.uint8)
 EDGES = [0, 64, CHUNK_BYTES, STEP_BYTES, 3 * STEP_BYTES, GROUP_BYTES, 2 * GROUP_BYTES, 3 * GROUP_BYTES, 4 * GROUP_BYTES]
-# From the official test_vectors.json: length of the input 0, 1, 2, ... 250, 0, 1, ... and the first 32 bytes of its hash.
+# From the official test_vectors.json: length of the input 0, 1, 2, ... 250, 0, 1, ... and the first 32 bytes of its
+# hash.
 OFFICIAL = {
     0: "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
     1: "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213",

@@ -26,7 +26,7 @@ def lists() -> dict[str, gg.WordList]:
     return {name: gg.WordList.of(words) for name, words in LISTS.items()}
 
 
-def one_chunk(words: gg.WordList, ranges: Any, nbytes: int, stream: int) -> gg.Chunk:
+def one_chunk(words: gg.WordList, ranges: Any, nbytes: int, stream: int) -> gg.TextChunk:
     (chunk,) = gg.draw_chunks(words, gg.Ranges(*ranges), nbytes, stream)
     return chunk
 
@@ -76,7 +76,7 @@ def test_matches_reach_back_as_far_as_deflate_allows(lists: dict[str, gg.WordLis
         for filler in ([2], [3, 1], [4, 1, 1], [5]):
             tokens = np.array([0, *between, *filler, 0], np.uint16)
             nbytes = sum(len(FEW[t]) + 1 for t in tokens)
-            chunk = gg.Chunk(tokens, np.array([[0, tokens.size, 0, nbytes]], np.int64))
+            chunk = gg.TextChunk(tokens, np.array([[0, tokens.size, 0, nbytes]], np.int64))
             raw = gg.render(lists["few"], chunk, gg.VALUE).tobytes()
             assert zlib.decompress(gg.deflate(lists["few"], chunk, gg.VALUE)) == raw
     assert size == 4

@@ -56,9 +56,6 @@ def empty_columns(data: Pairs) -> pairs.Columns:
     return tuple(np.full(column.size, 0x77, column.dtype) for column in full)  # type: ignore[return-value]
 
 
-# ---- rows
-
-
 @given(texts)
 def test_lines_are_split_as_the_twin_splits_them(text: bytes) -> None:
     assert pairs.lines(u8(text)).pairs() == ref.split_pairs(text)
@@ -67,7 +64,21 @@ def test_lines_are_split_as_the_twin_splits_them(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"\n", b"\r\n", b"\r", b"\t", b"\t\n\t", b"a\tb\tc\n", b"a\r\n", b"a\r", b"no tab", b"k\tv", b"\n\n\t\r\n", b"a\t\r\n"],
+    [
+        b"",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\t",
+        b"\t\n\t",
+        b"a\tb\tc\n",
+        b"a\r\n",
+        b"a\r",
+        b"no tab",
+        b"k\tv",
+        b"\n\n\t\r\n",
+        b"a\t\r\n",
+    ],
 )
 def test_lines_of_few_bytes(text: bytes) -> None:
     assert pairs.lines(before_a_guard(text)).pairs() == ref.split_pairs(text)
@@ -106,9 +117,6 @@ def test_columns_that_lie_are_refused() -> None:
         pairs.columns([(offsets, data[::2], offsets, data)])
 
 
-# ---- partitions
-
-
 @given(records, st.sampled_from([1, 2, 3, 7, 64]))
 def test_rows_go_to_the_partition_of_their_key_in_order(data: Pairs, partitions: int) -> None:
     rows = rows_of(data)
@@ -139,12 +147,11 @@ def test_scatter_refuses_targets_of_another_size() -> None:
         pairs.scatter(rows, np.array([0, 1], np.uint16), [right])
     for wrong in range(4):
         with pytest.raises(ValueError, match="target 0"):
-            pairs.scatter(rows, np.zeros(2, np.uint16), [tuple(c[:-1] if i == wrong else c for i, c in enumerate(right))])
+            pairs.scatter(
+                rows, np.zeros(2, np.uint16), [tuple(c[:-1] if i == wrong else c for i, c in enumerate(right))]
+            )
     with pytest.raises(ValueError, match="partitions"):
         pairs.partition(rows, 0)
-
-
-# ---- sort
 
 
 @given(records)
@@ -183,8 +190,8 @@ def skewed(kind: str, n: int) -> list[bytes]:
 
 
 KINDS = (
-    "random", "words", "one key", "few", "prefixes", "zeros", "long prefix", "differ at one place each", "outlier", "bits",
-    "down",
+    "random", "words", "one key", "few", "prefixes", "zeros", "long prefix", "differ at one place each", "outlier",
+    "bits", "down",
 )  # fmt: skip
 
 
@@ -211,15 +218,14 @@ def test_no_kind_of_key_makes_sorting_slow(kind: str) -> None:
 
 def test_long_equal_keys_are_read_once_or_so() -> None:
     key = np.full(4_000_000, 97, np.uint8)
-    rows = pairs.columns([(np.array([0, key.size], np.int64), key, np.zeros(2, np.int64), key[:0])]).take(np.zeros(100, np.int64))
+    rows = pairs.columns([(np.array([0, key.size], np.int64), key, np.zeros(2, np.int64), key[:0])]).take(
+        np.zeros(100, np.int64)
+    )
     start = time.process_time()
     order, groups = pairs.sort(rows)
     assert time.process_time() - start < 5
     assert groups == 1
     assert order.tolist() == list(range(100))
-
-
-# ---- text
 
 
 @given(records, st.integers(1, 300))
@@ -238,9 +244,6 @@ def test_an_order_that_names_no_row_is_refused() -> None:
         next(pairs.text_chunks(rows, np.array([1], np.uint64), np.empty(9, np.uint8)))
     with pytest.raises(ValueError, match="order"):
         next(pairs.column_chunks(rows, np.array([0]), "keys", np.empty(9, np.uint8)))
-
-
-# ---- the load generator's rule
 
 
 @pytest.mark.parametrize(

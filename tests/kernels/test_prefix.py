@@ -1,4 +1,6 @@
-"""Selection by prefix against its plain twins: any lengths and bytes, buffers that end where memory ends, wrong arguments."""
+"""Selection by prefix against its plain twins: any lengths and bytes, buffers that end where memory ends, wrong
+arguments.
+"""
 
 from __future__ import annotations
 

@@ -71,9 +71,6 @@ runs_of_a_kind = st.builds(
 )  # fmt: skip
 
 
-# ---- partition and scatter
-
-
 @given(
     st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([0, 1, 2, 50, 300]),
     st.integers(1, 40), st.integers(0, 2**32),
@@ -134,9 +131,6 @@ def test_partitions_of_random_keys_are_about_equal() -> None:
     _, counts = plan_partition(rows, choose_splits(sample_keys(rows, 4000), 8))
     assert counts.min() > 2500 * 0.8
     assert counts.max() < 2500 * 1.2
-
-
-# ---- sort, gather, permute
 
 
 @given(runs_of_a_kind, st.sampled_from([1 << 24, 1 << 24, 100, 7, 1]))
@@ -206,9 +200,6 @@ def test_gather_writes_nothing_else() -> None:
         assert (guarded[-32:] == 0xEE).all()
 
 
-# ---- merge
-
-
 @given(runs_of_a_kind, st.sampled_from([1, 2, 7, 1000]))
 @settings(max_examples=80, deadline=None)
 def test_merge_is_stable_over_runs(runs: list[np.ndarray], chunk: int) -> None:
@@ -221,9 +212,6 @@ def test_merge_is_stable_over_runs(runs: list[np.ndarray], chunk: int) -> None:
     assert b"".join(pieces) == b"".join(ref.merge_runs(lists(ordered)))
     assert merger.next(out) == 0
     assert merger.records == sum(map(len, runs))
-
-
-# ---- bounds
 
 
 def test_nothing_is_read_or_written_beyond_the_end_of_a_mapping() -> None:

@@ -55,7 +55,9 @@ def test_what_decodes_is_what_was_encoded(data: bytes, count: int) -> None:
         assert sq.encode_vints(result).tobytes() == data
 
 
-@pytest.mark.parametrize("bad", ["8f", "8f7f", "8e00ff", "8c80000000", "88" + "00" * 7 + "01", "90", "ff", "80", "87" + "00" * 8])
+@pytest.mark.parametrize(
+    "bad", ["8f", "8f7f", "8e00ff", "8c80000000", "88" + "00" * 7 + "01", "90", "ff", "80", "87" + "00" * 8]
+)
 def test_no_length_is_refused(bad: str) -> None:
     with pytest.raises(sq.BadItem, match=r"item 1 is not a length"):
         sq.decode_vints(bytes_of(b"\x05" + bytes.fromhex(bad)), 2)

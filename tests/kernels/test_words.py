@@ -79,9 +79,6 @@ def before_guard_page(text: bytes) -> Iterator[np.ndarray]:
     assert libc.mprotect(guard, ctypes.c_size_t(PAGE), mmap.PROT_READ | mmap.PROT_WRITE) == 0
 
 
-# ---- the hash
-
-
 @given(st.binary(max_size=80))
 def test_hash_is_the_documented_one(word: bytes) -> None:
     assert hash64(word) == reference.hash64(word)
@@ -120,9 +117,6 @@ def test_partitions_of_a_text_are_even(counter: WordCounter) -> None:
     counter.count(np.frombuffer(text, np.uint8))
     n, _ = counter.partition_sizes(16)
     assert 800 < n.min() <= n.max() < 1200
-
-
-# ---- counting
 
 
 @settings(max_examples=300)
@@ -236,9 +230,6 @@ def test_folding_between_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     check_count(WordCounter(), b"fold these words, and a-rather-long-one " * 500)
 
 
-# ---- equal hashes
-
-
 def test_ties_of_hashes_are_ordered_by_word() -> None:
     """Words whose hash is the same by construction: the second factor cancels what came before."""
     cancel = intrinsics.SALT_HIGH.to_bytes(8, "little")
@@ -256,9 +247,6 @@ def test_ties_of_hashes_are_ordered_by_word() -> None:
     out = np.empty(101, np.int64), np.empty(len(data), np.uint8), np.empty(100, np.uint64)
     words.fill_columns(table.state, references, *out)
     assert entries(out) == sorted(run)
-
-
-# ---- merge and text
 
 
 @settings(max_examples=200)
@@ -339,9 +327,6 @@ def test_nothing_in_nothing_out() -> None:
         assert entries(merged) == []
         assert list(merged[0]) == [0]
         assert format_counts(*merged).tobytes() == b""
-
-
-# ---- refusals
 
 
 def test_fill_refuses_buffers_of_other_sizes() -> None:

@@ -1,4 +1,6 @@
-"""A headless Chromium that is spoken to over two pipes: opens files, measures them, takes pictures. It loads nothing else."""
+"""A headless Chromium that is spoken to over two pipes: opens files, measures them, takes pictures. It loads nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
 )  # fmt: skip
 TIMEOUT_S = 60.0
@@ -63,7 +66,9 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -79,7 +84,9 @@ class Browser:
 
     def open(self, page: Path, width: int, dark: bool) -> None:
         """Show a file on a screen of a width in CSS pixels, with the colours that its user prefers."""
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()

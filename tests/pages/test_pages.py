@@ -12,13 +12,14 @@ from browser import Browser, chromium
 
 from quoreduce import __version__
 from quoreduce.chaos.plan import COLLUSION, KINDS
-from quoreduce.chaos.tally import Campaign, Record
-from quoreduce.report import chaos_page, simulated_page
+from quoreduce.chaos.tally import Campaign, JobOutcome
+from quoreduce.commands.chaos import page as chaos_page
+from quoreduce.commands.simulate import page as simulated_page
 from quoreduce.sim import USUAL
 from quoreduce.sim.slides import slides
 from quoreduce_gridmix.noise import Noise
 from quoreduce_gridmix.report import render
-from quoreduce_gridmix.results import FORMAT, Amounts, Results, Run, Setting, Stage
+from quoreduce_gridmix.results import FORMAT, Amounts, JobStage, Run, StudyResults, StudySetting
 from quoreduce_gridmix.runner import Variant, ablation
 
 PAGES = ("gridmix", "simulate", "chaos")
@@ -27,16 +28,16 @@ CONTRAST = 4.5  # of text: WCAG 2, level AA
 ROOT = Path(__file__).parents[2]
 
 
-def gridmix_results() -> Results:
+def gridmix_results() -> StudyResults:
     """Three applications, in two sizes, plain and voted, and an ablation."""
 
     def a_run(app: str, size: str, variant: Variant, repetition: int, splits: int) -> Run:
         n = {"original": 1, "basic": 3, "bft": 2}[variant.mode]
         wall_s = 0.37 * n * splits / 3
         amounts, executions = Amounts(10**9, 10**9, 10**9 * n, 10**9), {"map": splits * n, "reduce": 15 * n}
-        stage = Stage(
-            job=app, wall_s=wall_s, cpu_s=2 * wall_s, bytes=amounts, executions=executions, counters={}, splits=splits, parts=2,
-            reexecutions=0, faults_detected=0,
+        stage = JobStage(
+            job=app, wall_s=wall_s, cpu_s=2 * wall_s, bytes=amounts, executions=executions, counters={}, splits=splits,
+            parts=2, reexecutions=0, faults_detected=0,
         )  # fmt: skip
         return Run(
             app=app, size=size, variant=variant.name, mode=variant.mode, f=variant.f, off=list(variant.off),
@@ -55,21 +56,24 @@ def gridmix_results() -> Results:
         "cpu": "AMD EPYC Processor with a long name", "cores": 2, "cores_used": 2, "memory_gb": 8.0, "kernel": "6.18",
         "architecture": "x86_64",
     }  # fmt: skip
-    setting = Setting(
-        on="ray", workers=2, domains=2, machine=machine, data={"varinfltext": {"nbytes": 10**9, "seed": 1, "parts": 10}},
-        split_mb=64.0, digest="blake3",
+    setting = StudySetting(
+        on="ray", workers=2, domains=2, machine=machine,
+        data={"varinfltext": {"nbytes": 10**9, "seed": 1, "parts": 10}}, split_mb=64.0, digest="blake3",
     )  # fmt: skip
     versions = {"Python": "3.11.2", "quoreduce": __version__, "numba": "0.61.0", "numpy": "2.0.0", "Ray": "2.60.0"}
-    return Results(format=FORMAT, date="2026-01-02T03:04:05+00:00", versions=versions, setting=setting, runs=runs)
+    return StudyResults(format=FORMAT, date="2026-01-02T03:04:05+00:00", versions=versions, setting=setting, runs=runs)
 
 
 def campaign() -> Campaign:
     """Each kind of fault strikes a job; some are not masked."""
     records = [
-        Record("local", n, "sort", 1, "stopped" if n % 5 == 0 else "right", {kind: 17 * n + 1}, 1.5, n, rss_mb=50.0)
+        JobOutcome("local", n, "sort", 1, "stopped" if n % 5 == 0 else "right", {kind: 17 * n + 1}, 1.5, n, rss_mb=50.0)
         for n, kind in enumerate(KINDS)
     ]
-    wrong = [Record("local", 99, "sort", 1, "wrong", {kind: 3}, 1.5, 1, rss_mb=50.0) for kind in (COLLUSION, next(iter(KINDS)))]
+    wrong = [
+        JobOutcome("local", 99, "sort", 1, "wrong", {kind: 3}, 1.5, 1, rss_mb=50.0)
+        for kind in (COLLUSION, next(iter(KINDS)))
+    ]
     return Campaign(7, 1.0, tuple(KINDS), [*records, *wrong], wall_s=60.0)
 
 
@@ -98,9 +102,10 @@ def test_these_are_all_pages() -> None:
     frames = [path.name for path in sources if "<!doctype html>" in path.read_text().lower()]
     assert frames == ["page.py"]
     users = {
-        path.stem for path in sources if re.search(r"import page as frame|from quoreduce_gridmix.page import", path.read_text())
-    }
-    assert users == {"report", "simulated_page", "chaos_page"}
+        f"{path.parent.name}/{path.name}" for path in sources
+        if re.search(r"import page as frame|from quoreduce_gridmix.page import", path.read_text())
+    }  # fmt: skip
+    assert users == {"quoreduce_gridmix/report.py", "simulate/page.py", "chaos/page.py"}
 
 
 @pytest.mark.parametrize("name", PAGES)

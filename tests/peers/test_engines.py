@@ -13,7 +13,7 @@ from bench.peers.engines import JOBS, MODULES, Setup, engines, run_peer
 from runs import running
 
 from quoreduce import Place, Session
-from quoreduce.report.generate import record_chunks, text_chunks, write_file
+from quoreduce.commands.generate.generate import record_chunks, text_chunks, write_file
 
 TEXT_BYTES = 300_000
 RECORDS = 3000

@@ -1,6 +1,7 @@
 """Hadoop's own SequenceFiles: it reads what we write, we read what it writes, and both cut files into the same splits.
 
-Needs PySpark, whose client jars of Hadoop are used (``pip install pyspark``), and a JDK; conftest.py says what happens without.
+Needs PySpark, whose client jars of Hadoop are used (``pip install pyspark``), and a JDK; conftest.py says what happens
+without.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bench.peers import java
 from quoreduce.data.block import Block
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import read_sequence_split
-from quoreduce.data.sequencefile import SequenceWriter, file_header, read_sequence, sync_marker
+from quoreduce.data.sequencefile import file_header, read_sequence, sync_marker
+from quoreduce.data.sequencewriter import SequenceWriter
 from quoreduce.data.splits import plan_splits
 
 Record = tuple[bytes, bytes]
@@ -42,7 +44,8 @@ def records_of(kind: str) -> list[Record]:
         return [(payload(i, 0), payload(i, 1)) for i in range(RECORDS)]
     step, width = (1000003, 4) if kind == "IntWritable" else (10000000000037, 8)
     return [
-        ((i * step).to_bytes(width, "big", signed=True), (-i * step).to_bytes(width, "big", signed=True)) for i in range(RECORDS)
+        ((i * step).to_bytes(width, "big", signed=True), (-i * step).to_bytes(width, "big", signed=True))
+        for i in range(RECORDS)
     ]
 
 
@@ -68,7 +71,9 @@ def hadoop(tmp_path_factory: pytest.TempPathFactory) -> Hadoop:
     jars = f"{java.spark_home()}/jars/*"
     folder = tmp_path_factory.mktemp("java")
     source = Path(__file__).with_name("SequenceFiles.java")
-    subprocess.run([str(java.program("javac")), "-cp", jars, "-d", str(folder), str(source)], check=True, timeout=TIMEOUT_S)
+    subprocess.run(
+        [str(java.program("javac")), "-cp", jars, "-d", str(folder), str(source)], check=True, timeout=TIMEOUT_S
+    )
 
     def ask(commands: list[tuple[Any, ...]]) -> list[str]:
         text = "".join("\t".join(map(str, command)) + "\n" for command in commands)

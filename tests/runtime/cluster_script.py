@@ -18,8 +18,8 @@ from test_killed_in_the_middle import Running
 
 import quoreduce.runtime.ray  # noqa: F401 - sets Ray's environment, which counts only before Ray is imported
 from quoreduce import Options, Result, Session
-from quoreduce.runtime import detective
-from quoreduce.runtime.options import Place
+from quoreduce.driver import detective
+from quoreduce.protocol.options import Place
 
 NODES = 4
 REDUCES = 3

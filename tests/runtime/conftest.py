@@ -12,8 +12,8 @@ import pytest
 from runs import WORDCOUNT, Runner, coreutils
 
 from quoreduce import Options, Session
-from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.compile import ensure_kernels
+from quoreduce.protocol.options import Place
 
 KJV_LINES = 400  # 25 kB or so
 

@@ -1,7 +1,8 @@
-"""An attested job gives the output of an unattested one, in as many executions, and a receipt that convinces a verifier.
+"""An attested job gives the output of an unattested one, in as many executions, and a receipt that convinces a
+verifier.
 
-No worker's answer counts without evidence, and a worker whose evidence does not hold has no vote: others do its work, or the
-job fails and says why. Times of the meddled sessions are those of the meddler's clock.
+No worker's answer counts without evidence, and a worker whose evidence does not hold has no vote: others do its work,
+or the job fails and says why. Times of the meddled sessions are those of the meddler's clock.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from msgspec import structs
 from runs import EXECUTORS, SORT, WORDCOUNT, Runner, beginning, left_in, parts_of
 
 from quoreduce import Job, Options, Result, Session
+from quoreduce.commands.attest.command import worker_environment
 from quoreduce.data.digest import Digester
+from quoreduce.driver import gate as gate_module
 from quoreduce.errors import AttestationError, JobError, NoQuorum, UsageError
-from quoreduce.report.attest import worker_environment
-from quoreduce.runtime import gate as gate_module
-from quoreduce.runtime import wire
-from quoreduce.runtime.attester import Attester
-from quoreduce.runtime.options import Attest
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Attest
 from quoreduce.runtime.session import verify
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.tracker import JobTracker
@@ -35,7 +35,8 @@ from quoreduce.trust.measure import environment
 from quoreduce.trust.node import setup_node
 from quoreduce.trust.policy import Policy
 from quoreduce.trust.receipt import Receipt, decode_receipt
-from quoreduce.trust.verifier import Verdict, verify_receipt
+from quoreduce.trust.verifier import Verification, verify_receipt
+from quoreduce.worker.attester import Attester
 
 MAPS, REDUCES = 6, 3
 SPLIT_MB = 0.005
@@ -56,9 +57,13 @@ class Root:
     def attest(self, **changes: Any) -> Attest:
         return Attest(**({"backend": self.backend, "state": str(self.state)} | changes))
 
-    def verify(self, result: Result, **changes: Any) -> Verdict:
+    def verify(self, result: Result, **changes: Any) -> Verification:
         output = Path(result.output)
-        known: dict[str, Any] = {"policy": self.policy, "now": datetime.now(UTC), "manifest": (output / "_SUCCESS").read_bytes()}
+        known: dict[str, Any] = {
+            "policy": self.policy,
+            "now": datetime.now(UTC),
+            "manifest": (output / "_SUCCESS").read_bytes(),
+        }
         return verify_receipt((output / "_RECEIPT.json").read_bytes(), **(known | changes))
 
     def accepted(self, result: Result, **changes: Any) -> Receipt:
@@ -115,11 +120,10 @@ def leaves(receipt: Receipt) -> int:
     return sum(len(entry.leaves) for entry in receipt.tasks)
 
 
-# ---- the job is the same
-
-
 @pytest.mark.parametrize("on", EXECUTORS)
-def test_word_count_is_the_same_and_has_a_receipt(on: str, run: Runner, text: Path, right: list[bytes], software: Root) -> None:
+def test_word_count_is_the_same_and_has_a_receipt(
+    on: str, run: Runner, text: Path, right: list[bytes], software: Root
+) -> None:
     plain, _ = run(on, WORDCOUNT, text, **TASKS)
     result, parts = run(on, WORDCOUNT, text, attest=software.attest(), **TASKS)
     assert parts == right
@@ -145,7 +149,9 @@ def test_a_sample_is_attested_like_any_task(
 
 
 @pytest.mark.parametrize("batch", ["none", "aggregate", "merkle"])
-@pytest.mark.parametrize(("mode", "f"), [("original", 1), ("basic", 1), ("basic", 2), ("bft", 0), ("bft", 1), ("bft", 2)])
+@pytest.mark.parametrize(
+    ("mode", "f"), [("original", 1), ("basic", 1), ("basic", 2), ("bft", 0), ("bft", 1), ("bft", 2)]
+)
 def test_every_mode_and_every_way_to_batch(
     mode: str, f: int, batch: str, run: Runner, text: Path, right: list[bytes], software: Root
 ) -> None:
@@ -164,7 +170,9 @@ def test_every_mode_and_every_way_to_batch(
 
 def test_batches_of_any_size(run: Runner, text: Path, right: list[bytes], software: Root) -> None:
     for size in (1, 2, 5):
-        result, parts = run("inline", WORDCOUNT, text, **TASKS, attest=software.attest(batch_size=size, batch_ms=60_000))
+        result, parts = run(
+            "inline", WORDCOUNT, text, **TASKS, attest=software.attest(batch_size=size, batch_ms=60_000)
+        )
         assert parts == right
         counts = [batch.count for utpm in software.accepted(result).utpms for batch in utpm.batches]
         assert max(counts) <= size
@@ -179,7 +187,9 @@ def test_rsa_keys(run: Runner, text: Path, right: list[bytes], software: Root) -
 
 def test_the_four_modifications_off(run: Runner, text: Path, right: list[bytes], software: Root) -> None:
     off = dict.fromkeys(("deferred", "tentative", "digest_outputs", "tight_storage"), False)
-    result, parts = run("inline", WORDCOUNT, text, **TASKS, **off, workers=3, faults=("wrong:map:2",), attest=software.attest())
+    result, parts = run(
+        "inline", WORDCOUNT, text, **TASKS, **off, workers=3, faults=("wrong:map:2",), attest=software.attest()
+    )
     assert parts == right
     assert software.accepted(result).job.options["tentative"] == "False"
 
@@ -207,9 +217,6 @@ def test_an_error_of_the_job_is_a_vote_and_needs_evidence_too(run: Runner, text:
         run("inline", Job("broken", broken, count), text, **TASKS, attest=software.attest())
 
 
-# ---- faults
-
-
 @pytest.mark.parametrize("target", ["map", "reduce"])
 @pytest.mark.parametrize("kind", ["flip", "wrong", "lie", "swap", "crash", "late", "lose"])
 def test_a_fault_is_masked_and_the_receipt_lists_what_lost(
@@ -222,7 +229,9 @@ def test_a_fault_is_masked_and_the_receipt_lists_what_lost(
     assert result.faults.injected == 1
     receipt = software.accepted(result, part_digests=part_digests(result))
     lost = losers(receipt)
-    assert [(task[0], count) for task, count in lost.items()] == ([(target, 1)] if kind in ("flip", "wrong", "lie") else [])
+    assert [(task[0], count) for task, count in lost.items()] == (
+        [(target, 1)] if kind in ("flip", "wrong", "lie") else []
+    )
 
 
 @pytest.mark.parametrize("kind", ["flip", "crash", "lose"])
@@ -237,10 +246,18 @@ def test_a_fault_is_masked_on_processes(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_faults_at_f_2(seed: int, run: Runner, text: Path, right: list[bytes], software: Root) -> None:
-    faults = ("flip:map:25%@any", "wrong:all:2@any", "lie:reduce:1@any", "swap:map:50%", "crash:all:2@any", "lose:map:2",
-              "late:all:3@any", "wire:reduce:2")  # fmt: skip
+    faults = ("flip:map:25%@any", "wrong:all:2@any", "lie:reduce:1@any", "swap:map:50%", "crash:all:2@any",
+    "lose:map:2", "late:all:3@any", "wire:reduce:2")  # fmt: skip
     result, parts = run(
-        "inline", WORDCOUNT, text, **TASKS, workers=5, f=2, faults=faults, fault_seed=seed, attest=software.attest(batch_size=3)
+        "inline",
+        WORDCOUNT,
+        text,
+        **TASKS,
+        workers=5,
+        f=2,
+        faults=faults,
+        fault_seed=seed,
+        attest=software.attest(batch_size=3),
     )
     assert parts == right
     receipt = software.accepted(result)
@@ -285,16 +302,15 @@ def test_probes_of_a_diagnosis_are_not_attested(on: str, run: Runner, text: Path
 
 def test_a_stuck_domain_is_attested_and_loses(run: Runner, text: Path, right: list[bytes], software: Root) -> None:
     """Evidence says what ran, not that it is right: its leaves are in the receipt, and have lost."""
-    result, parts = run("inline", WORDCOUNT, text, **TASKS, workers=3, faults=("stuck:worker1",), attest=software.attest())
+    result, parts = run(
+        "inline", WORDCOUNT, text, **TASKS, workers=3, faults=("stuck:worker1",), attest=software.attest()
+    )
     assert parts == right
     receipt = software.accepted(result)
     evil = {number for number, utpm in enumerate(receipt.utpms) if utpm.domain == "worker1"}
     lost = [leaf.utpm for entry in receipt.tasks if not entry.agreed for leaf in entry.leaves]
     assert lost
     assert set(lost) == evil
-
-
-# ---- the chain from a TPM
 
 
 @pytest.mark.parametrize("on", EXECUTORS)
@@ -313,7 +329,9 @@ def test_the_chain_ends_at_the_roots_and_the_registrar_of_the_policy(run: Runner
     result, _ = run("inline", WORDCOUNT, text, **TASKS, attest=hardware.attest())
     other = hardware.state.parent / "other"
     registrar = Registrar(other, ()).public.hex()
-    assert hardware.verify(result, policy=structs.replace(hardware.policy, registrar=registrar)).reason.startswith("enrolment")
+    assert hardware.verify(result, policy=structs.replace(hardware.policy, registrar=registrar)).reason.startswith(
+        "enrolment"
+    )
     software_only = structs.replace(hardware.policy, backends=("utpm",))
     assert "does not accept" in hardware.verify(result, policy=software_only).reason
 
@@ -341,13 +359,16 @@ def test_sessions_and_jobs_share_the_tpm_of_a_node(run: Runner, text: Path, righ
         hardware.accepted(result)
 
 
-# ---- the commit rule
-
-
 @pytest.mark.parametrize("faults", [(), ("flip:map:2", "crash:map:1", "late:all:2", "lie:reduce:1")])
 @pytest.mark.parametrize(("mode", "batch"), [("bft", "merkle"), ("bft", "none"), ("basic", "aggregate")])
 def test_an_answer_is_a_vote_only_after_its_batch_was_checked(
-    mode: str, batch: str, faults: tuple[str, ...], run: Runner, text: Path, software: Root, monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    batch: str,
+    faults: tuple[str, ...],
+    run: Runner,
+    text: Path,
+    software: Root,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked: set[int] = set()
     votes: list[int] = []
@@ -384,9 +405,11 @@ def run_meddled(
     return result, parts_of(output)
 
 
-def said_by_evil(status: str, change: Callable[[wire.Reply], Sequence[Said]]) -> Callable[[str, wire.Reply], Sequence[Said]]:
-    """Let ``change`` alter what one worker says in replies of one status."""
-    return lambda worker, reply: change(reply) if worker.startswith(EVIL) and reply.status == status else [reply]
+def said_by_evil(
+    kind: type[wire.Reply], change: Callable[[Any], Sequence[Said]]
+) -> Callable[[str, wire.Reply], Sequence[Said]]:
+    """Let ``change`` alter what one worker says in replies of one kind."""
+    return lambda worker, reply: change(reply) if worker.startswith(EVIL) and isinstance(reply, kind) else [reply]
 
 
 def test_without_evidence_nothing_is_agreed_and_nothing_published(
@@ -396,16 +419,18 @@ def test_without_evidence_nothing_is_agreed_and_nothing_published(
     handle = JobTracker.handle
     monkeypatch.setattr(JobTracker, "handle", lambda tracker, event: (events.append(event), handle(tracker, event))[1])
     with meddled_session(2) as both:
-        both[1].replies = lambda worker, reply: [] if reply.status == "committed" else [reply]
+        both[1].replies = lambda worker, reply: [] if isinstance(reply, wire.BatchQuoted) else [reply]
         with pytest.raises(NoQuorum):
             run_meddled(both, text, tmp_path, software)
     assert any(isinstance(event, m.Executed) for event in events)
     assert not any(isinstance(event, m.Finished | m.Failed) for event in events)
 
 
-def test_a_worker_that_sends_no_evidence_is_masked(text: Path, tmp_path: Path, right: list[bytes], software: Root) -> None:
+def test_a_worker_that_sends_no_evidence_is_masked(
+    text: Path, tmp_path: Path, right: list[bytes], software: Root
+) -> None:
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("committed", lambda reply: [])
+        both[1].replies = said_by_evil(wire.BatchQuoted, lambda reply: [])
         before = both[1].clock.now
         result, parts = run_meddled(both, text, tmp_path, software)
         assert both[1].clock.now - before < 100 * gate_module.ANSWER_S
@@ -414,34 +439,33 @@ def test_a_worker_that_sends_no_evidence_is_masked(text: Path, tmp_path: Path, r
     assert all(not utpm.batches for utpm in receipt.utpms if utpm.domain == EVIL)
 
 
-# ---- one worker whose evidence does not hold
-
-
 def flipped(data: bytes, at: int = -1) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1
     return bytes(changed)
 
 
-def altered(change: Callable[[wire.Committed], wire.Committed]) -> Callable[[wire.Reply], list[Said]]:
-    def say(reply: wire.Reply) -> list[Said]:
-        said = wire.decode_evidence(reply.data, wire.Committed)
-        return [structs.replace(reply, data=wire.encode(change(said)))]
+def altered(change: Callable[[wire.Committed], wire.Committed]) -> Callable[[wire.BatchQuoted], list[Said]]:
+    def say(reply: wire.BatchQuoted) -> list[Said]:
+        said = wire.decode_evidence(reply.evidence, wire.Committed)
+        return [structs.replace(reply, evidence=wire.encode(change(said)))]
 
     return say
 
 
-EVIDENCE: dict[str, tuple[Callable[[wire.Reply], list[Said]], str]] = {
-    "root": (altered(lambda said: structs.replace(said, root=flipped(said.root))), "root of the batch is not that of the leaves"),
+EVIDENCE: dict[str, tuple[Callable[[wire.BatchQuoted], list[Said]], str]] = {
+    "root": (altered(lambda said: structs.replace(said, root=flipped(said.root))),
+    "root of the batch is not that of the leaves"),
     "count": (altered(lambda said: structs.replace(said, count=said.count + 1)), "leaves are listed of a batch of"),
     "no leaves": (altered(lambda said: structs.replace(said, count=0)), "committed|batch"),
     "message": (altered(lambda said: structs.replace(said, message=flipped(said.message))), "signature"),
     "signature": (altered(lambda said: structs.replace(said, signature=flipped(said.signature))), "signature"),
-    "garbage": (lambda reply: [structs.replace(reply, data=b"\xc1")], "no committed"),
-    "nothing": (lambda reply: [structs.replace(reply, data=b"")], "no committed"),
+    "garbage": (lambda reply: [structs.replace(reply, evidence=b"\xc1")], "no committed"),
+    "nothing": (lambda reply: [structs.replace(reply, evidence=b"")], "no committed"),
     "twice": (lambda reply: [reply, reply], "nobody asked for|replayed|another nonce|batch"),
-    "an error instead": (lambda reply: [structs.replace(reply, status="host", error="no time")], "no time"),
-    "something else": (lambda reply: [structs.replace(reply, status="sealed")], "nobody asked for"),
+    "an error instead": (lambda reply: [wire.NotQuoted("no time", generation=reply.generation)], "no time"),
+    "something else": (lambda reply: [wire.SealQuoted(reply.evidence, generation=reply.generation)],
+    "nobody asked for"),
 }  # fmt: skip
 
 
@@ -451,7 +475,7 @@ def test_a_worker_whose_evidence_does_not_hold_is_shut_out(
 ) -> None:
     change, _ = EVIDENCE[what]
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("committed", change)
+        both[1].replies = said_by_evil(wire.BatchQuoted, change)
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
     receipt = software.accepted(result)
@@ -464,7 +488,7 @@ def test_a_worker_whose_evidence_does_not_hold_is_shut_out(
 def test_if_too_few_are_left_the_job_fails_and_says_why(what: str, text: Path, tmp_path: Path, software: Root) -> None:
     change, says = EVIDENCE[what]
     with meddled_session(2) as both:
-        both[1].replies = said_by_evil("committed", change)
+        both[1].replies = said_by_evil(wire.BatchQuoted, change)
         with pytest.raises(AttestationError, match=f"{EVIL}: .*({says})") as caught:
             run_meddled(both, text, tmp_path, software)
     assert caught.value.exit_code == 6
@@ -474,9 +498,9 @@ def test_evidence_of_another_worker_does_not_hold(text: Path, tmp_path: Path, so
     seen: list[bytes] = []
 
     def copy(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.status == "committed" and not worker.startswith(EVIL):
-            seen.append(reply.data)
-        return [structs.replace(reply, data=seen[-1]) if reply.status == "committed" and seen else reply]
+        if isinstance(reply, wire.BatchQuoted) and not worker.startswith(EVIL):
+            seen.append(reply.evidence)
+        return [structs.replace(reply, evidence=seen[-1]) if isinstance(reply, wire.BatchQuoted) and seen else reply]
 
     with meddled_session(2) as both:
         both[1].replies = copy
@@ -519,10 +543,10 @@ def test_the_quote_of_a_node_is_asked_of_another_worker_if_it_does_not_hold(
     asked: list[str] = []
 
     def spoil(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.status != "rooted":
+        if not isinstance(reply, wire.LaunchQuoted):
             return [reply]
         asked.append(worker)
-        return [structs.replace(reply, data=flipped(reply.data)) if len(asked) == 1 else reply]
+        return [structs.replace(reply, evidence=flipped(reply.evidence)) if len(asked) == 1 else reply]
 
     with meddled_session(workers) as both:
         both[1].replies = spoil
@@ -534,9 +558,6 @@ def test_the_quote_of_a_node_is_asked_of_another_worker_if_it_does_not_hold(
     assert parts == right
     assert len(set(asked)) == 2
     assert {utpm.domain for utpm in hardware.accepted(result).utpms if utpm.sealed} == {"worker1", "worker2"}
-
-
-# ---- environments
 
 
 def test_an_environment_that_the_policy_does_not_name_has_no_vote(
@@ -551,10 +572,10 @@ def test_an_environment_that_the_policy_does_not_name_has_no_vote(
     assert "worker0" in str(caught.value)
 
 
-def admitted_with(**changes: Any) -> Callable[[wire.Reply], list[Said]]:
-    def say(reply: wire.Reply) -> list[Said]:
-        said = wire.decode_evidence(reply.data, wire.Admission)
-        return [structs.replace(reply, data=wire.encode(structs.replace(said, **changes)))]
+def admitted_with(**changes: Any) -> Callable[[wire.Ready], list[Said]]:
+    def say(reply: wire.Ready) -> list[Said]:
+        said = wire.decode_evidence(reply.admission, wire.Admission)
+        return [structs.replace(reply, admission=wire.encode(structs.replace(said, **changes)))]
 
     return say
 
@@ -565,7 +586,7 @@ def test_one_worker_in_another_environment_has_no_vote(
 ) -> None:
     document = environment() + b" "
     with meddled_session(workers) as both:
-        both[1].replies = said_by_evil("ready", admitted_with(document=document))
+        both[1].replies = said_by_evil(wire.Ready, admitted_with(document=document))
         if workers == 2:
             with pytest.raises(AttestationError, match=f"{EVIL}: .*{sha256(document).hexdigest()}"):
                 run_meddled(both, text, tmp_path, software)
@@ -582,7 +603,7 @@ def test_an_admission_that_is_none_has_no_vote(
     data: bytes, text: Path, tmp_path: Path, right: list[bytes], software: Root
 ) -> None:
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("ready", lambda reply: [structs.replace(reply, data=data)])
+        both[1].replies = said_by_evil(wire.Ready, lambda reply: [structs.replace(reply, admission=data)])
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
     assert [utpm.domain for utpm in software.accepted(result).utpms] == ["worker0", "worker2"]
@@ -603,9 +624,9 @@ def test_a_worker_that_claims_the_utpm_of_another_has_no_vote(
     first: list[bytes] = []
 
     def claim(worker: str, reply: wire.Reply) -> Sequence[Said]:
-        if reply.status != "ready":
+        if not isinstance(reply, wire.Ready):
             return [reply]
-        first.append(wire.decode_evidence(reply.data, wire.Admission).public)
+        first.append(wire.decode_evidence(reply.admission, wire.Admission).public)
         return admitted_with(public=first[0])(reply) if worker.startswith(EVIL) else [reply]
 
     with meddled_session(3) as both:
@@ -613,9 +634,6 @@ def test_a_worker_that_claims_the_utpm_of_another_has_no_vote(
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
     assert [utpm.domain for utpm in software.accepted(result).utpms] == ["worker0", "worker2"]
-
-
-# ---- the receipt
 
 
 def test_a_receipt_answers_the_nonce_that_was_given(run: Runner, text: Path, software: Root) -> None:
@@ -632,7 +650,10 @@ def test_a_receipt_is_of_one_output(run: Runner, text: Path, software: Root, tmp
     one, _ = run("inline", WORDCOUNT, text, **TASKS, attest=software.attest())
     two, _ = run("inline", WORDCOUNT, other, **TASKS, attest=software.attest())
     manifest = (Path(two.output) / "_SUCCESS").read_bytes()
-    assert software.verify(one, manifest=manifest).reason == "output: the manifest (_SUCCESS) is not the one of this receipt"
+    assert (
+        software.verify(one, manifest=manifest).reason
+        == "output: the manifest (_SUCCESS) is not the one of this receipt"
+    )
 
 
 @pytest.mark.parametrize("change", [lambda data: flipped(data), lambda data: data + b"\n", lambda data: b""])
@@ -643,7 +664,10 @@ def test_a_part_that_was_changed_after_the_job_is_found(
     software.accepted(result, part_digests=part_digests(result))
     part = Path(result.output) / "part-r-00001"
     part.write_bytes(change(part.read_bytes()))
-    assert software.verify(result, part_digests=part_digests(result)).reason == "output: part-r-00001 is not what was voted"
+    assert (
+        software.verify(result, part_digests=part_digests(result)).reason
+        == "output: part-r-00001 is not what was voted"
+    )
     part.unlink()
     assert software.verify(result, part_digests=part_digests(result)).reason == "output: part-r-00001 is missing"
 
@@ -660,7 +684,7 @@ def test_what_died_before_the_receipt_was_sealed_has_no_seal(
     with meddled_session(3) as both:
         _, meddler = both
         meddler.replies = lambda worker, reply: (
-            (meddler.kill(worker), [])[1] if reply.status == "sealed" and worker.startswith(EVIL) else [reply]
+            (meddler.kill(worker), [])[1] if isinstance(reply, wire.SealQuoted) and worker.startswith(EVIL) else [reply]
         )
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
@@ -678,7 +702,7 @@ def test_a_worker_in_the_place_of_one_that_died_at_the_end_seals_the_receipt(
     killed: list[str] = []
 
     def kill_once(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.status != "sealed" or killed:
+        if not isinstance(reply, wire.SealQuoted) or killed:
             return [reply]
         killed.append(worker)
         meddler.kill(worker)
@@ -699,7 +723,7 @@ def test_a_seal_that_does_not_hold_is_left_out(
     data: bytes, text: Path, tmp_path: Path, right: list[bytes], software: Root
 ) -> None:
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("sealed", lambda reply: [structs.replace(reply, data=data)])
+        both[1].replies = said_by_evil(wire.SealQuoted, lambda reply: [structs.replace(reply, evidence=data)])
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
     assert {utpm.domain for utpm in software.accepted(result).utpms if utpm.sealed} == {"worker0", "worker2"}
@@ -707,17 +731,19 @@ def test_a_seal_that_does_not_hold_is_left_out(
 
 def test_a_worker_that_never_seals_is_left_out(text: Path, tmp_path: Path, right: list[bytes], software: Root) -> None:
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("sealed", lambda reply: [])
+        both[1].replies = said_by_evil(wire.SealQuoted, lambda reply: [])
         result, parts = run_meddled(both, text, tmp_path, software)
     assert parts == right
     assert {utpm.domain for utpm in software.accepted(result).utpms if utpm.sealed} == {"worker0", "worker2"}
 
 
-def test_nobody_waits_for_the_seal_of_a_worker_that_hangs(text: Path, tmp_path: Path, right: list[bytes], software: Root) -> None:
+def test_nobody_waits_for_the_seal_of_a_worker_that_hangs(
+    text: Path, tmp_path: Path, right: list[bytes], software: Root
+) -> None:
     """In mode basic the third replica is not needed, and the job ends without it."""
     with meddled_session(3) as both:
-        both[1].requests = lambda worker, request: not (
-            worker.startswith(EVIL) and isinstance(request, wire.ReduceTask) and request.index == REDUCES - 1
+        both[1].requests = lambda worker, request: (
+            not (worker.startswith(EVIL) and isinstance(request, wire.ReduceTask) and request.index == REDUCES - 1)
         )
         before = both[1].clock.now
         result, parts = run_meddled(both, text, tmp_path, software, mode="basic")
@@ -728,7 +754,7 @@ def test_nobody_waits_for_the_seal_of_a_worker_that_hangs(text: Path, tmp_path: 
 
 def test_an_output_without_enough_seals_is_not_published(text: Path, tmp_path: Path, software: Root) -> None:
     with meddled_session(2) as both:
-        both[1].replies = said_by_evil("sealed", lambda reply: [structs.replace(reply, data=b"")])
+        both[1].replies = said_by_evil(wire.SealQuoted, lambda reply: [structs.replace(reply, evidence=b"")])
         with pytest.raises(AttestationError, match=f"fewer than 2 domains are left to seal .*{EVIL}: ") as caught:
             run_meddled(both, text, tmp_path, software)
     assert caught.value.exit_code == 6
@@ -739,15 +765,12 @@ def test_an_attested_job_that_ran_into_faults_may_be_run_again(
 ) -> None:
     """A session in which a worker was shut out goes on with the others."""
     with meddled_session(3) as both:
-        both[1].replies = said_by_evil("committed", EVIDENCE["signature"][0])
+        both[1].replies = said_by_evil(wire.BatchQuoted, EVIDENCE["signature"][0])
         run_meddled(both, text, tmp_path / "one", software)
         both[1].__dict__.pop("replies")
         result, parts = run_meddled(both, text, tmp_path / "two", software)
     assert parts == right
     assert {utpm.domain for utpm in software.accepted(result).utpms} == {"worker0", "worker2"}
-
-
-# ---- what cannot be attested
 
 
 @pytest.mark.parametrize(
@@ -765,8 +788,9 @@ def test_accidental_faults_are_not_all_that_evidence_is_for(options: dict[str, A
     [({"nonce": "12"}, "32 bytes"), ({"nonce": "x" * 64}, "hexadecimal"), ({"nonce": "0" * 66}, "32 bytes"),
      ({"nonce": "0" * 64 + "\n"}, "32 bytes"), ({"batch_size": 0}, "1 to 1,048,576"),
      ({"batch_size": (1 << 20) + 1}, "1 to 1,048,576"),
-     ({"batch_ms": -1}, "0 to 60,000"), ({"batch_ms": 60_001}, "0 to 60,000"), ({"batch": "tree"}, "unknown batch mode"),
-     ({"scheme": "dsa"}, "unknown scheme"), ({"backend": "modelled"}, "use swtpm or utpm")],
+     ({"batch_ms": -1}, "0 to 60,000"), ({"batch_ms": 60_001}, "0 to 60,000"),
+     ({"batch": "tree"}, "unknown batch mode"), ({"scheme": "dsa"}, "unknown scheme"),
+     ({"backend": "modelled"}, "use swtpm or utpm")],
 )  # fmt: skip
 def test_a_wrong_option_is_a_usage_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):

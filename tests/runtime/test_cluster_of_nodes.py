@@ -1,4 +1,6 @@
-"""Four Ray nodes: blocks travel between them, bits flip on the way, and one of them is killed in the middle of a reduce."""
+"""Four Ray nodes: blocks travel between them, bits flip on the way, and one of them is killed in the middle of a
+reduce.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from runs import WORDCOUNT, Runner
 TIMEOUT_S = 240
 HERE = Path(__file__).parent
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("clusters")]  # a Ray of its own
 
 
 @pytest.fixture(scope="module")
 def seen(verses: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw: one cluster for all tests here, in a process of its own."""
     command = [sys.executable, str(HERE / "cluster_script.py"), str(verses), str(tmp_path_factory.mktemp("cluster"))]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -59,7 +61,9 @@ def test_a_bit_that_flips_between_nodes_is_found_and_fetched_again(seen: dict[st
 
 
 @pytest.mark.parametrize("kind", ["swap", "lose"])
-def test_a_stored_block_that_is_altered_or_lost_is_made_again(kind: str, seen: dict[str, Any], right: list[str]) -> None:
+def test_a_stored_block_that_is_altered_or_lost_is_made_again(
+    kind: str, seen: dict[str, Any], right: list[str]
+) -> None:
     run, planned = seen[kind], seen["plain"]["executions"]
     assert run["parts"] == right
     assert run["injected"] == 2

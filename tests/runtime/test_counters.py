@@ -1,4 +1,6 @@
-"""Counters: bounded, summed over one agreed attempt of each task, and what the engine knows from votes goes before claims."""
+"""Counters: bounded, summed over one agreed attempt of each task, and what the engine knows from votes goes before
+claims.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from runs import WORDCOUNT, Runner
 from quoreduce import Job
 from quoreduce.data.digest import Digester
 from quoreduce.errors import HostError, JobError
-from quoreduce.runtime import wire
-from quoreduce.runtime.context import MapContext, ReduceContext
+from quoreduce.protocol import wire
+from quoreduce.worker.context import MapContext, ReduceContext
 
 
 def contexts() -> list[MapContext | ReduceContext]:
@@ -39,9 +41,9 @@ def test_counts_add_up_within_bounds() -> None:
 
 def test_replies_with_too_much_to_count_are_no_replies() -> None:
     good = {f"counter {i}": i for i in range(wire.COUNTERS_MAX)}
-    assert wire.decode_reply(wire.encode(wire.Reply(0, "ok", counters=good))).counters == good
+    assert wire.decode_reply(wire.encode(wire.Done(0, counters=good))) == wire.Done(0, counters=good)
     for bad in (good | {"one more": 1}, {"x": -1}, {"": 1}, {"x" * 65: 1}, {"x": "many"}, {1: 1}):
-        raw = msgspec.msgpack.encode({"attempt": 0, "status": "ok", "counters": bad})
+        raw = msgspec.msgpack.encode({"type": "done", "attempt": 0, "counters": bad})
         with pytest.raises(HostError):
             wire.decode_reply(raw)
 
@@ -58,8 +60,8 @@ def test_word_count_counts_as_hadoop_does(run: Runner, tmp_path: Path, options: 
     assert 0 < stored <= result.bytes_stored
     assert result.counters == {
         "MAP_INPUT_RECORDS": 3000, "MAP_OUTPUT_RECORDS": 3000, "COMBINE_INPUT_RECORDS": 3000,
-        "COMBINE_OUTPUT_RECORDS": 2 * result.splits, "REDUCE_INPUT_RECORDS": 2 * result.splits, "REDUCE_INPUT_GROUPS": 2,
-        "REDUCE_OUTPUT_RECORDS": 2, "BYTES_READ": 6000, "BYTES_WRITTEN": sum(map(len, parts)),
+        "COMBINE_OUTPUT_RECORDS": 2 * result.splits, "REDUCE_INPUT_RECORDS": 2 * result.splits,
+        "REDUCE_INPUT_GROUPS": 2, "REDUCE_OUTPUT_RECORDS": 2, "BYTES_READ": 6000, "BYTES_WRITTEN": sum(map(len, parts)),
     }  # fmt: skip
 
 

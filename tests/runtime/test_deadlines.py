@@ -10,11 +10,12 @@ from runs import WORDCOUNT, left_in, parts_of, poll, running
 from stopping import stopping_job
 
 from quoreduce import Options, Session
+from quoreduce.driver import underway
 from quoreduce.errors import HostError, NoQuorum
-from quoreduce.runtime import underway, wire
-from quoreduce.runtime.options import Place
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Place
 
-DEADLINE_S = 2.0
+DEADLINE_S = {"local": 2.0, "ray": 6.0}  # a new actor of Ray begins slowly on a busy machine
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,8 @@ def test_a_worker_that_is_stopped_is_killed_and_replaced(
     store, output = tmp_path / "store", tmp_path / "outputs" / "out"
     with Session(Place(on, 2, "worker", store=str(store))) as session:  # type: ignore[arg-type]
         job = stopping_job(str(tmp_path), role)
-        result = session.run(job, [str(tmp_path / "text")], str(output), Options(reducers=1, deadline_s=DEADLINE_S))
+        options = Options(reducers=1, deadline_s=DEADLINE_S[on], speculation=False)  # else what is stopped is overtaken
+        result = session.run(job, [str(tmp_path / "text")], str(output), options)
     assert parts_of(output) == [b"a\t2\nb\t1\n"]
     assert result.executions == {"map": 2 + (role == "map"), "reduce": 2 + (role == "reduce")}
     assert result.faults.detected == result.faults.masked == 1
@@ -68,7 +70,9 @@ def test_a_part_that_hangs_every_check_ends_the_job(verses: Path, tmp_path: Path
     with meddled_session(2) as (session, meddler):
         meddler.requests = hang
         options = Options(deadline_s=20, attempts_max=3, reducers=1)
-        with pytest.raises(HostError, match=r"reduce 0: cannot read back what was written, after 3 checks of .*part-r-00000"):
+        with pytest.raises(
+            HostError, match=r"reduce 0: cannot read back what was written, after 3 checks of .*part-r-00000"
+        ):
             session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
     assert len(asked) == 3
     assert left_in(tmp_path / "outputs") == []
@@ -79,8 +83,8 @@ def test_a_part_that_no_check_can_read_ends_the_job_and_the_reason_is_said(verse
     reduces: list[int] = []
 
     def unreadable(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.status == "checked":
-            return [wire.Reply(reply.attempt, "host", error="Input/output error: part", generation=reply.generation)]
+        if isinstance(reply, wire.Checked):
+            return [wire.HostFailed(reply.attempt, "Input/output error: part", generation=reply.generation)]
         return [reply]
 
     def note(worker: str, request: wire.Request) -> bool:
@@ -113,7 +117,7 @@ def test_a_deadline_counts_from_when_the_worker_has_begun(verses: Path, tmp_path
     with meddled_session(1) as (session, meddler):
 
         def slow_start(worker: str, reply: wire.Reply) -> list[Said]:
-            meddler.clock.now += 2.0 if reply.attempt < 0 else 0.0
+            meddler.clock.now += 2.0 if isinstance(reply, wire.Ready) else 0.0
             return [reply]
 
         meddler.replies = slow_start
@@ -126,8 +130,8 @@ def test_without_a_deadline_the_slowest_task_so_far_sets_it(verses: Path, tmp_pa
     """Ten seconds at least, twenty times the slowest; so nobody has to know how long a task takes."""
     with meddled_session(2) as (session, meddler):
         begun = meddler.clock.now
-        meddler.requests = lambda worker, request: not (
-            isinstance(request, wire.MapTask) and request.index == 2 and worker == session.workers[0].name
+        meddler.requests = lambda worker, request: (
+            not (isinstance(request, wire.MapTask) and request.index == 2 and worker == session.workers[0].name)
         )
         session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"), Options(split_mb=0.01))
         assert underway.DEADLINE_LEAST_S <= meddler.clock.now - begun < underway.DEADLINE_FIRST_S
@@ -153,7 +157,7 @@ def test_a_driver_that_was_stopped_blames_no_worker(when: str, verses: Path, tmp
                 meddler.clock.now += 25.0
 
         def hear(worker: str, reply: wire.Reply) -> list[Said]:
-            stop("waiting" if reply.status == "ok" else "")
+            stop("waiting" if isinstance(reply, wire.Done) else "")
             return [reply]
 
         meddler.replies = hear

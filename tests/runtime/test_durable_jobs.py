@@ -24,8 +24,8 @@ from quoreduce.data.commit import OutputDir
 from quoreduce.data.journal import (
     MAGIC,
     Begun,
+    BlocksGone,
     Decided,
-    Gone,
     Header,
     Journal,
     Launched,
@@ -35,9 +35,9 @@ from quoreduce.data.journal import (
     start_of_chain,
 )
 from quoreduce.errors import InputError, JobError, JournalError, NoQuorum, OutputError, UsageError
-from quoreduce.runtime import wire
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Attest, Place
 from quoreduce.runtime.inline import InlineExecutor
-from quoreduce.runtime.options import Attest, Place
 
 TIMEOUT_S = 120
 LIVES_MAX = 30
@@ -59,7 +59,9 @@ def agreed_in(records: list[Record]) -> set[tuple[str, int]]:
     return {(one.kind, one.index) for one in records if isinstance(one, Decided)}
 
 
-def cut_short(session: Session, job: Job, source: Path, out: Path, at: int, life: int = 0, **options: object) -> Result | None:
+def cut_short(
+    session: Session, job: Job, source: Path, out: Path, at: int, life: int = 0, **options: object
+) -> Result | None:
     """Run or resume a durable job, and interrupt it when it has reported progress ``at`` times; None if that was so."""
     reports = 0
 
@@ -102,7 +104,9 @@ def expected(sessions: Sessions, verses: Path, tmp_path: Path) -> list[bytes]:
 @pytest.fixture
 def half_done(sessions: Sessions, verses: Path, out: Path) -> Session:
     """A session, and a durable job that was interrupted when all of its maps were agreed on and some of its reduces."""
-    return interrupted("half done", sessions("inline"), verses, out, lambda done: any(kind == "reduce" for kind, _ in done))
+    return interrupted(
+        "half done", sessions("inline"), verses, out, lambda done: any(kind == "reduce" for kind, _ in done)
+    )
 
 
 @pytest.fixture
@@ -122,9 +126,6 @@ def interrupted(
             return session
         OutputDir(str(out), True, [], "sweeps").abort()
     raise AssertionError
-
-
-# ---- what is taken over, and what is executed
 
 
 @pytest.mark.parametrize("on", EXECUTORS)
@@ -155,7 +156,14 @@ def test_a_job_that_is_cut_short_again_and_again_executes_nothing_twice(
 
 @pytest.mark.parametrize(
     "options",
-    [{"digest": "fast"}, {"mode": "basic"}, {"mode": "original"}, {"f": 0}, {"deferred": False}, {"digest_outputs": False}],
+    [
+        {"digest": "fast"},
+        {"mode": "basic"},
+        {"mode": "original"},
+        {"f": 0},
+        {"deferred": False},
+        {"digest_outputs": False},
+    ],
 )
 @pytest.mark.parametrize("at", [2, 6, 9])
 def test_all_ways_to_run_a_job_can_be_resumed(
@@ -172,7 +180,9 @@ def test_all_ways_to_run_a_job_can_be_resumed(
 
 
 @pytest.mark.parametrize("at", range(0, 16, 3))
-def test_what_was_sampled_is_taken_over(at: int, sessions: Sessions, records: Path, records_sorted: bytes, out: Path) -> None:
+def test_what_was_sampled_is_taken_over(
+    at: int, sessions: Sessions, records: Path, records_sorted: bytes, out: Path
+) -> None:
     session = sessions("inline")
     result = cut_short(session, SORT, records, out, at, split_mb=0.05)
     taken = agreed_in(journal_of(out)) if result is None else set()
@@ -193,13 +203,18 @@ def test_faults_are_masked_before_and_after(sessions: Sessions, verses: Path, ou
     assert parts_of(out) == expected
 
 
-def test_counters_cover_all_lives(sessions: Sessions, verses: Path, tmp_path: Path, half_done: Session, out: Path) -> None:
-    whole = sessions("inline").run(WORDCOUNT, [str(verses)], str(tmp_path / "whole"), Options(reducers=3, split_mb=SPLIT_MB))
+def test_counters_cover_all_lives(
+    sessions: Sessions, verses: Path, tmp_path: Path, half_done: Session, out: Path
+) -> None:
+    whole = sessions("inline").run(
+        WORDCOUNT, [str(verses)], str(tmp_path / "whole"), Options(reducers=3, split_mb=SPLIT_MB)
+    )
     resumed = half_done.resume(str(out))
-    assert (resumed.counters, resumed.records_in, resumed.bytes_in) == (whole.counters, whole.records_in, whole.bytes_in)
-
-
-# ---- when things are written down
+    assert (resumed.counters, resumed.records_in, resumed.bytes_in) == (
+        whole.counters,
+        whole.records_in,
+        whole.bytes_in,
+    )
 
 
 class Watch:
@@ -248,7 +263,7 @@ def test_it_is_written_down_before_it_is_done_and_on_disk_before_it_is_published
 
 def test_of_several_copies_one_that_was_not_given_up_is_taken(out: Path, tmp_path: Path) -> None:
     """A worker that outlives its driver may still delete what it was told to."""
-    from quoreduce.runtime.durable import _latest
+    from quoreduce.driver.durable import _latest
 
     place = OutputDir(str(out), False, [], "job")
     for name in ("a", "b"):
@@ -270,14 +285,13 @@ def test_of_several_copies_one_that_was_not_given_up_is_taken(out: Path, tmp_pat
     place.abort()
 
 
-# ---- what was stored is lost or rotten
-
-
 def copies_in(out: Path) -> list[Path]:
     """The stored map outputs, in order of the journal."""
     records = journal_of(out)
-    gone = {attempt for one in records if isinstance(one, Gone) for attempt in one.attempts}
-    return [Path(one.path) for one in records if isinstance(one, Decided) and one.kind == "map" and one.attempt not in gone]
+    gone = {attempt for one in records if isinstance(one, BlocksGone) for attempt in one.attempts}
+    return [
+        Path(one.path) for one in records if isinstance(one, Decided) and one.kind == "map" and one.attempt not in gone
+    ]
 
 
 def flip(path: Path) -> None:
@@ -304,7 +318,7 @@ def test_a_copy_that_was_given_up_is_not_used_although_it_is_there(
     one_mapped: Session, out: Path, expected: list[bytes]
 ) -> None:
     journal, records = Journal.open(staging(out) / "journal")
-    journal.append([Gone(tuple(one.attempt for one in records if isinstance(one, Decided)))])
+    journal.append([BlocksGone(tuple(one.attempt for one in records if isinstance(one, Decided)))])
     journal.close()
     taken = agreed_in(records)
     result = one_mapped.resume(str(out))
@@ -338,7 +352,9 @@ def test_a_copy_made_for_one_that_was_lost_is_found_by_the_next_life(
     for at in range(1, 1000):
         if cut_short(session, WORDCOUNT, verses, out, at, life=1) is not None:
             pytest.fail("no such moment")
-        again = [one for one in journal_of(out) if isinstance(one, Decided) and one.index == lost.index and one.kind == "map"]
+        again = [
+            one for one in journal_of(out) if isinstance(one, Decided) and one.index == lost.index and one.kind == "map"
+        ]
         if len(again) == 2:
             break
     assert again[1].parts == tuple((*new[:3], old[3]) for new, old in zip(lost.parts, again[1].parts, strict=True))
@@ -347,9 +363,6 @@ def test_a_copy_made_for_one_that_was_lost_is_found_by_the_next_life(
     assert parts_of(out) == expected
     assert result.reexecutions == 0
     assert sum(result.executions.values()) == 2 * (result.splits + result.parts - len(taken))
-
-
-# ---- what is refused, and that nothing is changed then
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -377,7 +390,9 @@ def test_inputs_that_have_changed(half_done: Session, verses: Path, out: Path) -
     status = verses.stat()
     try:
         os.utime(verses, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        refused(half_done, out, JournalError, f"the input has changed since the job began: {verses}; nothing was changed; ")
+        refused(
+            half_done, out, JournalError, f"the input has changed since the job began: {verses}; nothing was changed; "
+        )
         verses.rename(verses.with_name("away"))
         refused(half_done, out, InputError, "no such file")
     finally:
@@ -402,7 +417,12 @@ def test_a_journal_that_is_corrupt(half_done: Session, out: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    refused(half_done, out, JournalError, "the journal .* is corrupt: the (record|length) at byte .* is not what was written; ")
+    refused(
+        half_done,
+        out,
+        JournalError,
+        "the journal .* is corrupt: the (record|length) at byte .* is not what was written; ",
+    )
 
 
 def test_a_journal_of_another_version(half_done: Session, out: Path) -> None:
@@ -455,9 +475,6 @@ def test_what_cannot_be_durable(sessions: Sessions, verses: Path) -> None:
         sessions("inline").run(WORDCOUNT, [str(verses)], "mock://bucket/out", Options(durable=True))
 
 
-# ---- how it ends
-
-
 def raises(line: bytes) -> list[tuple[str, int]]:
     raise LookupError("oops")
 
@@ -472,7 +489,9 @@ def test_the_jobs_own_error_is_definite(sessions: Sessions, verses: Path, out: P
     assert left_in(out.parent) == []
 
 
-def test_no_quorum_may_be_a_matter_of_the_place(sessions: Sessions, verses: Path, out: Path, expected: list[bytes]) -> None:
+def test_no_quorum_may_be_a_matter_of_the_place(
+    sessions: Sessions, verses: Path, out: Path, expected: list[bytes]
+) -> None:
     """Two domains, one of which is always wrong, agree on nothing. Three do."""
     options = Options(durable=True, reducers=3, split_mb=SPLIT_MB, faults=("stuck:1",), attempts_max=3)
     with pytest.raises(NoQuorum) as caught:
@@ -494,9 +513,6 @@ def test_between_the_two_renames_of_an_overwrite_the_old_output_is_put_back_firs
     assert parts_of(out) == [b"old"]
 
 
-# ---- processes that are killed
-
-
 class Command:
     """The command line in a process of its own, with the blocking job at the gate."""
 
@@ -504,8 +520,8 @@ class Command:
         self.store = tmp_path / "store"
         self.environment = {**os.environ, "BLOCKING_FOLDER": str(gate.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
         words = [
-            "run", f"{blocking.__file__}:JOB", str(gate.text), str(out), "--on", "local", "--workers", "2", "--domain", "worker",
-            "--reducers", "1", "--store", str(self.store), "--durable",
+            "run", f"{blocking.__file__}:JOB", str(gate.text), str(out), "--on", "local", "--workers", "2", "--domain",
+            "worker", "--reducers", "1", "--store", str(self.store), "--durable",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-m", "quoreduce.cli", *words], env=self.environment, stdin=subprocess.DEVNULL,
@@ -531,8 +547,8 @@ def gate(tmp_path: Path) -> Gate:
      (signal.SIGTERM, 143, "quoreduce: terminated, nothing was published; what was agreed on is kept: ")],
 )  # fmt: skip
 def test_a_driver_that_is_killed_while_workers_reduce(
-    number: signal.Signals, code: int, says: str, gate: Gate, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int, says: str, gate: Gate, tmp_path: Path, out: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The maps were agreed on: resumed, the reduce is all that is executed; the job's code comes from the journal."""
     command = Command(gate, tmp_path, out)
@@ -569,7 +585,7 @@ def test_resume_says_what_it_did_as_json(
 
 
 def test_where_a_job_goes_on(half_done: Session, out: Path) -> None:
-    from quoreduce.runtime.durable import reopen
+    from quoreduce.driver.durable import reopen
 
     with reopen(str(out)) as life:
         before = life.where()
@@ -577,8 +593,6 @@ def test_where_a_job_goes_on(half_done: Session, out: Path) -> None:
         assert life.where(workers=7).workers == 7
         assert life.where(on="local") == Place("local")
 
-
-# ---- what others have planted
 
 OTHER = 54321
 MARK = "somebody else's code was run"
@@ -640,7 +654,9 @@ def test_a_journal_of_another_user_is_not_run(
     assert journal.read_bytes() == before
 
 
-@pytest.mark.parametrize(("what", "mode"), [("staging", 0o777), ("staging", 0o730), ("journal", 0o666), ("parent", 0o777)])
+@pytest.mark.parametrize(
+    ("what", "mode"), [("staging", 0o777), ("staging", 0o730), ("journal", 0o666), ("parent", 0o777)]
+)
 def test_a_journal_that_others_may_write_is_not_run(
     what: str, mode: int, one_mapped: Session, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -661,7 +677,10 @@ def test_a_job_that_nobody_would_resume_does_not_begin(
     assert main([*words, "--durable"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"its folder {out.parent} can be written by everybody; choose an output in a folder that only you may write" in said
+    assert (
+        f"its folder {out.parent} can be written by everybody; choose an output in a folder that only you may write"
+        in said
+    )
     assert list(out.parent.iterdir()) == []
     assert main(words) == 0
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from meddling import Said, meddled_session
+from meddling import Said, attempt_of, meddled_session
 from runs import WORDCOUNT, left_in
 
 from quoreduce import Options
 from quoreduce.errors import HostError
-from quoreduce.runtime import wire
+from quoreduce.protocol import wire
 
 
 def test_a_part_whose_check_kills_whoever_makes_it_ends_the_job(verses: Path, tmp_path: Path) -> None:
@@ -28,7 +28,10 @@ def test_a_part_whose_check_kills_whoever_makes_it_ends_the_job(verses: Path, tm
             return True
 
         meddler.requests = deadly
-        said = r"^reduce 0: cannot read back what was written, after 4 checks of .*part-r-00000.*: workers that were to check it"
+        said = (
+            r"^reduce 0: cannot read back what was written, after 4 checks of .*part-r-00000.*: "
+            r"workers that were to check it"
+        )
         with pytest.raises(HostError, match=said):
             session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
     assert checks == 4
@@ -45,15 +48,17 @@ def test_a_map_whose_copies_can_never_be_read_ends_the_job(verses: Path, tmp_pat
         return True
 
     def refused(worker: str, reply: wire.Reply) -> list[Said]:
-        task = reduces.get(reply.attempt)
+        task = reduces.get(attempt_of(reply))
         if task is None:
             return [reply]
         bad = (task.sources[0][0].attempt,)
-        return [wire.Reply(reply.attempt, "refused", error="Stale file handle: f", bad=bad, generation=reply.generation)]
+        return [wire.InputsRefused(task.attempt, bad, "Stale file handle: f", generation=reply.generation)]
 
     with meddled_session(3) as (session, meddler):
         meddler.replies, meddler.requests = refused, note
         said = r"^(map|reduce) 0: cannot read back what was written: Stale file handle: f; "
         with pytest.raises(HostError, match=said):
-            session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), Options(reducers=1, diagnose=False))
+            session.run(
+                WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), Options(reducers=1, diagnose=False)
+            )
     assert left_in(tmp_path / "outputs") == []

@@ -1,4 +1,6 @@
-"""Machines that fail us: one of them is masked as a wrong core is; where too few are left the job ends, and says why."""
+"""Machines that fail us: one of them is masked as a wrong core is; where too few are left the job ends, and says
+why.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,23 @@ from runs import WORDCOUNT, left_in, parts_of
 
 from quoreduce import Options
 from quoreduce.errors import HostError, host_errors
-from quoreduce.runtime import wire
+from quoreduce.protocol import wire
 
 WHY = "cannot write a part: Input/output error"
 
 
 def failing(reply: wire.Reply) -> list[Said]:
     """A host error in the place of a result."""
-    return [wire.Reply(reply.attempt, "host", error=WHY, generation=reply.generation) if reply.status == "ok" else reply]
+    if not isinstance(reply, wire.Done):
+        return [reply]
+    return [wire.HostFailed(reply.attempt, WHY, generation=reply.generation)]
 
 
 def test_a_domain_whose_machine_fails_again_and_again_is_masked(verses: Path, tmp_path: Path) -> None:
     struck: list[str] = []
 
     def replies(worker: str, reply: wire.Reply) -> list[Said]:
-        if worker.startswith("worker0") and reply.status == "ok":
+        if worker.startswith("worker0") and isinstance(reply, wire.Done):
             struck.append(worker)
             return failing(reply)
         return [reply]
@@ -49,9 +53,15 @@ def test_where_too_few_domains_are_left_the_job_ends_and_says_why(verses: Path, 
 
 
 def test_an_error_of_a_file_call_is_one_typed_line() -> None:
-    with pytest.raises(HostError, match=r"^the machine failed: /a b: Stale file handle$"), host_errors("the machine failed"):
+    with (
+        pytest.raises(HostError, match=r"^the machine failed: /a b: Stale file handle$"),
+        host_errors("the machine failed"),
+    ):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/a b")
-    with pytest.raises(HostError, match=r"^the machine failed: Too many open files$"), host_errors("the machine failed"):
+    with (
+        pytest.raises(HostError, match=r"^the machine failed: Too many open files$"),
+        host_errors("the machine failed"),
+    ):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     with pytest.raises(BrokenPipeError), host_errors("the machine failed"):
         raise BrokenPipeError

@@ -1,4 +1,6 @@
-"""A worker that dies while it has nothing to do, in the same moment as others answer, is replaced like any other (R9)."""
+"""A worker that dies while it has nothing to do, in the same moment as others answer, is replaced like any other
+(R9).
+"""
 
 from pathlib import Path
 
@@ -7,15 +9,17 @@ from runs import WORDCOUNT
 
 from quoreduce import Options, Session
 from quoreduce.errors import HostError
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import Arrival
 from quoreduce.runtime import session as session_module
-from quoreduce.runtime import wire
 from quoreduce.runtime.inline import InlineExecutor
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import Arrival
 
 
 class Batching(InlineExecutor):
-    """Delivers all replies that there are at once, and at the end of each of the first batches the death of an idle worker."""
+    """Delivers all replies that there are at once, and at the end of each of the first batches the death of an idle
+    worker.
+    """
 
     deaths = 3
 
@@ -23,7 +27,8 @@ class Batching(InlineExecutor):
         arrivals: list[Arrival] = []
         while batch := super().wait(timeout_s):
             arrivals += batch
-        worked = {arrival.worker for arrival in arrivals if wire.decode_reply(arrival.raw or b"").attempt >= 0}
+        attempted = [one for one in arrivals if isinstance(wire.decode_reply(one.raw or b""), wire.Attempted)]
+        worked = {one.worker for one in attempted}
         idle = [name for name in self._workers if name not in worked]
         if worked and idle and self.deaths:
             self.deaths -= 1
@@ -33,12 +38,16 @@ class Batching(InlineExecutor):
 
 
 @pytest.mark.parametrize("workers", [3, 4, 5])
-def test_death_of_an_idle_worker_beside_replies_is_masked(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_death_of_an_idle_worker_beside_replies_is_masked(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = Batching(workers)
     monkeypatch.setattr(session_module, "_executor", lambda on, place: executor)
     (tmp_path / "text").write_bytes(b"to be or not to be\n" * 50)
     with Session(Place(on="inline", workers=workers)) as session:
-        result = session.run(WORDCOUNT, [str(tmp_path / "text")], str(tmp_path / "out"), Options(reducers=2, split_mb=0.0005))
+        result = session.run(
+            WORDCOUNT, [str(tmp_path / "text")], str(tmp_path / "out"), Options(reducers=2, split_mb=0.0005)
+        )
     assert executor.deaths < 3
     words = b"".join(path.read_bytes() for path in sorted((tmp_path / "out").glob("part-*")))
     assert sorted(words.split(b"\n")) == [b"", b"be\t100", b"not\t50", b"or\t50", b"to\t100"]
@@ -46,7 +55,9 @@ def test_death_of_an_idle_worker_beside_replies_is_masked(workers: int, tmp_path
 
 
 class Massacre(InlineExecutor):
-    """Reports ``first`` workers as dead before any has begun the job, and then ``more`` of those that come in their place."""
+    """Reports ``first`` workers as dead before any has begun the job, and then ``more`` of those that come in their
+    place.
+    """
 
     first, more = 3, 0
 

@@ -1,4 +1,6 @@
-"""An input that changes while a job runs, or that has rotted in the page cache: no wrong output, and no core is blamed."""
+"""An input that changes while a job runs, or that has rotted in the page cache: no wrong output, and no core is
+blamed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from quoreduce import Options
 from quoreduce.data import inputs as inputs_module
 from quoreduce.data.direct import open_direct
 from quoreduce.errors import InputError
-from quoreduce.runtime import wire
+from quoreduce.protocol import wire
 
 
 def rename_over(path: Path) -> None:
@@ -36,8 +38,8 @@ def test_a_file_that_is_renamed_over_in_mid_run_is_an_input_error(after: int, ve
 
     def swap(worker: str, reply: wire.Reply) -> list[Said]:
         nonlocal answers
-        answers += reply.status == "ok"
-        if reply.status == "ok" and answers == after:
+        answers += isinstance(reply, wire.Done)
+        if isinstance(reply, wire.Done) and answers == after:
             rename_over(text)
         return [reply]
 
@@ -84,7 +86,9 @@ def text_on_disk(tmp_path: Path, verses: Path) -> Path:
 def test_a_page_that_rots_between_two_reads_does_not_win_and_no_core_is_blamed(
     workers: int, verses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first replica read it right. The third one reads the disk: from the cache it would make the wrong output win."""
+    """The first replica read it right. The third one reads the disk: from the cache it would make the wrong output
+    win.
+    """
     text = text_on_disk(tmp_path, verses)
     monkeypatch.setattr(inputs_module, "_map", rotten(inputs_module._map, 4, reads_before=1))
     with meddled_session(workers) as (session, _):

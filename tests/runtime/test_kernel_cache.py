@@ -1,7 +1,10 @@
-"""Compiled kernels: only what was compiled is loaded; all else is compiled anew and said, and never a traceback or a hang."""
+"""Compiled kernels: only what was compiled is loaded; all else is compiled anew and said, and never a traceback or a
+hang.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,12 +19,12 @@ from runs import WORDCOUNT, parts_of
 
 from quoreduce import Job, Options, Session
 from quoreduce.errors import HostError
-from quoreduce.runtime import compile as compiling
-from quoreduce.runtime.compile import damaged_kernels, ensure_kernels
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import kernel_folder
+from quoreduce.protocol import compile as compiling
+from quoreduce.protocol.compile import damaged_kernels, ensure_kernels
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import kernel_folder
 from quoreduce_kernels import cache
-from quoreduce_kernels.cache import MANIFEST, VARIABLE, Reader, Unsafe, Writer
+from quoreduce_kernels.cache import MANIFEST, VARIABLE, CacheReader, Unsafe, Writer
 
 SMALL = "pairs._count-"  # takes little time to compile
 
@@ -81,19 +84,18 @@ def one(kernels: Path, start: str = SMALL) -> Path:
 
 def in_a_process(code: str, env: dict[str, str]) -> tuple[str, str]:
     """Run Python code in a process of its own: (stdout, stderr)."""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
     return done.stdout, done.stderr
-
-
-# ---- what is loaded
 
 
 @pytest.mark.parametrize("spoil", DAMAGE)
 def test_a_damaged_kernel_is_not_loaded(kernels: Path, spoil: Callable[[Path], None]) -> None:
     path = one(kernels)
-    assert Reader(kernels).load(path.name) == path.read_bytes()
+    assert CacheReader(kernels).load(path.name) == path.read_bytes()
     spoil(path)
-    reader = Reader(kernels)
+    reader = CacheReader(kernels)
     assert reader.load(path.name) is None
     assert reader.damaged() == [path.name]
     others = [name for name in reader.names if name != path.name]
@@ -104,7 +106,7 @@ def test_a_damaged_kernel_is_not_loaded(kernels: Path, spoil: Callable[[Path], N
 def test_with_a_damaged_manifest_nothing_wrong_is_loaded(kernels: Path, spoil: Callable[[Path], None]) -> None:
     whole = {path.name: path.read_bytes() for path in kernels.iterdir()}
     spoil(kernels / MANIFEST)
-    reader = Reader(kernels)
+    reader = CacheReader(kernels)
     assert reader.damaged()
     assert {reader.load(name) for name in reader.names} <= {None, *whole.values()}
 
@@ -113,26 +115,27 @@ def test_with_a_damaged_manifest_nothing_wrong_is_loaded(kernels: Path, spoil: C
     "manifest",
     [
         [], {}, {"format": "quoreduce kernels 1"}, {"format": "quoreduce kernels 1", "kernels": {"../x": [1, "00"]}},
-        {"format": "quoreduce kernels 1", "kernels": {"x": [-1, "00"]}}, {"format": "quoreduce kernels 1", "kernels": {"x": 1}},
+        {"format": "quoreduce kernels 1", "kernels": {"x": [-1, "00"]}},
+        {"format": "quoreduce kernels 1", "kernels": {"x": 1}},
         {"format": "quoreduce kernels 1", "kernels": {"x": [1 << 62, "00"]}}, {"format": "another", "kernels": {}},
         {"format": "quoreduce kernels 1", "kernels": {"x": [float("inf"), "00"]}},
     ],
 )  # fmt: skip
 def test_a_manifest_of_another_form_names_nothing(kernels: Path, manifest: object) -> None:
     (kernels / MANIFEST).write_text(json.dumps(manifest))
-    assert Reader(kernels).names == []
-    assert Reader(kernels).damaged() == [MANIFEST]
+    assert CacheReader(kernels).names == []
+    assert CacheReader(kernels).damaged() == [MANIFEST]
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_loaded(kernels: Path) -> None:
     path = one(kernels)
     shutil.copy(path, kernels / "another.nbc")
-    assert Reader(kernels).load("another.nbc") is None
-    assert Reader(kernels).load(f"../{kernels.name}/{path.name}") is None
+    assert CacheReader(kernels).load("another.nbc") is None
+    assert CacheReader(kernels).load(f"../{kernels.name}/{path.name}") is None
 
 
 def test_a_reader_sees_what_was_compiled_anew_meanwhile(kernels: Path) -> None:
-    path, reader = one(kernels), Reader(kernels)
+    path, reader = one(kernels), CacheReader(kernels)
     writer = Writer(kernels)
     for name in writer.names:
         writer.load(name)
@@ -143,23 +146,26 @@ def test_a_reader_sees_what_was_compiled_anew_meanwhile(kernels: Path) -> None:
 
 def test_a_worker_compiles_for_itself_what_it_cannot_use_and_says_it(kernels: Path) -> None:
     flip(one(kernels))
-    code = "from quoreduce_kernels import pairs; import numpy as np; print(pairs.count_byte(np.frombuffer(b'aba', np.uint8), 97))"
+    code = (
+        "from quoreduce_kernels import pairs; import numpy as np; "
+        "print(pairs.count_byte(np.frombuffer(b'aba', np.uint8), 97))"
+    )
     said, error = in_a_process(code, {VARIABLE: str(kernels)})
     assert said == "2\n"
     assert error.count("\n") == 1
     assert f"{one(kernels).name} is not what was compiled there; process " in error
-    assert Reader(kernels).damaged() == [one(kernels).name], "a process that only loads kernels writes nothing"
+    assert CacheReader(kernels).damaged() == [one(kernels).name], "a process that only loads kernels writes nothing"
 
 
 def test_without_a_folder_a_worker_compiles_for_itself(tmp_path: Path) -> None:
-    code = "from quoreduce_kernels.options import kernel\ndef double(x):\n  return 2 * x\nprint(kernel('i8(i8)')(double)(21))"
+    code = (
+        "from quoreduce_kernels.options import kernel\n"
+        "def double(x):\n  return 2 * x\nprint(kernel('i8(i8)')(double)(21))"
+    )
     for where in ({VARIABLE: str(tmp_path / "none")}, {VARIABLE: ""}):
         said, error = in_a_process(code, where)
         assert said == "42\n"
         assert error.count("\n") == bool(where[VARIABLE])
-
-
-# ---- what is compiled anew
 
 
 def test_what_is_damaged_is_compiled_anew_once_and_said(kernels: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +186,11 @@ def test_what_is_damaged_is_compiled_anew_once_and_said(kernels: Path, capfd: py
 
 
 def test_kernels_that_rot_after_the_check_spoil_no_output(
-    kernels: Path, verses: Path, verses_counted: list[tuple[bytes, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kernels: Path,
+    verses: Path,
+    verses_counted: list[tuple[bytes, int]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with Session(Place("local", 2, "worker", store=str(tmp_path / "store"))) as session:
         flip(one(kernels, "word_order.text_digits-"))  # workers have yet to load it
@@ -203,14 +213,30 @@ def test_kernels_that_give_wrong_answers_are_not_used(kernels: Path, monkeypatch
     ("code", "message"),
     [("raise SystemExit('no space')", "kernels did not compile: no space"), ("pass", "does not keep what is written")],
 )
-def test_what_cannot_be_compiled_is_one_line(kernels: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+def test_what_cannot_be_compiled_is_one_line(
+    kernels: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
     cut(one(kernels))
     monkeypatch.setattr(compiling, "_FILL", code)
     with pytest.raises(HostError, match=message):
         ensure_kernels()
 
 
-def test_another_process_that_does_not_let_go_of_the_lock_is_no_hang(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_reads_nothing_is_said_before_anything_is_compiled(
+    kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(cache, "_read", fails)
+    monkeypatch.setattr(compiling, "_run", lambda *_: pytest.fail("a minute's work for nothing"))
+    with pytest.raises(HostError, match="does not keep what is written"):
+        ensure_kernels()
+
+
+def test_another_process_that_does_not_let_go_of_the_lock_is_no_hang(
+    kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut(one(kernels))
     monkeypatch.setattr(compiling, "TIMEOUT_S", 0.2)
     with open(kernels.parent / "lock", "w") as lock:
@@ -219,15 +245,14 @@ def test_another_process_that_does_not_let_go_of_the_lock_is_no_hang(kernels: Pa
             ensure_kernels()
 
 
-# ---- whose they are
-
-
 def test_a_folder_that_others_may_write_is_refused(kernels: Path) -> None:
     kernels.chmod(0o775)
     with pytest.raises(Unsafe):
-        Reader(kernels)
+        CacheReader(kernels)
     for check in (ensure_kernels, damaged_kernels):
-        with pytest.raises(HostError, match="cannot be trusted: others may write it; remove it, or set QUOREDUCE_CACHE"):
+        with pytest.raises(
+            HostError, match="cannot be trusted: others may write it; remove it, or set QUOREDUCE_CACHE"
+        ):
             check()
 
 
@@ -253,7 +278,7 @@ def test_a_folder_is_not_made_writable_for_the_group(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o755
-    assert Reader(tmp_path / "made").load("x.nbc") == b"kernel"
+    assert CacheReader(tmp_path / "made").load("x.nbc") == b"kernel"
     assert sorted(os.listdir(tmp_path / "made")) == [MANIFEST, "x.nbc"]
 
 
@@ -265,9 +290,6 @@ def test_a_kernel_that_cannot_be_written_leaves_the_old_one(kernels: Path, monke
         Writer(kernels).save(path.name, b"new")
     assert path.read_bytes() == before
     assert not list(kernels.glob("*.tmp"))
-
-
-# ---- functions of jobs that numba keeps
 
 
 def test_workers_share_no_cache_of_numba(tmp_path: Path) -> None:
@@ -284,6 +306,8 @@ def test_workers_share_no_cache_of_numba(tmp_path: Path) -> None:
         names = {info.name for info in session.workers}
         options = Options(mode="original", split_mb=0.0002, reducers=1)
         session.run(Job("places", places, count), [str(text)], str(tmp_path / "out"), options)
-    said = {Path(line.split(b"\t")[0].decode()).name for part in parts_of(tmp_path / "out") for line in part.splitlines()}
+    said = {
+        Path(line.split(b"\t")[0].decode()).name for part in parts_of(tmp_path / "out") for line in part.splitlines()
+    }
     assert said <= {f"{name}.numba" for name in names}
     assert len(said) == 2

@@ -14,7 +14,7 @@ from runs import left_in, parts_of, poll, running
 
 from quoreduce import Options, Result, Session
 from quoreduce.cli import main
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ class Running(threading.Thread):
         return self._result
 
 
-@pytest.mark.parametrize(("mode", "victim"), [("original", 0), ("bft", 0), ("bft", 1)])
+@pytest.mark.parametrize(
+    ("mode", "victim"), [("original", 0), ("bft", 1), pytest.param("bft", 0, marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("on", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_worker_is_killed_while_it_reduces(
     on: str, mode: str, victim: int, gate: Gate, tmp_path: Path, request: pytest.FixtureRequest
@@ -90,9 +92,6 @@ def test_both_workers_are_killed_while_they_reduce(gate: Gate, tmp_path: Path) -
     assert parts_of(output) == [gate.right]
     assert result.executions == {"map": 2, "reduce": 4}
     assert left_in(store) == []
-
-
-# ---- the command line
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

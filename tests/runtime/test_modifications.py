@@ -1,4 +1,6 @@
-"""Each of the four modifications of slide 18 can be switched off: the same output, and what it buys is in the figures."""
+"""Each of the four modifications of slide 18 can be switched off: the same output, and what it buys is in the
+figures.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import pytest
 from runs import EXECUTORS, WORDCOUNT, Runner
 
 from quoreduce import Result, Session
-from quoreduce.runtime import driver as driver_module
-from quoreduce.runtime import requests as requests_module
-from quoreduce.runtime.options import Place
+from quoreduce.driver import driver as driver_module
+from quoreduce.driver import requests as requests_module
+from quoreduce.protocol.options import Place
 from quoreduce.tracker import messages as m
 
 REDUCES = 3
@@ -118,7 +120,7 @@ def test_tentative_reduces_start_before_the_last_vote(
 def test_a_tentative_reduce_on_what_loses_its_vote_is_restarted(
     on: str, run: Runner, verses: Path, plain: tuple[Result, list[bytes]]
 ) -> None:
-    """R5: the carriers are wrong, so every reduce that has read them begins anew; nobody else does."""
+    """R5: the storing replicas are wrong, so every reduce that has read them begins anew; nobody else does."""
     result, parts = count(run, on, verses, faults=("flip:map:100%@first",))
     assert parts == plain[1]
     assert result.faults.injected == result.splits

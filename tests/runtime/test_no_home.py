@@ -1,4 +1,6 @@
-"""Users without a home, or with one that cannot be written: caches and state go to a folder of theirs, and nothing to ``~``."""
+"""Users without a home, or with one that cannot be written: caches and state go to a folder of theirs, and nothing to
+``~``.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,16 @@ from pathlib import Path
 import pytest
 
 from quoreduce import machine
+from quoreduce.driver.suspects import book
 from quoreduce.errors import HostError
-from quoreduce.files import temporary_folder
-from quoreduce.runtime.compile import ensure_kernels
-from quoreduce.runtime.port import kernel_cache, kernel_folder
-from quoreduce.runtime.suspects import book
+from quoreduce.protocol.compile import ensure_kernels
+from quoreduce.protocol.port import kernel_cache, kernel_folder
+from quoreduce.scratch import temporary_folder
 from quoreduce.trust.node import state_folder
 
 HIDDEN = (
-    "HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "QUOREDUCE_CACHE", "QUOREDUCE_STATE", "QUOREDUCE_ATTEST", "QUOREDUCE_KERNELS",
+    "HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "QUOREDUCE_CACHE", "QUOREDUCE_STATE", "QUOREDUCE_ATTEST",
+    "QUOREDUCE_KERNELS",
 )  # fmt: skip
 
 
@@ -72,7 +75,9 @@ def test_a_home_that_cannot_be_written_is_not_used(nowhere: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere / "xdg"))
     assert kernel_cache() == nowhere / "xdg" / "quoreduce"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert kernel_cache() == nowhere / "new" / ".cache" / "quoreduce", "the standard says that such a path is to be ignored"
+    assert kernel_cache() == nowhere / "new" / ".cache" / "quoreduce", (
+        "the standard says that such a path is to be ignored"
+    )
 
 
 def test_kernels_in_a_cache_that_cannot_be_written_are_used(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +90,11 @@ def test_kernels_in_a_cache_that_cannot_be_written_are_used(nowhere: Path, monke
     monkeypatch.setattr(machine, "_can_write", lambda folder: False)
     assert kernel_folder() == kernels
     (kernels / "manifest.json").unlink()
-    assert kernel_folder() == kernel_cache() / kernels.name == nowhere / f"quoreduce-{os.geteuid()}" / "cache" / kernels.name
+    assert (
+        kernel_folder()
+        == kernel_cache() / kernels.name
+        == nowhere / f"quoreduce-{os.geteuid()}" / "cache" / kernels.name
+    )
 
 
 @pytest.mark.parametrize("kind", ["written by others", "a link", "a file"])
@@ -122,7 +131,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("home", [None, "/proc/1"])
-def test_a_stranger_runs_jobs_and_verifies_them_with_the_kernels_that_are_there(tmp_path: Path, home: str | None) -> None:
+def test_a_stranger_runs_jobs_and_verifies_them_with_the_kernels_that_are_there(
+    tmp_path: Path, home: str | None
+) -> None:
     """A user that is not in the password file, with no home, or one that not even root can write."""
     kernels = ensure_kernels()
     shutil.copytree(kernels, tmp_path / "tmp" / f"quoreduce-{os.geteuid()}" / "cache" / kernels.name)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from quoreduce.driver import suspects
+from quoreduce.driver.suspects import Book, Record
 from quoreduce.errors import AttestationError, HostError, InputError
-from quoreduce.runtime import suspects
-from quoreduce.runtime.suspects import Book, Record
 from quoreduce.trust.node import read_policy, setup_node
 
 OTHER = 54321
@@ -82,7 +82,9 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         Book(tmp_path / "suspects.json").read()
 
 
-def test_a_lock_that_is_never_let_go_is_waited_for_no_longer_than_that(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_let_go_is_waited_for_no_longer_than_that(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(suspects, "LOCK_WAIT_S", 0.1)
     with open(book.path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -94,11 +96,20 @@ def test_a_module_in_the_current_directory_is_not_run(cli: Callable[..., Any], t
     """Workers would take it for a library: the directory may be anybody's, such as /tmp."""
     (tmp_path / "in").write_text("to be or not to be\n")
     for name in ("blake3", "msgspec", "numba", "cloudpickle", "quoreduce_kernels"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'a').write(__name__)\nraise SystemExit(9)\n")
-    script = "import sys; from quoreduce.cli import main; sys.exit(main(sys.argv[1:]))"  # as the installed command has it
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'mark')!r}, 'a').write(__name__)\nraise SystemExit(9)\n"
+        )
+    script = (
+        "import sys; from quoreduce.cli import main; sys.exit(main(sys.argv[1:]))"  # as the installed command has it
+    )
     words = ["run", "wordcount", "in", "out", "--on", "local", "--workers", "2", "--domain", "worker"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-P", "-c", script, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert not (tmp_path / "mark").exists()
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""What is deleted is ours by what is written in it, and nothing of ours stays (quoreduce.files)."""
+"""What is deleted is ours by what is written in it, and nothing of ours stays (quoreduce.files,
+quoreduce.scratch).
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,22 @@ from pathlib import Path
 import pytest
 from runs import WORDCOUNT, left_in, parts_of, poll
 
-from quoreduce import Options, Session, files
+from quoreduce import Options, Session, files, scratch
+from quoreduce.commands.demo import demo as demo_module
+from quoreduce.commands.doctor import doctor as doctor_module
 from quoreduce.errors import HostError
 from quoreduce.files import MARKER, Hold
-from quoreduce.report import demo as demo_module
-from quoreduce.report import doctor as doctor_module
+from quoreduce.protocol.options import Place
 from quoreduce.runtime import ray as ray_module
-from quoreduce.runtime import store as store_module
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.store import create_session_folder, join_session_folder
+from quoreduce.worker import store as store_module
+from quoreduce.worker.store import create_session_folder, join_session_folder
 
 OURS = f"quoreduce-{os.geteuid()}"
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from quoreduce import files
-hold = files.make_folder(Path(sys.argv[1]), "session")
+from quoreduce import scratch
+hold = scratch.make_folder(Path(sys.argv[1]), "session")
 (hold.path / "w0").mkdir()
 (hold.path / "w0" / "segment").write_bytes(b"x" * 100_000)
 print(hold.path, flush=True)
@@ -46,7 +48,7 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pat
     shared, temporary = tmp_path / "shm", tmp_path / "tmp"
     shared.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(files, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(scratch, "SHARED_MEMORY", shared)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     yield shared, temporary
     assert left_in(shared) == []
@@ -66,8 +68,10 @@ def full_memory(roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Pa
 def killed(root: Path) -> Path:
     """What a process leaves in ``root`` that is killed."""
     environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
-    code = KILLED.replace("hold =", f"files.SHARED_MEMORY = Path({str(files.SHARED_MEMORY)!r})\nhold =")
-    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, env=environment, check=False)
+    code = KILLED.replace("hold =", f"scratch.SHARED_MEMORY = Path({str(scratch.SHARED_MEMORY)!r})\nhold =")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     return Path(done.stdout.strip())
 
@@ -125,9 +129,6 @@ def test_the_demo_keeps_its_text_where_memory_is_full(
     assert left_in(full_memory) == []
 
 
-# ---- what dead sessions left
-
-
 @pytest.mark.parametrize("where", ["shm", "tmp", "store"])
 def test_what_a_dead_session_left_goes_with_the_next_one_wherever_that_keeps_its_blocks(
     where: str, roots: tuple[Path, Path], tmp_path: Path
@@ -144,7 +145,7 @@ def test_what_a_dead_session_left_goes_with_the_next_one_wherever_that_keeps_its
 def test_a_session_that_lives_is_let_alone(roots: tuple[Path, Path], tmp_path: Path) -> None:
     hold = create_session_folder(str(tmp_path / "store"))
     (hold.path / "w0").mkdir()
-    files.sweep(tmp_path / "store")
+    scratch.sweep(tmp_path / "store")
     assert left_in(hold.path) == sorted([hold._name, "w0"])
     hold.remove()
     hold.remove()
@@ -161,7 +162,9 @@ def test_a_session_whose_lock_was_deleted_is_let_alone(roots: tuple[Path, Path],
     hold.remove()
 
 
-def test_without_locks_processes_tell(roots: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_processes_tell(
+    roots: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -180,12 +183,14 @@ def edited(folder: Path, **changed: object) -> None:
     marker.write_text(json.dumps({**json.loads(marker.read_text()), **changed}))
 
 
-@pytest.mark.parametrize("changed", [{"uid": 12345}, {"device": 1}, {"inode": 1}, {"quoreduce": 2}, {"pid": "1"}, {"more": 1}])
+@pytest.mark.parametrize(
+    "changed", [{"uid": 12345}, {"device": 1}, {"inode": 1}, {"quoreduce": 2}, {"pid": "1"}, {"more": 1}]
+)
 def test_a_marker_that_does_not_fit_is_none(changed: dict[str, object], roots: tuple[Path, Path]) -> None:
     """Another user's, a copy, one from another file system or version."""
     left = killed(roots[0])
     edited(left, **changed)
-    files.sweep()
+    scratch.sweep()
     assert (left / "w0" / "segment").exists()
     assert not files.remove_ours(left)
     shutil.rmtree(left.parent)
@@ -197,14 +202,14 @@ def test_pids_are_those_of_processes_not_numbers(roots: tuple[Path, Path]) -> No
     fields = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()
     left = killed(roots[0])
     edited(left, pid=parent, start=int(fields[19]))
-    files.sweep()
+    scratch.sweep()
     assert left.exists(), "its process lives"
-    assert files.find_left() == []
+    assert scratch.find_left() == []
     edited(left, start=int(fields[19]) + 1)
-    (found,) = files.find_left()
+    (found,) = scratch.find_left()
     assert (found.path, found.pids) == (left, (parent,))
     edited(left, start=int(fields[19]), boot="another")
-    files.sweep()
+    scratch.sweep()
     assert not left.exists()
 
 
@@ -217,12 +222,14 @@ def test_neither_links_nor_what_is_a_link_are_followed(roots: tuple[Path, Path],
     linked.symlink_to(left)
     assert not files.remove_ours(linked)
     assert left.exists()
-    files.sweep()
+    scratch.sweep()
     assert not left.exists()
     assert own["thesis"].read_text() == "mine"
 
 
-def test_a_removal_that_is_cut_short_is_finished_later(roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_that_is_cut_short_is_finished_later(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The marker goes last."""
     left = killed(roots[0])
 
@@ -232,19 +239,19 @@ def test_a_removal_that_is_cut_short_is_finished_later(roots: tuple[Path, Path],
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", dead)
         with pytest.raises(KeyboardInterrupt):
-            files.sweep()
-    assert files.find_left() != []
-    files.sweep()
+            scratch.sweep()
+    assert scratch.find_left() != []
+    scratch.sweep()
     assert not left.exists()
 
 
 @pytest.mark.parametrize("marker", [False, True])
 def test_a_folder_whose_maker_was_killed_before_it_was_marked_goes(marker: bool, roots: tuple[Path, Path]) -> None:
-    folder = files.our_folder(roots[0]) / "session-new"
+    folder = scratch.our_folder(roots[0]) / "session-new"
     folder.mkdir()
     if marker:
         (folder / f"{MARKER}.abcd").touch()
-    files.sweep()
+    scratch.sweep()
     assert not folder.exists()
 
 
@@ -256,7 +263,7 @@ def test_a_folder_that_is_swept_before_it_is_marked_is_made_anew(
     def late(fd: int, operation: int) -> None:
         if operation == fcntl.LOCK_EX and not swept:
             swept.append(fd)
-            files.sweep()
+            scratch.sweep()
         lock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
@@ -271,10 +278,10 @@ def test_a_shared_folder_lives_as_long_as_any_of_its_processes(roots: tuple[Path
     second = join_session_folder(None, "name")
     assert first.path == second.path
     first.release()
-    files.sweep()
+    scratch.sweep()
     assert first.path.is_dir()
     second.release()
-    files.sweep()
+    scratch.sweep()
     assert not first.path.exists()
 
 
@@ -283,7 +290,9 @@ def test_our_folder_has_to_be_this_users_alone(roots: tuple[Path, Path], tmp_pat
     ours.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
     ours.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(HostError, match="is a symbolic link, and has to be a folder that only you may write: remove it"):
+    with pytest.raises(
+        HostError, match="is a symbolic link, and has to be a folder that only you may write: remove it"
+    ):
         create_session_folder(str(ours.parent))
     ours.unlink()
     ours.write_text("a file")
@@ -327,9 +336,6 @@ def test_the_doctor_shows_what_is_left_and_cleans(
     assert json.loads(capsys.readouterr().out)["left by dead"] == "nothing"
 
 
-# ---- writes, and what may be read
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     files.write_whole(path, b"one")
@@ -351,8 +357,8 @@ def test_what_is_held_is_removed_when_descriptors_are_out(roots: tuple[Path, Pat
     code = """
 import os, resource, sys
 from pathlib import Path
-from quoreduce import files
-hold = files.make_folder(Path(sys.argv[1]), "session")
+from quoreduce import scratch
+hold = scratch.make_folder(Path(sys.argv[1]), "session")
 (hold.path / "w0").mkdir()
 (hold.path / "w0" / "segment").touch()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -373,8 +379,12 @@ def test_a_ray_of_our_own_keeps_its_files_where_they_go_with_it(
     """Not in TMPDIR/ray, where they would stay, because TMPDIR is too long for sockets."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as root:
         monkeypatch.setattr(ray_module, "SHORT_ROOT", Path(root))
-        monkeypatch.setattr(ray_module, "RAY_FOLDER_CHARS_MAX", len(str(Path(root) / OURS / "ray-")) + files.NAME_CHARS)
-        monkeypatch.setattr(tempfile, "tempdir", root if short else str(tmp_path / "a name that is too long for sockets in it"))
+        monkeypatch.setattr(
+            ray_module, "RAY_FOLDER_CHARS_MAX", len(str(Path(root) / OURS / "ray-")) + scratch.NAME_CHARS
+        )
+        monkeypatch.setattr(
+            tempfile, "tempdir", root if short else str(tmp_path / "a name that is too long for sockets in it")
+        )
         hold = ray_module._folder_for_ray()
         assert hold is not None
         assert hold.path.parent == Path(root) / OURS
@@ -383,7 +393,7 @@ def test_a_ray_of_our_own_keeps_its_files_where_they_go_with_it(
 
 
 def test_a_temporary_folder_goes_with_the_process_or_with_the_next_session(roots: tuple[Path, Path]) -> None:
-    with files.temporary_folder("demo") as folder:
+    with scratch.temporary_folder("demo") as folder:
         assert folder.parent == roots[1] / OURS
         (folder / "text").touch()
         create_session_folder(None).remove()

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from runs import WORDCOUNT, left_in, poll
 
-from quoreduce import Options, Session
+from quoreduce import Options, Session, pressure
+from quoreduce.driver import hostfaults as hostfaults_module
 from quoreduce.errors import HostError
-from quoreduce.runtime import hostfaults as hostfaults_module
-from quoreduce.runtime import pressure
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.pressure import MemoryKills, waited_s
+from quoreduce.pressure import MemoryKills, waited_s
+from quoreduce.protocol.options import Place
 
 KILLED = -signal.SIGKILL
 
@@ -72,7 +71,9 @@ def test_the_counter_is_that_of_the_own_control_group(
 def test_a_task_whose_workers_are_killed_for_memory_ends_the_job_and_says_so(
     verses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a gzip bomb in a control group: SIGKILL from the kernel, whose counter is here one that every look finds higher."""
+    """As a gzip bomb in a control group: SIGKILL from the kernel, whose counter is here one that every look finds
+    higher.
+    """
     monkeypatch.setattr(hostfaults_module.MemoryKills, "_count", lambda self: getattr(self, "_seen", 0) + 1)
     packed = tmp_path / "bomb.gz"
     packed.write_bytes(subprocess.run(["gzip", "-c", str(verses)], capture_output=True, check=True).stdout)

@@ -17,7 +17,7 @@ from runs import EXECUTORS, Runner, parts_of
 
 from quoreduce import Job, Options, Session
 from quoreduce.errors import JobError, UsageError
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 FAULTS = ("flip:map:1@any", "wrong:reduce:1", "swap:map:1", "lie:map:1")
 
@@ -207,8 +207,11 @@ def inline() -> Iterator[Session]:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line and not line.endswith(b"\r")), max_size=30),
-    ends=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans(), split=st.integers(1, 100), reducers=st.integers(1, 4),
+    lines=st.lists(
+        st.binary(max_size=30).filter(lambda line: b"\n" not in line and not line.endswith(b"\r")), max_size=30
+    ),
+    ends=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans(), split=st.integers(1, 100),
+    reducers=st.integers(1, 4),
 )  # fmt: skip
 def test_lines_are_neither_lost_nor_doubled(
     inline: Session, tmp_path_factory: pytest.TempPathFactory,

@@ -19,9 +19,9 @@ import pytest
 from runs import counted, parts_of, poll
 
 from quoreduce.errors import HostError, UsageError
+from quoreduce.protocol.options import Place
 from quoreduce.runtime import ray as ray_module
 from quoreduce.runtime import reach
-from quoreduce.runtime.options import Place
 from quoreduce.runtime.ray import RayExecutor
 from quoreduce.runtime.reach import knock, parse, rehearsed
 

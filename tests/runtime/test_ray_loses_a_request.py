@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from quoreduce.errors import HostError
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import WorkerInfo
 from quoreduce.runtime import ray as ray_module
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import WorkerInfo
 from quoreduce.runtime.ray import STARTS_MAX, RayExecutor, _Actor
 
 

@@ -56,7 +56,11 @@ def test_lines_with_random_prefixes_splits_and_reducers(seed: int, run: Runner, 
     path.write_bytes(raw)
     prefix = bytes(rng.choices(b"aab ", k=rng.choice((1, 1, 2, 3))))
     result, parts = run(
-        "inline", scan_job(prefix, input="lines"), path, reducers=rng.randint(1, 12), split_mb=rng.choice((0.0003, 0.007, 64))
+        "inline",
+        scan_job(prefix, input="lines"),
+        path,
+        reducers=rng.randint(1, 12),
+        split_mb=rng.choice((0.0003, 0.007, 64)),
     )
     assert b"".join(parts) == grep(path, prefix)
     assert result.records_in == len(raw.split(b"\n")) - (raw[-1:] == b"\n" or not raw)
@@ -122,5 +126,8 @@ def test_faults_are_masked(on: str, kind: str, digest: str, run: Runner, tmp_pat
 def test_the_command_line_gives_what_grep_gives(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes("är ein\nÄrger\närgerlich\n".encode() * 50 + b"\xc3\xa4")
-    assert main(["run", "scan", str(path), str(tmp_path / "out"), "--inline", "--lines", "--starts-with", "är", "--quiet"]) == 0
+    assert (
+        main(["run", "scan", str(path), str(tmp_path / "out"), "--inline", "--lines", "--starts-with", "är", "--quiet"])
+        == 0
+    )
     assert (tmp_path / "out" / "part-r-00000").read_bytes() == grep(path, "är".encode())

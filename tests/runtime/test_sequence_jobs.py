@@ -75,8 +75,8 @@ def test_a_block_style_job_gets_a_block(run: Runner, folder: Path) -> None:
                 ctx.write(b"%d\n" % size, 1)
 
     result, parts = run(
-        "inline", Job.of_blocks("swap", map=swapped, reduce=lengths, input="sequence"), folder, f=1, reducers=2, split_mb=2e-3,
-        faults=("flip:map:30%",),
+        "inline", Job.of_blocks("swap", map=swapped, reduce=lengths, input="sequence"), folder, f=1, reducers=2,
+        split_mb=2e-3, faults=("flip:map:30%",),
     )  # fmt: skip
     sizes = sorted(int(line) for part in parts for line in part.splitlines())
     assert sizes == sorted(6 * (i % 5) for i in range(100) for _ in range(3))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from meddling import Said, meddled_session
+from meddling import Said, attempt_of, meddled_session
 from runs import EXECUTORS, SORT, WORDCOUNT, Runner, counted, parts_of
 
 from quoreduce import Job, Options, Session
@@ -21,8 +21,8 @@ from quoreduce.errors import (
     TooFewDomains,
     UsageError,
 )
-from quoreduce.runtime import wire
-from quoreduce.runtime.options import Place
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Place
 from quoreduce.tracker import messages as m
 
 Counts = list[tuple[bytes, int]]
@@ -59,7 +59,9 @@ def test_a_job_after_a_failed_one_is_right(
     on: str, job: Job, options: dict[str, object], error: type[QuoreduceError], run: Runner, verses: Path,
     verses_counted: Counts,
 ) -> None:  # fmt: skip
-    """Requests of the failed job are still queued, and their replies carry attempt numbers that the next job has too."""
+    """Requests of the failed job are still queued, and their replies carry attempt numbers that the next job has
+    too.
+    """
     for _ in range(3):
         with pytest.raises(error) as caught:
             run(on, job, verses, reducers=3, split_mb=0.003, **options)
@@ -88,12 +90,12 @@ def test_a_late_reply_of_an_earlier_job_is_not_a_vote(verses: Path, verses_count
     old: dict[str, wire.Reply] = {}
 
     def keep(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.attempt >= 0 and reply.status == "ok":
+        if isinstance(reply, wire.Done):
             old.setdefault(worker, reply)
         return [reply]
 
     def replay(worker: str, reply: wire.Reply) -> list[Said]:
-        return [old[worker], reply] if reply.attempt >= 0 else [reply]
+        return [old[worker], reply] if attempt_of(reply) >= 0 else [reply]
 
     (tmp_path / "other").write_text("other words\n" * 2000)
     options = Options(reducers=3, split_mb=0.004)
@@ -128,13 +130,13 @@ def test_a_job_that_one_worker_cannot_load_is_not_the_jobs_fault(
     said: list[str] = []
 
     def once(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.status == "ready" and not said:
+        if isinstance(reply, wire.Ready) and not said:
             said.append(worker)
-            return [wire.Reply(-1, "failed", error="no module named foo", generation=reply.generation)]
+            return [wire.NotReady("no module named foo", generation=reply.generation)]
         return [reply]
 
     def always(worker: str, reply: wire.Reply) -> list[Said]:
-        return [wire.Reply(-1, "failed", error="no module named foo", generation=reply.generation)]
+        return [wire.NotReady("no module named foo", generation=reply.generation)]
 
     with meddled_session(3) as (session, meddler):
         meddler.replies = once
@@ -147,9 +149,9 @@ def test_a_job_that_one_worker_cannot_load_is_not_the_jobs_fault(
 
 def test_a_machine_that_fails_again_and_again_ends_the_job(verses: Path, tmp_path: Path) -> None:
     def no_space(worker: str, reply: wire.Reply) -> list[Said]:
-        if reply.attempt < 0:
+        if attempt_of(reply) < 0:
             return [reply]
-        return [wire.Reply(reply.attempt, "host", error="no space left on device: /shm", generation=reply.generation)]
+        return [wire.HostFailed(attempt_of(reply), "no space left on device: /shm", generation=reply.generation)]
 
     with meddled_session(2) as (session, meddler):
         meddler.replies = no_space

@@ -1,8 +1,11 @@
-"""Signals, forks and the ends of processes: whatever comes, nothing of ours stays, and the exit status says what it was."""
+"""Signals, forks and the ends of processes: whatever comes, nothing of ours stays, and the exit status says what it
+was.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +22,7 @@ from runs import WORDCOUNT, left_in, parts_of, poll, running
 from quoreduce import Options, Session, interrupts
 from quoreduce.errors import HostError, UsageError
 from quoreduce.interrupts import Terminated, held, scope
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 TIMEOUT_S = 120
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -33,7 +36,19 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 @pytest.fixture
-def taken() -> Iterator[None]:
+def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals as the system has them, whatever sessions and clusters other tests have open in this process."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    monkeypatch.setattr(interrupts, "_state", interrupts._State())
+    for number, handler in interrupts._DEFAULTS.items():
+        signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def taken(untouched: None) -> Iterator[None]:
     """Our handlers, in this process."""
     interrupts.take()
     yield
@@ -41,10 +56,7 @@ def taken() -> Iterator[None]:
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-# ---- how signals are raised
+    signal.raise_signal(number)  # to this thread: another one of this process would take it later
 
 
 def test_the_first_signal_is_raised_and_the_rest_ignored_until_all_is_left(taken: None) -> None:
@@ -104,6 +116,35 @@ def test_in_a_section_that_is_held_a_signal_waits(taken: None) -> None:
     assert done == ["inner", "outer"] * 2
 
 
+def test_a_signal_that_comes_while_the_process_forks_is_not_lost(monkeypatch: pytest.MonkeyPatch, taken: None) -> None:
+    """What a hook raises that runs at a fork is printed and forgotten."""
+    lock = logging._lock  # type: ignore[attr-defined]
+
+    class Lock:
+        """That of ``logging``, which a hook of its own lets go after a fork; a signal comes meanwhile."""
+
+        def acquire(self) -> None:
+            lock.acquire()
+
+        def release(self) -> None:
+            lock.release()
+            send(HUP)
+
+    def work() -> None:
+        with scope():
+            monkeypatch.setattr(logging, "_lock", Lock())
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            monkeypatch.setattr(logging, "_lock", lock)
+            os.waitpid(pid, 0)
+            poll(lambda: False, "the signal")
+
+    with pytest.raises(Terminated) as caught:
+        work()
+    assert caught.value.code == 129
+
+
 def test_what_a_library_makes_of_it_is_undone(taken: None) -> None:
     """Ray turns any SystemExit into one with status 1."""
 
@@ -119,31 +160,27 @@ def test_what_a_library_makes_of_it_is_undone(taken: None) -> None:
     assert caught.value.code == 143
 
 
-def test_only_signals_that_nobody_handles_are_taken_and_they_are_given_back() -> None:
+def test_only_signals_that_nobody_handles_are_taken_and_they_are_given_back(untouched: None) -> None:
     def theirs(*_: object) -> None:
         heard.append(1)
 
     heard: list[int] = []
-    before = signal.signal(TERM, theirs), signal.signal(HUP, signal.SIG_IGN)
-    try:
-        with Session(Place("inline")):
-            send(TERM)
-            send(HUP)
-            assert heard == [1]
-            assert signal.getsignal(INT) is interrupts._handle
-            signal.signal(INT, theirs)
-        assert signal.getsignal(INT) is theirs, "it was installed meanwhile"
-        assert signal.getsignal(TERM) is theirs
-    finally:
-        signal.signal(INT, signal.default_int_handler)
-        signal.signal(TERM, before[0])
-        signal.signal(HUP, before[1])
+    signal.signal(TERM, theirs)
+    signal.signal(HUP, signal.SIG_IGN)
+    with Session(Place("inline")):
+        send(TERM)
+        send(HUP)
+        assert heard == [1]
+        assert signal.getsignal(INT) is interrupts._handle
+        signal.signal(INT, theirs)
+    assert signal.getsignal(INT) is theirs, "it was installed meanwhile"
+    assert signal.getsignal(TERM) is theirs
+    defaults = {INT: signal.default_int_handler, TERM: signal.SIG_DFL, HUP: signal.SIG_DFL}
+    for number, handler in defaults.items():
+        signal.signal(number, handler)
     with Session(Place("inline")):
         assert signal.getsignal(TERM) is interrupts._handle
-    assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == [signal.default_int_handler, *before]
-
-
-# ---- scripts that use the library
+    assert {number: signal.getsignal(number) for number in defaults} == defaults
 
 
 class Script:
@@ -168,7 +205,14 @@ class Script:
 
 @pytest.mark.parametrize(
     ("what", "number", "code"),
-    [("ends", None, 0), ("raises", None, 1), ("ends", TERM, 143), ("ends", HUP, 129), ("ends", INT, -INT), ("handler", TERM, 7)],
+    [
+        ("ends", None, 0),
+        ("raises", None, 1),
+        ("ends", TERM, 143),
+        ("ends", HUP, 129),
+        ("ends", INT, -INT),
+        ("handler", TERM, 7),
+    ],
 )
 def test_a_script_that_does_not_close_its_session_leaves_nothing(
     what: str, number: int | None, code: int, tmp_path: Path
@@ -190,7 +234,7 @@ def test_workers_end_with_their_driver_although_a_forked_process_lives_on(tmp_pa
     script.process.communicate("\n", timeout=TIMEOUT_S)
 
 
-def test_a_session_belongs_to_the_process_that_opened_it(tmp_path: Path) -> None:
+def test_a_session_belongs_to_the_process_that_opened_it(untouched: None, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"to be or not to be\n" * 50)
 
     def count(session: Session, name: str) -> list[bytes]:
@@ -215,18 +259,19 @@ def test_a_session_belongs_to_the_process_that_opened_it(tmp_path: Path) -> None
     assert left_in(tmp_path / "store") == []
 
 
-# ---- the command line
-
-
 @pytest.mark.parametrize(
-    "numbers", [(HUP,), (TERM, INT, HUP, TERM), (INT, INT), (HUP, TERM, INT)], ids=lambda numbers: "-".join(map(str, numbers))
+    "numbers",
+    [(HUP,), (TERM, INT, HUP, TERM), (INT, INT), (HUP, TERM, INT)],
+    ids=lambda numbers: "-".join(map(str, numbers)),
 )
 def test_a_command_that_hears_signals_leaves_nothing(numbers: tuple[int, ...], gate: Gate, tmp_path: Path) -> None:
     command = Command(gate, tmp_path)
     for number in numbers[:-1]:
         command.process.send_signal(number)
     returned, stdout, stderr = command.end(signal.Signals(numbers[-1]))
-    firsts = {128 + number for number in numbers}  # which one is heard first is the system's choice, if several are waiting
+    firsts = {
+        128 + number for number in numbers
+    }  # which one is heard first is the system's choice, if several are waiting
     assert returned in firsts
     assert stdout == ""
     text = "interrupted" if returned == 130 else "terminated"
@@ -259,9 +304,6 @@ def test_a_command_on_ray_says_the_same(number: signal.Signals, code: int, gate:
     assert left_in(command.outputs) == []
     assert left_in(command.store) == []
     poll(lambda: not any(map(running, command.workers)), "the actors to end")
-
-
-# ---- what is removed under a run
 
 
 @pytest.mark.parametrize("on", ["inline", "local"])

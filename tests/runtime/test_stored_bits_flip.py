@@ -1,4 +1,6 @@
-"""A bit of a stored file flips. Plain Ray returns the altered object and says nothing; ours is found and made again (R6)."""
+"""A bit of a stored file flips. Plain Ray returns the altered object and says nothing; ours is found and made again
+(R6).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from runs import left_in, parts_of
 from test_killed_in_the_middle import Running
 
 from quoreduce import Session
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 TIMEOUT_S = 240
 WORD = b"zebra"

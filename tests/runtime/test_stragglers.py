@@ -1,4 +1,4 @@
-"""Slow executions are overtaken by spare ones (R9), on idle workers only, and nobody is taken for slow who is not (R2)."""
+"""Speculative attempts overtake slow executions (R9), on idle workers only; without slow ones there are none (R2)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from runs import SORT, WORDCOUNT, Runner, parts_of
 from stopping import stopping_job
 
 from quoreduce import Job, Options, Result, Session
+from quoreduce.driver import underway
 from quoreduce.jobs.scan import scan_job
-from quoreduce.runtime import underway, wire
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import Arrival
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import Arrival
 from quoreduce.tracker.pace import FLOOR_S
 
 FAR_S = 600.0
@@ -35,9 +36,14 @@ def test_a_stopped_worker_is_overtaken_long_before_its_deadline(mode: str, role:
         result = session.run(job, [str(tmp_path / "text")], str(tmp_path / "out"), options)
         assert stopped(int((tmp_path / "pid").read_text())), "nobody killed it: its deadline is far away"
     counts = {f"word{i}": 6 if i < 5 else 5 for i in range(7)}
-    assert sorted(b"".join(parts_of(tmp_path / "out")).decode().split()) == sorted([*counts, *map(str, counts.values())])
+    assert sorted(b"".join(parts_of(tmp_path / "out")).decode().split()) == sorted(
+        [*counts, *map(str, counts.values())]
+    )
     replicas = 1 if mode == "original" else 2
-    assert result.executions == {"map": replicas * result.splits + (role == "map"), "reduce": replicas * 5 + (role == "reduce")}
+    assert result.executions == {
+        "map": replicas * result.splits + (role == "map"),
+        "reduce": replicas * 5 + (role == "reduce"),
+    }
     assert (result.spares, result.reexecutions, result.faults.detected) == (1, 0, 0)
 
 
@@ -57,7 +63,9 @@ def test_an_injected_delay_is_overtaken_and_counted_and_the_next_job_does_not_su
         assert (result.faults.injected, result.faults.detected, result.faults.masked) == (1, 1, 1)
         assert {info.name for info in session.workers} == before
         again = session.run(WORDCOUNT, [str(verses)], str(tmp_path / "again"), Options(f=2, split_mb=0.005, reducers=2))
-        assert len(before & {info.name for info in session.workers}) == 2, "who was busy with the first job was replaced"
+        assert len(before & {info.name for info in session.workers}) == 2, (
+            "who was busy with the first job was replaced"
+        )
     assert (again.spares, again.reexecutions, again.faults.detected) == (0, 0, 0)
     assert again.digest == result.digest
 
@@ -76,17 +84,19 @@ def late(verses: Path, out: Path, **options: Any) -> tuple[Result, float]:
 
         meddler.requests = lose_one
         begun = meddler.clock.now
-        return session.run(WORDCOUNT, [str(verses)], str(out), Options(split_mb=0.005, **options)), meddler.clock.now - begun
+        return session.run(
+            WORDCOUNT, [str(verses)], str(out), Options(split_mb=0.005, **options)
+        ), meddler.clock.now - begun
 
 
-def test_the_reduces_go_on_without_a_carrier_that_is_late(verses: Path, tmp_path: Path) -> None:
+def test_the_reduces_go_on_without_a_storing_replica_that_is_late(verses: Path, tmp_path: Path) -> None:
     result, took_s = late(verses, tmp_path / "out")
     assert (result.spares, result.reexecutions) == (1, 0)
     assert FLOOR_S < took_s < underway.DEADLINE_LEAST_S
 
 
 def test_without_spares_it_is_waited_for_until_its_deadline(verses: Path, tmp_path: Path) -> None:
-    result, took_s = late(verses, tmp_path / "out", spares=False)
+    result, took_s = late(verses, tmp_path / "out", speculation=False)
     assert (result.spares, result.reexecutions) == (0, 1)
     assert took_s >= underway.DEADLINE_LEAST_S
 
@@ -126,12 +136,20 @@ def _start_late(meddler: Meddler, late: str, after_s: float) -> None:
 
 @pytest.mark.parametrize("mode", ["original", "bft"])
 @pytest.mark.parametrize("job", ["wordcount", "sort", "scan"])
-def test_without_a_straggler_there_are_no_spares(job: str, mode: str, run: Runner, verses: Path, records: Path) -> None:
+def test_without_a_straggler_there_are_no_speculative_attempts(
+    job: str, mode: str, run: Runner, verses: Path, records: Path
+) -> None:
     """R2: the benchmarks' jobs, with a domain to spare."""
-    jobs: dict[str, Callable[[], Job]] = {"wordcount": lambda: WORDCOUNT, "sort": lambda: SORT, "scan": lambda: scan_job(b"~")}
+    jobs: dict[str, Callable[[], Job]] = {
+        "wordcount": lambda: WORDCOUNT,
+        "sort": lambda: SORT,
+        "scan": lambda: scan_job(b"~"),
+    }
     result, _ = run(
         "local", jobs[job](), verses if job == "wordcount" else records, workers=3, mode=mode, reducers=3, split_mb=0.02
     )
     replicas = 1 if mode == "original" else 2
-    planned = {"map": replicas * result.splits, "reduce": replicas * 3} | ({"sample": replicas} if job == "sort" else {})
+    planned = {"map": replicas * result.splits, "reduce": replicas * 3} | (
+        {"sample": replicas} if job == "sort" else {}
+    )
     assert (result.executions, result.spares) == (planned, 0)

@@ -1,4 +1,6 @@
-"""Streaming, and an application of GridMix, on Ray's actors; everything else about them is tested on cheaper executors."""
+"""Streaming, and an application of GridMix, on Ray's actors; everything else about them is tested on cheaper
+executors.
+"""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from runs import SORT, WORDCOUNT, counted, left_in, parts_of, poll
 from test_killed_in_the_middle import Running
 
 from quoreduce import Job, Options, Session
+from quoreduce.driver.figures import Progress
 from quoreduce.errors import UsageError
+from quoreduce.protocol.options import Place
 from quoreduce.runtime import session as session_module
-from quoreduce.runtime.figures import Progress
-from quoreduce.runtime.options import Place
 from quoreduce.runtime.session import pickle_job
 
 Counts = list[tuple[bytes, int]]
@@ -75,9 +75,7 @@ def run_many(session: Session, job: Job, text: Path, folder: Path, **options: ob
     return found
 
 
-def check_both(
-    ends: list[object], verses_counted: Counts, records_sorted: bytes, folder: Path
-) -> None:
+def check_both(ends: list[object], verses_counted: Counts, records_sorted: bytes, folder: Path) -> None:
     errors = [end for end in ends if isinstance(end, BaseException)]
     assert errors == []
     words, sorts = ends
@@ -210,9 +208,6 @@ def test_a_session_that_cannot_start_is_closed(monkeypatch: pytest.MonkeyPatch, 
         session.run(WORDCOUNT, [str(verses)], str(tmp_path / "out"))
 
 
-# ---- what is one for the whole process: which modules cloudpickle sends by value
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[ModuleType]:
     """A module that is not installed, with a job."""
@@ -265,7 +260,8 @@ def test_modules_that_the_user_registered_stay_registered(script: ModuleType) ->
 def test_a_process_that_was_forked_from_one_with_ray_is_told_so() -> None:
     """The connection does not work there: it waited for ever."""
     code = (
-        "import os, quoreduce.runtime.ray as r; from quoreduce import Session; from quoreduce.runtime.options import Place\n"
+        "import os, quoreduce.runtime.ray as r; from quoreduce import Session\n"
+        "from quoreduce.protocol.options import Place\n"
         "r._CONNECTION.users, r._CONNECTION.address = 1, r.LOCAL\n"
         "if os.fork() == 0:\n"
         "    try: Session(Place('ray')).__enter__()\n"

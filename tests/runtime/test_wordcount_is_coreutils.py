@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runs import EXECUTORS, WORDCOUNT, Runner, coreutils, counted
 
 from quoreduce import Options, Session
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 MODES = [("original", 0), ("basic", 0), ("basic", 1), ("basic", 2), ("bft", 0), ("bft", 1), ("bft", 2)]
 
@@ -30,7 +30,9 @@ def inline() -> Session:
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(text=texts, split=st.integers(64, 600), reducers=st.integers(1, 9), mode=st.sampled_from(MODES), fast=st.booleans())
+@given(
+    text=texts, split=st.integers(64, 600), reducers=st.integers(1, 9), mode=st.sampled_from(MODES), fast=st.booleans()
+)
 @example(text=b"", split=64, reducers=9, mode=("bft", 1), fast=False)
 @example(text=b" \n\r\f\t", split=64, reducers=2, mode=("bft", 1), fast=True)
 @example(text=b"x" * 1000, split=64, reducers=3, mode=("bft", 2), fast=False)

@@ -16,7 +16,7 @@ from test_threads_and_sessions import Threads
 import quoreduce.runtime.ray  # noqa: F401 - sets Ray's environment, which counts only before Ray is imported
 from quoreduce import Options, Session
 from quoreduce.errors import QuoreduceError
-from quoreduce.runtime.options import Place
+from quoreduce.protocol.options import Place
 
 TIMEOUT_S = 120.0
 OPTIONS = Options(reducers=2, split_mb=0.01)

@@ -22,7 +22,7 @@ def scenario(story: Callable[[], Play]) -> Callable[[], Play]:
 
 @scenario
 def no_faults() -> Play:
-    """No faults: 2(M+R) executions, reduces start on the carriers' copies (slides 19-21)."""
+    """No faults: 2(M+R) executions, reduces start on the storing replicas' copies (slides 19-21)."""
     job = Play(domains=3, slots=1, maps=2, reduces=2)
     job.finish()
     return job
@@ -47,8 +47,8 @@ def original_version_with_a_crash() -> Play:
 
 
 @scenario
-def wrong_carrier() -> Play:
-    """The carrier of a map is wrong in one partition: only the reduce that read it restarts (R5, slide 20)."""
+def wrong_storing_replica() -> Play:
+    """The storing replica of a map is wrong in one partition: only the reduce that read it restarts (R5, slide 20)."""
     job = Play(domains=4, slots=2, maps=2, reduces=2)
     job.answer("map 1", 0)
     job.answer("map 0", 0, "alone")
@@ -61,7 +61,9 @@ def wrong_carrier() -> Play:
 
 @scenario
 def answers_wait_for_evidence() -> Play:
-    """Attested: workers go on while the evidence for what they did is awaited; one dies and what it owed is run again."""
+    """Attested: workers go on while the evidence for what they did is awaited; one dies and what it owed is run
+    again.
+    """
     job = Play(domains=2, slots=1, maps=2, reduces=1)
     job.execute("map 0", 0)
     job.execute("map 0", 1)
@@ -102,7 +104,7 @@ def bad_core_fails_its_test() -> Play:
 
 
 @scenario
-def node_with_the_carrier_dies() -> Play:
+def node_with_the_storing_replica_dies() -> Play:
     """A node dies with a voted map's only copy: one execution for a new copy (R6, R9)."""
     job = Play(domains=3, slots=2, maps=1, reduces=1)
     job.answer("map 0", 0)
@@ -113,8 +115,8 @@ def node_with_the_carrier_dies() -> Play:
 
 
 @scenario
-def slow_carrier_is_overtaken() -> Play:
-    """A map's carrier and a reduce's replica are slow: one spare each, and the reduces start on the spare's copy (R9)."""
+def slow_storing_replica_is_overtaken() -> Play:
+    """Storing replicas of a map and a reduce are slow: one speculative attempt each; reduces read its copy (R9)."""
     job = Play(domains=3, slots=2, maps=1, reduces=1)
     job.answer("map 0", 1)
     job.slow("map 0", 0)
@@ -167,7 +169,9 @@ def four_faults_where_f_is_one() -> Play:
 
 @scenario
 def the_driver_dies() -> Play:
-    """The driver dies, another goes on: only what was not agreed on is executed, and what was agreed on but is lost (R6)."""
+    """The driver dies, another goes on: only what was not agreed on is executed, and what was agreed on but is lost
+    (R6).
+    """
     job = Play(domains=3, slots=2, maps=3, reduces=1, confirm=True)
     job.answer("map 0", 0)
     job.answer("map 0", 1)
@@ -195,6 +199,6 @@ def the_driver_dies_before_it_has_published() -> Play:
 def test_scenario(name: str, golden: Callable[[str, str], None]) -> None:
     job = SCENARIOS[name]()
     assert job.result is not None
-    head = f"# {SCENARIOS[name].__doc__}\n"
+    head = f"# {' '.join((SCENARIOS[name].__doc__ or '').split())}\n"
     tail = "".join(f"# {key}: {value}\n" for key, value in job.ledger.as_dict().items() if value)
     golden(f"tracker/{name}.txt", head + text_of(job.cluster.transcript or []) + tail)

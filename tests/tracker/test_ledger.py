@@ -9,19 +9,19 @@ from quoreduce.tracker.ledger import Ledger
 def test_executions_are_those_of_all_kinds_without_what_was_refused() -> None:
     ledger = Ledger()
     assert (ledger.executions, ledger.re_executions) == (0, 0)
-    ledger.launch("map", first=True, spare=False)
-    ledger.launch("map", first=False, spare=False)
-    ledger.launch("map", first=False, spare=True)
-    ledger.launch("reduce", first=True, spare=False)
-    ledger.launch("sample", first=True, spare=False)
-    assert (ledger.executions, ledger.re_executions, ledger.spares) == (5, 1, 1)
+    ledger.launch("map", first=True, speculative=False)
+    ledger.launch("map", first=False, speculative=False)
+    ledger.launch("map", first=False, speculative=True)
+    ledger.launch("reduce", first=True, speculative=False)
+    ledger.launch("sample", first=True, speculative=False)
+    assert (ledger.executions, ledger.re_executions, ledger.speculative) == (5, 1, 1)
     assert ledger.launched == {"sample": 1, "map": 3, "reduce": 1}
     assert ledger.first_plan == {"sample": 1, "map": 1, "reduce": 1}
-    ledger.refuse("reduce", spare=False)
-    ledger.refuse("map", spare=True)
-    assert (ledger.executions, ledger.re_executions, ledger.spares, ledger.refused) == (3, 0, 0, 2)
+    ledger.refuse("reduce", speculative=False)
+    ledger.refuse("map", speculative=True)
+    assert (ledger.executions, ledger.re_executions, ledger.speculative, ledger.refused) == (3, 0, 0, 2)
     assert ledger.launched == {"sample": 1, "map": 2, "reduce": 0}
-    ledger.refuse("map", spare=False)
+    ledger.refuse("map", speculative=False)
     assert ledger.re_executions == 0  # of the first plan, which is not owed any more
 
 

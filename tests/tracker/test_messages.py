@@ -25,7 +25,9 @@ def test_a_worker_that_does_not_say_its_type_of_cpu_is_of_none_that_could_be_to_
         launch = next(launch for launch in launches if str(launch.task) == "map 0")
         launches.remove(launch)
         output = RIGHT if launch.worker.startswith("u") else WRONG
-        launches += [command for command in tracker.handle(Finished(launch.attempt, output)) if isinstance(command, Launch)]
+        launches += [
+            command for command in tracker.handle(Finished(launch.attempt, output)) if isinstance(command, Launch)
+        ]
     assert not tracker.done
     assert tracker.counters()["maps_agreed"] == 1
 

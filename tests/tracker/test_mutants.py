@@ -6,24 +6,21 @@ are shared, since they are the language that both speak.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from importlib.resources import files
-from types import ModuleType
 from typing import Any
 
 import pytest
-from simulator import run
+from planting import load, weed
+from schedule import run
 
-ORDER = ("suspicion", "vote", "placement", "ledger", "state", "invariants", "tracker")  # who imports whom; messages stay
 SCHEDULES_MAX = 3000
 
 MUTANTS = {
     "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
     "a domain counts as often as it votes": (
         "vote",
-        "camp.domains[domain] = self.votes",
-        'camp.domains[f"{domain} {attempt}"] = self.votes',
+        "candidate.domains[domain] = self.votes",
+        'candidate.domains[f"{domain} {attempt}"] = self.votes',
     ),
     "a digest is believed, whoever raised or produced it": (
         "vote",
@@ -47,50 +44,50 @@ MUTANTS = {
         'if state.task.kind == "reduce" and self._maps_unwon:',
         "if False:",
     ),
-    "a lost block is still read": ("tracker", "attempt.camp.copies.remove(attempt.id)", "pass"),
-    "a copy is discarded while it is read": ("tracker", "if source.attempt in shown.copies:", "if False:"),
+    "a lost block is still read": ("copies", "attempt.candidate.copies.remove(attempt.id)", "pass"),
+    "a copy is discarded while it is read": ("copies", "if source.attempt in shown.copies:", "if False:"),
     "a duplicate counts as a vote": (
-        "tracker",
+        "executions",
         'if attempt is None or attempt.status == "over":',
         "if attempt is None:",
     ),
-    "the answer of a cancelled replica counts": ("tracker", "        if cancelled:\n", "        if False:\n"),
+    "the answer of a cancelled replica counts": ("executions", "        if cancelled:\n", "        if False:\n"),
     "a cancelled replica's slot is free at once": (
-        "tracker",
-        "self._emit(Cancel(attempt.id))",
-        "self._emit(Cancel(attempt.id)); self._pool.release(attempt.worker, attempt.id)",
+        "executions",
+        "self._shared.emit(Cancel(attempt.id))",
+        "self._shared.emit(Cancel(attempt.id)); self._pool.release(attempt.worker, attempt.id)",
     ),
     "deferred starts too many": (
-        "tracker",
-        "return state.ballot.missing({attempt.domain for attempt in running}, self.plan.need)",
-        "return state.ballot.missing(set(), self.plan.need) - len(running) // 2",
+        "schedule",
+        "return state.ballot.missing({attempt.domain for attempt in running}, self._plan.need)",
+        "return state.ballot.missing(set(), self._plan.need) - len(running) // 2",
     ),
     "a crash is not replaced": (
         "tracker",
         "        self._replace(attempt.state)\n\n    def _replace",
         "\n    def _replace",
     ),
-    "reduces read disputed outputs": ("tracker", "len(state.ballot.camps) == 1:", "state.ballot.camps:"),
+    "reduces read disputed outputs": ("copies", "len(state.ballot.candidates) == 1:", "state.ballot.candidates:"),
     "replicas share a domain": ("placement", "if name not in asked:", "if True:"),
     "what is lost whenever it is made is made without end": (
         "tracker",
         "        state.published = winner.copies[0]\n",
         "        state.published = winner.copies[0]; state.tries = 0\n",
     ),
-    "the bound is forgotten": ("tracker", "if state.tries < self.plan.bound:", "if True:"),
+    "the bound is forgotten": ("schedule", "if state.tries < self._plan.bound:", "if True:"),
     "an error is the job's own at once": (
         "tracker",
         "        winner = state.ballot.winner(self.plan.need)\n",
         "        winner = state.ballot.winner(self.plan.need) or next("
-        "(c for c in state.ballot.camps if c.output is None), None)\n",
+        "(c for c in state.ballot.candidates if c.output is None), None)\n",
     ),
     "an answer that a dead worker owed is not missed": (
-        "tracker",
-        "unanswered = [*self._awaited.pop(event.worker, ()), *(occupants or ())]",
-        "unanswered = [*(occupants or ())]",
+        "executions",
+        "unanswered = [*self.awaited.pop(worker, ()), *occupants]",
+        "unanswered = [*occupants]",
     ),
     "a slot is freed when the work ends, and again when the answer comes": (
-        "tracker",
+        "executions",
         "        if attempt.seated:\n",
         "        if True:\n",
     ),
@@ -114,82 +111,75 @@ MUTANTS = {
         'state.task.kind == "reduce" and not state.confirmed:',
         'state.task.kind == "reduce":',
     ),
-    "a spare in a domain that has run the task": (
+    "a speculative attempt in a domain that has run the task": (
         "tracker",
         "domain = self._pool.fresh(state.asked)",
         "domain = self._pool.fresh(())",
     ),
-    "spares without end": ("tracker", "if state.spares >= self.plan.need or", "if"),
-    "a spare for one that the vote can do without": (
+    "speculative attempts without end": ("tracker", "if state.speculative >= self.plan.need or", "if"),
+    "a speculative attempt for one that the vote can do without": (
         "tracker",
-        "or not self._lacking(state, state.in_time()):",
-        "or False:",
+        "if not self._schedule.lacking(state, state.in_time()):",
+        "if False:",
     ),
-    "a spare reads what is not there": (
+    "a speculative attempt reads what is not there": (
         "tracker",
-        'not (state.task.kind == "reduce" and self._maps_unready):',
+        'not (state.task.kind == "reduce" and self._copies.maps_unready):',
         "True:",
     ),
-    "a spare for a carrier does not store": (
-        "tracker",
+    "a speculative attempt for a storing replica does not store": (
+        "executions",
         "any(attempt.store for attempt in state.in_time())",
         "any(attempt.store for attempt in state.running.values())",
     ),
     "what was agreed on in an earlier life is planned again": (
         "tracker",
-        "state.owed, state.executions, state.winner = 0, self.plan.first, attempt.camp",
-        "state.executions, state.winner = self.plan.first, attempt.camp",
+        "state.owed, state.executions, state.winner = 0, self.plan.first, attempt.candidate",
+        "state.executions, state.winner = self.plan.first, attempt.candidate",
     ),
     "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
-    "copies of an earlier life are there even if they are lost": ("tracker", "        if event.stored:\n", "        if True:\n"),
+    "copies of an earlier life are there even if they are lost": (
+        "tracker",
+        "        if event.stored:\n",
+        "        if True:\n",
+    ),
     "a vote of an earlier life counts for one domain": (
         "tracker",
         "for domain in event.domains:",
         "for domain in event.domains[:1]:",
     ),
-    "numbers of attempts begin anew in each life": ("tracker", "self._next = plan.first_attempt", "self._next = 0"),
+    "numbers of attempts begin anew in each life": (
+        "executions",
+        "self._next = shared.plan.first_attempt",
+        "self._next = 0",
+    ),
     "a job ends while a test is under way": (
         "tracker",
-        "if self._all_published() and not self._owing() and not self._tests:",
-        "if self._all_published() and not self._owing():",
+        "if self._all_published() and not self._schedule.owing() and not self._accusations.tests:",
+        "if self._all_published() and not self._schedule.owing():",
     ),
     "the test of a worker that died is waited for": (
-        "tracker",
-        "if one.worker != event.worker}",
+        "accusations",
+        "if one.worker != worker}",
         "}",
     ),
-    "the outcome of a test counts twice": ("tracker", "self._tests.pop(event.test, None)", "self._tests.get(event.test)"),
-    "a carrier that died is not missed": (
-        "tracker",
+    "the outcome of a test counts twice": (
+        "accusations",
+        "self.tests.pop(event.test, None)",
+        "self.tests.get(event.test)",
+    ),
+    "a storing replica that died is not missed": (
+        "schedule",
         "return needed and not state.winner.copies and",
         "return False and needed and not state.winner.copies and",
     ),
 }
 
 
-@pytest.fixture
-def load() -> Iterator[Any]:
-    names: list[str] = []
-
-    def load(edits: dict[str, tuple[str, str]]) -> Any:
-        """Load a copy of the tracker, changed by `edits`: module -> (passage, replacement)."""
-        for name in ORDER:
-            source = files("quoreduce.tracker").joinpath(f"{name}.py").read_text()
-            if name in edits:
-                passage, replacement = edits[name]
-                assert source.count(passage) == 1, f"{passage!r} is there {source.count(passage)} times in {name}.py"
-                source = source.replace(passage, replacement)
-            for other in ORDER:
-                source = source.replace(f"from quoreduce.tracker.{other} import", f"from mutant_{other} import")
-            source = source.replace("from quoreduce.tracker import invariants", "import mutant_invariants as invariants")
-            module = sys.modules[f"mutant_{name}"] = ModuleType(f"mutant_{name}")
-            names.append(f"mutant_{name}")
-            exec(compile(source, f"mutant_{name}.py", "exec"), module.__dict__)
-        return sys.modules["mutant_tracker"].JobTracker  # type: ignore[attr-defined]
-
-    yield load
-    for name in names:
-        sys.modules.pop(name, None)
+@pytest.fixture(autouse=True)
+def _weeded() -> Iterator[None]:
+    yield
+    weed()
 
 
 def caught_after(make: Any, schedules: int) -> int | None:
@@ -201,11 +191,11 @@ def caught_after(make: Any, schedules: int) -> int | None:
     return None
 
 
-def test_the_tracker_itself_passes(load: Any) -> None:
+def test_the_tracker_itself_passes() -> None:
     assert caught_after(load({}), 400) is None
 
 
 @pytest.mark.parametrize("bug", MUTANTS)
-def test_a_planted_bug_is_caught(bug: str, load: Any) -> None:
+def test_a_planted_bug_is_caught(bug: str) -> None:
     module, passage, replacement = MUTANTS[bug]
     assert caught_after(load({module: (passage, replacement)}), SCHEDULES_MAX) is not None

@@ -18,9 +18,11 @@ def output(n: int) -> Output:
     return Output(b"%d" % n, (Part(b"p", 1, 1),))
 
 
-def chosen(pool: Pool, asked: dict[str, int], ballot: Ballot | None = None, running: str = "", winner: int | None = None) -> str:
+def chosen(
+    pool: Pool, asked: dict[str, int], ballot: Ballot | None = None, running: str = "", winner: int | None = None
+) -> str:
     ballot = ballot or Ballot()
-    domain = pool.choose(asked, set(running), ballot, None if winner is None else ballot.camps[winner])
+    domain = pool.choose(asked, set(running), ballot, None if winner is None else ballot.candidates[winner])
     return domain.name if domain is not None else ""
 
 

@@ -13,7 +13,11 @@ def figures(job: Play, *names: str) -> tuple[Any, ...]:
 
 def test_counters_follow_a_job_from_its_start_to_its_end() -> None:
     job = Play(domains=3, slots=1, maps=2, reduces=2)
-    sizes, maps, work = ("maps", "reduces", "domains"), ("maps_readable", "maps_agreed"), ("executions", "running", "queued")
+    sizes, maps, work = (
+        ("maps", "reduces", "domains"),
+        ("maps_readable", "maps_agreed"),
+        ("executions", "running", "queued"),
+    )
     assert figures(job, *sizes) == (2, 2, 3)
     assert figures(job, *maps, "reduces_agreed") == (0, 0, 0)
     assert figures(job, *work) == (3, 3, 3)  # three slots; a replica of map 1 and two reduces wait

@@ -36,8 +36,6 @@ from quoreduce.tracker import (
     WorkerLost,
 )
 
-# ---- R1: f+1 distinct domains ---------------------------------------------------------------------------------------
-
 
 def test_r1_a_domain_that_repeats_itself_counts_once() -> None:
     job = Play(domains=2)
@@ -96,9 +94,6 @@ def test_r1_two_workers_of_one_domain_are_no_two_opinions() -> None:
     for worker in ("a", "b", "c"):
         tracker.handle(WorkerJoined(worker, "one node", 4))
     assert [type(c) for c in tracker.start()] == [JobFailed]
-
-
-# ---- R2, R3: deferred execution (slide 19), more than f faults (slide 12) -------------------------------------------
 
 
 @pytest.mark.parametrize(("f", "maps", "reduces"), [(0, 3, 2), (1, 6, 3), (2, 4, 1), (3, 2, 2)])
@@ -170,9 +165,6 @@ def test_r3_an_up_front_plan_is_not_completed_beyond_the_bound_if_those_left_may
     assert len(job.of("map 0")) == 3
 
 
-# ---- R4: the vote is on the whole output ----------------------------------------------------------------------------
-
-
 def test_r4_outputs_that_differ_in_one_partition_do_not_agree() -> None:
     job = Play(reduces=3)
     job.answer("map 0", 0)
@@ -191,9 +183,6 @@ def test_r4_a_right_digest_over_wrong_parts_is_another_output() -> None:
     commands = job.tracker.handle(Finished(second.attempt, honest))
     assert not any(isinstance(c, Agreed) for c in commands)
     assert any(isinstance(c, Launch) and c.task == Task("map", 0) for c in commands)
-
-
-# ---- R5: tentative reduce (slide 20) --------------------------------------------------------------------------------
 
 
 def test_r5_reduces_start_on_the_first_copy_of_every_map() -> None:
@@ -306,17 +295,14 @@ def test_slide_20_switched_off_reduces_wait_for_every_vote(plan: dict[str, objec
     assert job.done()
 
 
-# ---- R6: digest outputs (slide 21) ----------------------------------------------------------------------------------
-
-
-def test_r6_only_the_carrier_stores() -> None:
+def test_r6_only_one_replica_stores() -> None:
     job = Play(maps=2, reduces=2)
     assert job.done()
     assert [c.store for c in job.cluster.launches.values()] == [c.replica == 0 for c in job.cluster.launches.values()]
 
 
 def test_r6_in_a_dispute_the_replicas_that_follow_store_too() -> None:
-    """The carrier is wrong; the winner comes with a copy all the same, without an execution just for that."""
+    """The storing replica is wrong; the winner comes with a copy all the same, without an execution just for that."""
     job = Play(domains=5)
     job.answer("map 0", 0, "alone")
     job.answer("map 0", 1)
@@ -407,21 +393,21 @@ def test_the_output_to_publish_is_stored_and_executed_again_if_lost() -> None:
         job.answer(task, 0)
         job.answer(task, 1)
     assert job.agreed("reduce 0")
-    carrier = job.of("reduce 0")[0]
-    job.cluster.lose_block(carrier.attempt, told=True)
+    storing = job.of("reduce 0")[0]
+    job.cluster.lose_block(storing.attempt, told=True)
     assert [(c.replica, c.store) for c in job.running("reduce 0")] == [(2, True)]
     assert job.done()
     assert job.cluster.agreed[Task("reduce", 0)].attempt == job.of("reduce 0")[2].attempt
-
-
-# ---- R9: crashes are not votes --------------------------------------------------------------------------------------
 
 
 def test_r9_a_crash_is_replaced_and_is_no_vote() -> None:
     job = Play()
     job.cluster.crash(job.of("map 0")[0].worker, blocks_lost=True)
     assert [c.replica for c in job.running("map 0")] == [1, 2]
-    assert [c.store for c in job.running("map 0")] == [False, True]  # the carrier died, so another one is needed
+    assert [c.store for c in job.running("map 0")] == [
+        False,
+        True,
+    ]  # the storing replica died, so another one is needed
     assert job.done()
     assert (job.ledger.crashed, job.ledger.lost_votes) == (1, 0)
 
@@ -455,9 +441,6 @@ def test_r9_too_few_domains_are_given_a_chance_and_then_reported() -> None:
     job.finish()
     job.cluster.send(Stalled())
     assert job.result.reason == "too_few_domains"
-
-
-# ---- R10: late, duplicate, stale, malformed -------------------------------------------------------------------------
 
 
 def test_r10_late_duplicate_and_unknown_replies_are_ignored() -> None:
@@ -535,7 +518,9 @@ def test_a_job_whose_driver_waits_for_nothing_has_failed() -> None:
     """The reduce is agreed on, and the driver neither publishes it nor says that it is gone."""
     job = Play(domains=1, f=0, confirm=True)
     job.finish()
-    assert job.tracker.handle(Stalled()) == [JobFailed("no_quorum", None, "no worker is left that could help with anything.")]
+    assert job.tracker.handle(Stalled()) == [
+        JobFailed("no_quorum", None, "no worker is left that could help with anything.")
+    ]
 
 
 def test_r1_a_task_with_a_vote_of_a_dead_domain_goes_on_in_a_live_one() -> None:
@@ -574,9 +559,6 @@ def test_nothing_follows_the_end() -> None:
     assert job.done()
     assert job.tracker.done
     assert job.tracker.handle(WorkerLost("w0", True)) == []
-
-
-# ---- R11: suspicion, quarantine, and whose fault it is --------------------------------------------------------------
 
 
 def wrong_domain(job: Play, worker: str) -> None:
@@ -823,9 +805,6 @@ def test_errors_of_a_reduce_on_a_losing_input_are_withdrawn() -> None:
     assert job.done()
 
 
-# ---- modes, the sample, the end -------------------------------------------------------------------------------------
-
-
 def test_slides_15_and_16_original_executes_once_and_recovers_from_crashes() -> None:
     job = Play(mode="original", f=1, maps=3, reduces=2, domains=1, slots=1)
     assert job.done()
@@ -896,7 +875,9 @@ def test_the_ledger_counts_bytes_and_votes() -> None:
 
 
 def test_a_worker_goes_on_while_its_answer_waits_for_evidence() -> None:
-    """Attested jobs: a slot is freed by Executed, a vote is cast by Finished, and the domain counts as asked in between."""
+    """Attested jobs: a slot is freed by Executed, a vote is cast by Finished, and the domain counts as asked in
+    between.
+    """
     job = Play(domains=2, slots=1, maps=2, reduces=1)
     launched = len(job.cluster.launches)
     job.execute("map 0", 0)
@@ -918,9 +899,6 @@ def test_what_a_dead_worker_executed_without_evidence_is_executed_again() -> Non
     assert job.done()
 
 
-# ---- R9: stragglers -------------------------------------------------------------------------------------------------
-
-
 def test_r9_a_slow_replica_is_overtaken_by_one_spare_and_cancelled() -> None:
     job = Play(domains=4)
     job.answer("map 0", 1)
@@ -928,12 +906,12 @@ def test_r9_a_slow_replica_is_overtaken_by_one_spare_and_cancelled() -> None:
     (spare,) = job.last
     assert (spare.task, spare.replica, spare.worker, spare.store) == (Task("map", 0), 2, "w2", True)
     job.slow("map 0", 0)
-    assert job.last == []  # it has its spare
+    assert job.last == []  # it has its speculative attempt
     job.answer("map 0", 2)
     assert job.agreed("map 0")
     assert Cancel(0) in job.last
     assert job.done()
-    assert (job.ledger.spares, job.ledger.executions, job.ledger.re_executions) == (1, 5, 0)
+    assert (job.ledger.speculative, job.ledger.executions, job.ledger.re_executions) == (1, 5, 0)
 
 
 def test_r9_who_answers_first_wins_be_it_the_slow_one() -> None:
@@ -975,7 +953,7 @@ def test_r9_a_spare_does_not_take_the_place_of_anything_that_is_wanted() -> None
 
 
 def test_r9_spares_are_bounded_and_are_no_tries() -> None:
-    """However slow everybody is: as many spares as replicas, and the job does not fail of them (R3)."""
+    """However slow everybody is: as many speculative attempts as replicas, and the job does not fail of them (R3)."""
     job = Play(domains=9, max_attempts=2)
     for _ in range(3):
         for c in list(job.running("map 0")):
@@ -1013,9 +991,9 @@ def test_r9_a_spare_that_refuses_its_sources_executed_nothing() -> None:
     job.answer("map 0", 0)
     job.slow("reduce 0", 0)
     (spare,) = job.last
-    assert job.ledger.spares == 1
+    assert job.ledger.speculative == 1
     job.tracker.handle(Refused(spare.attempt, ()))
-    assert (job.ledger.spares, job.ledger.refused) == (0, 1)
+    assert (job.ledger.speculative, job.ledger.refused) == (0, 1)
 
 
 def test_r9_the_original_mode_has_speculative_execution() -> None:
@@ -1025,7 +1003,7 @@ def test_r9_the_original_mode_has_speculative_execution() -> None:
     job.answer("map 0", 1)
     assert job.agreed("map 0")
     assert job.done()
-    assert (job.ledger.spares, job.ledger.re_executions) == (1, 0)
+    assert (job.ledger.speculative, job.ledger.re_executions) == (1, 0)
 
 
 def test_r9_nobody_is_slow_who_has_answered_or_is_unknown() -> None:
@@ -1039,7 +1017,7 @@ def test_r9_nobody_is_slow_who_has_answered_or_is_unknown() -> None:
     assert job.last == []
     assert job.ledger.ignored == 3
     assert job.done()
-    assert job.ledger.spares == 0
+    assert job.ledger.speculative == 0
 
 
 def test_r9_a_spare_reduce_does_not_start_on_a_map_that_nobody_can_read() -> None:
@@ -1052,11 +1030,10 @@ def test_r9_a_spare_reduce_does_not_start_on_a_map_that_nobody_can_read() -> Non
     assert job.done()
 
 
-# ---- to the last execution, copy and test ----------------------------------------------------------------------------
-
-
 def test_an_up_front_plan_replaces_each_crash_by_one_execution() -> None:
-    """Slide 18: 2f+1 are executed, whatever the vote says; here one of the three still waits for a slot when another crashes."""
+    """Slide 18: 2f+1 are executed, whatever the vote says; here one of the three still waits for a slot when another
+    crashes.
+    """
     for domains, slots in ((4, 9), (2, 1)):
         job = Play(domains=domains, slots=slots, mode="basic")
         job.cluster.crash("w0", blocks_lost=False, replacement="again")
@@ -1084,7 +1061,9 @@ def test_all_reduces_that_have_read_a_losing_output_are_restarted() -> None:
 
 
 def test_a_copy_that_was_kept_for_a_reader_goes_with_it() -> None:
-    """The map's vote goes against the copy, but not against the partition that the reader reads; then the reader is cancelled."""
+    """The map's vote goes against the copy, but not against the partition that the reader reads; then the reader is
+    cancelled.
+    """
     job = Play(domains=5, reduces=2)
     job.answer("map 0", 0, "alone")  # wrong in the last partition
     job.answer("map 0", 1)
@@ -1109,7 +1088,7 @@ def test_a_losing_copy_that_comes_late_is_discarded() -> None:
 def test_who_stores_is_let_finish_while_the_winner_has_no_copy() -> None:
     job = Play(domains=4)
     job.slow("map 0", 0)
-    job.answer("map 0", 2)  # the spare, whose copy is lost
+    job.answer("map 0", 2)  # the speculative one, whose copy is lost
     job.cluster.lose_block(job.of("map 0")[2].attempt, told=True)
     commands = job.answer("map 0", 1)
     assert job.agreed("map 0")
@@ -1144,7 +1123,9 @@ def test_answers_that_were_cancelled_are_counted_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("lost", ["map 0", "reduce 0"])
 def test_r3_what_is_stored_and_lost_whenever_it_is_made_is_given_up(lost: str) -> None:
-    """The bound holds until the vote is won, and once more for copies: however often one was made, and was there for a while."""
+    """The bound holds until the vote is won, and once more for copies: however often one was made, and was there for a
+    while.
+    """
     job = Play(domains=4, max_attempts=3, confirm=True)
     while job.result is None:
         kept = [id_ for id_ in job.cluster.blocks if not job.cluster.blocks[id_].gone and job.agreed(lost)]
@@ -1202,7 +1183,9 @@ def test_r11_a_domain_that_loses_a_second_vote_of_a_task_late_is_judged_once() -
 
 
 def test_r11_votes_of_a_domain_on_a_task_that_an_earlier_life_won_count_once_in_this_life() -> None:
-    """A vote of an earlier life says nothing of a domain now: its first vote of this life is judged, and no later one."""
+    """A vote of an earlier life says nothing of a domain now: its first vote of this life is judged, and no later
+    one.
+    """
     tracker, output = JobTracker(Plan(1, 1, 1, "bft", first_attempt=100)), output_of((b"m",))
     for name in ("a", "b"):
         tracker.handle(WorkerJoined(f"w{name}", name, 1))
@@ -1225,7 +1208,9 @@ def retests(commands: list[object]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("dead", "expected"), [(False, "b2"), (True, "b1")])
-def test_r11_the_worker_that_gave_a_disputed_answer_is_tested_or_another_of_its_domain(dead: bool, expected: str) -> None:
+def test_r11_the_worker_that_gave_a_disputed_answer_is_tested_or_another_of_its_domain(
+    dead: bool, expected: str
+) -> None:
     tracker = JobTracker(Plan(2, 1, 1, "bft"))
     for worker in ("a", "b1", "b2", "c"):
         tracker.handle(WorkerJoined(worker, worker[0].upper(), 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator import Schedule, run
+from schedule import Schedule, run
 
 
 def test_invariants_hold_after_every_event() -> None:

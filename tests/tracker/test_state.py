@@ -57,12 +57,12 @@ def state_of(*votes: tuple[str, int | str]) -> TaskState:
 def test_an_attempt_begins_in_its_slot_without_a_vote_and_nobody_calls_it_slow_or_a_spare() -> None:
     attempt = Attempt(0, state_of(), "w", "d", 0, True, ())
     assert (attempt.status, attempt.seated) == ("running", True)
-    assert not any((attempt.camp, attempt.stored, attempt.slow, attempt.spare))
+    assert not any((attempt.candidate, attempt.stored, attempt.slow, attempt.speculative))
 
 
 def test_a_fruitless_task_that_was_won_or_could_not_be_fed_has_lost_copies() -> None:
     won = state_of(("a", 1), ("b", 1))
-    won.winner = won.ballot.camps[0]
+    won.winner = won.ballot.candidates[0]
     assert won.fruitless() == "copies_lost"
     fed, starved = state_of(("a", 1)), state_of()
     fed.refused = starved.refused = 2

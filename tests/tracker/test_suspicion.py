@@ -28,7 +28,9 @@ def exactly(lost: int, judged: int, others_lost: int, others_judged: int, rate: 
 
 
 @given(COUNTS, st.integers(0, 60), COUNTS, st.integers(0, 60), st.floats(0, 1))
-def test_chance_is_never_less_than_the_truth_whatever_the_rate(judged: int, k: int, others: int, m: int, rate: float) -> None:
+def test_chance_is_never_less_than_the_truth_whatever_the_rate(
+    judged: int, k: int, others: int, m: int, rate: float
+) -> None:
     lost, others_lost = min(k, judged), min(m, others)
     assert chance(lost, judged, others_lost, others) >= exactly(lost, judged, others_lost, others, rate) * (1 - 1e-9)
 
@@ -39,7 +41,9 @@ def test_nor_is_it_much_more() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
-def test_who_lost_no_larger_share_than_the_others_does_not_stand_out(judged: int, others: int, lost: int, more: int) -> None:
+def test_who_lost_no_larger_share_than_the_others_does_not_stand_out(
+    judged: int, others: int, lost: int, more: int
+) -> None:
     others_lost = min(more, others)
     lost = min(lost, judged * others_lost // others)
     assert not stands_out(lost, judged, others_lost, others)
@@ -79,11 +83,13 @@ def test_a_domain_that_is_wrong_more_often_than_others_is_named_by_votes_alone()
 
 
 def test_like_is_compared_with_like() -> None:
-    """Faults that strike maps only, the last replica only, or one type of CPU, make no suspects of those who ran these."""
+    """Faults that strike maps only, the last replica only, or one type of CPU, make no suspects of those who ran
+    these.
+    """
     suspicion = Suspicion({})
     seen = (
-        ("a", ("map", 1, ""), True), ("b", ("map", 1, ""), True), ("c", ("map", 0, ""), False), ("d", ("reduce", 1, ""), False),
-        ("e", ("map", 0, "old"), True), ("f", ("map", 0, "old"), True),
+        ("a", ("map", 1, ""), True), ("b", ("map", 1, ""), True), ("c", ("map", 0, ""), False),
+        ("d", ("reduce", 1, ""), False), ("e", ("map", 0, "old"), True), ("f", ("map", 0, "old"), True),
     )  # fmt: skip
     for _ in range(200):
         for name, group, lost in seen:
@@ -128,9 +134,18 @@ def test_quarantine_never_leaves_fewer_than_f_plus_1_domains_and_never_takes_one
 def test_standings_of_one_core_add_up() -> None:
     """As when several workers, each a domain, are on one core."""
     one = Standing(10, 3, 5, {("map", 0, "zen"): [7, 2], ("map", 1, "zen"): [3, 1]}, 4, 1, probation=False, why="test")
-    two = Standing(100, 20, 30, {("map", 0, "zen"): [60, 10], ("reduce", 0, "zen"): [40, 9]}, 8, 6, probation=True, why="votes")
+    two = Standing(
+        100, 20, 30, {("map", 0, "zen"): [60, 10], ("reduce", 0, "zen"): [40, 9]}, 8, 6, probation=True, why="votes"
+    )
     both = Standing(
-        110, 23, 35, {("map", 0, "zen"): [67, 12], ("map", 1, "zen"): [3, 1], ("reduce", 0, "zen"): [40, 9]}, 12, 7, True, "test"
+        110,
+        23,
+        35,
+        {("map", 0, "zen"): [67, 12], ("map", 1, "zen"): [3, 1], ("reduce", 0, "zen"): [40, 9]},
+        12,
+        7,
+        True,
+        "test",
     )
     assert one.plus(two) == both
     assert two.plus(one).why == "votes"
@@ -140,8 +155,8 @@ def test_standings_of_one_core_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("mine", "other", "why"),
-    [("", "", ""), ("", "votes", "votes"), ("record", "votes", "votes"), ("record", "", "record"), ("", "record", "record"),
-     ("votes", "record", "votes"), ("probation", "", "probation")],
+    [("", "", ""), ("", "votes", "votes"), ("record", "votes", "votes"), ("record", "", "record"),
+    ("", "record", "record"), ("votes", "record", "votes"), ("probation", "", "probation")],
 )  # fmt: skip
 def test_what_this_job_has_seen_says_more_than_a_record(mine: Why, other: Why, why: Why) -> None:
     assert Standing(why=mine).plus(Standing(why=other)).why == why

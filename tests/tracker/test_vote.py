@@ -53,7 +53,7 @@ def test_withdrawn_votes_leave_no_trace(votes: list[tuple[str, int]], stale: set
     ballot = ballot_of(votes)
     ballot.withdraw(stale)
     left = [vote for attempt, vote in enumerate(votes) if attempt not in stale]
-    assert {int(c.digest): set(c.domains) for c in ballot.camps} == {s: backers(left, s) for _, s in left}
+    assert {int(c.digest): set(c.domains) for c in ballot.candidates} == {s: backers(left, s) for _, s in left}
 
 
 @given(VOTES)
@@ -72,15 +72,17 @@ def test_errors_and_outputs_of_one_digest_are_two_things() -> None:
 
 
 @given(VOTES)
-def test_the_leader_has_most_domains_and_of_equals_a_stored_copy_then_the_first_vote(votes: list[tuple[str, int]]) -> None:
+def test_the_leader_has_most_domains_and_of_equals_a_stored_copy_then_the_first_vote(
+    votes: list[tuple[str, int]],
+) -> None:
     ballot = ballot_of(votes)
     leader = ballot.leader()
     if not votes:
         assert leader is None
         return
-    most = max(len(camp.domains) for camp in ballot.camps)
-    assert leader is next(camp for camp in ballot.camps if len(camp.domains) == most)
-    last = [camp for camp in ballot.camps if len(camp.domains) == most][-1]
+    most = max(len(candidate.domains) for candidate in ballot.candidates)
+    assert leader is next(candidate for candidate in ballot.candidates if len(candidate.domains) == most)
+    last = [candidate for candidate in ballot.candidates if len(candidate.domains) == most][-1]
     last.copies.append(0)
     assert ballot.leader() is last
 
@@ -95,12 +97,17 @@ def test_the_latest_vote_of_a_domain_is_the_last_that_it_cast(votes: list[tuple[
 
 def test_a_camp_knows_its_attempts_and_gives_up_the_copies_of_withdrawn_votes() -> None:
     ballot = ballot_of([("a", 1), ("b", 1), ("a", 1), ("c", 2)])
-    camp, other = ballot.camps
-    assert (camp.attempts, camp.domains, camp.digest, camp.error) == ({0: "a", 1: "b", 2: "a"}, {"a": 2, "b": 1}, b"1", "")
-    camp.copies += [0, 1]
+    candidate, other = ballot.candidates
+    assert (candidate.attempts, candidate.domains, candidate.digest, candidate.error) == (
+        {0: "a", 1: "b", 2: "a"},
+        {"a": 2, "b": 1},
+        b"1",
+        "",
+    )
+    candidate.copies += [0, 1]
     ballot.withdraw([0, 3])
-    assert (camp.attempts, camp.domains, camp.copies) == ({1: "b", 2: "a"}, {"a": 2, "b": 1}, [1])
-    assert ballot.camps == [camp]
+    assert (candidate.attempts, candidate.domains, candidate.copies) == ({1: "b", 2: "a"}, {"a": 2, "b": 1}, [1])
+    assert ballot.candidates == [candidate]
     assert other.attempts == {}
 
 

@@ -1,4 +1,6 @@
-"""An attested job without a job: nodes, µTPMs, votes and batches as a driver would see them, and the receipt that comes of it."""
+"""An attested job without a job: nodes, µTPMs, votes and batches as a driver would see them, and the receipt that comes
+of it.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,19 @@ from cryptography.x509.oid import NameOID
 from quoreduce.trust import evidence
 from quoreduce.trust.batcher import Batcher
 from quoreduce.trust.eventlog import encode_binary
-from quoreduce.trust.evidence import Follower, Hardware, Launch, QuotedBatch, begin, check_batch, commit
+from quoreduce.trust.evidence import Follower, Hardware, LateLaunch, QuotedBatch, begin, check_batch, commit
 from quoreduce.trust.policy import Policy
 from quoreduce.trust.receipt import JobRecord, Receipt, Seal, TaskLog, Utpm, job_id
 from quoreduce.trust.utpm import MicroTpm
-from quoreduce.trust.verifier import Verdict, verify_receipt
+from quoreduce.trust.verifier import Verification, verify_receipt
 from quoreduce.trust.wire import Public, sized
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 STARTED, ENDED = NOW - timedelta(minutes=5), NOW - timedelta(minutes=2)
 CHALLENGE = sha256(b"challenge").digest()
-DOCUMENT = json.dumps({"format": "quoreduce environment 1", "python": "3.11"}, sort_keys=True, separators=(",", ":")).encode()
+DOCUMENT = json.dumps(
+    {"format": "quoreduce environment 1", "python": "3.11"}, sort_keys=True, separators=(",", ":")
+).encode()
 OTHER_DOCUMENT = DOCUMENT.replace(b"3.11", b"2.7")
 DAY = timedelta(days=1)
 
@@ -43,15 +47,28 @@ class Authority:
     """A CA of TPM makers with an intermediate CA, and a registrar."""
 
     def __init__(self) -> None:
-        self.root_key, self.middle_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP256R1())
+        self.root_key, self.middle_key = (
+            ec.generate_private_key(ec.SECP384R1()),
+            ec.generate_private_key(ec.SECP256R1()),
+        )
         self.root = self.certify("root", self.root_key.public_key(), "root", self.root_key, ca=True)
         self.middle = self.certify("middle", self.middle_key.public_key(), "root", self.root_key, ca=True)
         self.registrar = Ed25519PrivateKey.generate()
 
     def certify(
-        self, subject: str, key: Any, issuer: str, by: Any, *, ca: bool, start: datetime = NOW - 365 * DAY, days: int = 3650
+        self,
+        subject: str,
+        key: Any,
+        issuer: str,
+        by: Any,
+        *,
+        ca: bool,
+        start: datetime = NOW - 365 * DAY,
+        days: int = 3650,
     ) -> x509.Certificate:
-        made = x509.CertificateBuilder(name(issuer), name(subject), key, x509.random_serial_number(), start, start + days * DAY)
+        made = x509.CertificateBuilder(
+            name(issuer), name(subject), key, x509.random_serial_number(), start, start + days * DAY
+        )
         made = made.add_extension(x509.BasicConstraints(ca, None), critical=True)
         if not subject:  # as TPM makers do: no subject, and a critical alternative name
             directory = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "id:00001014")]))
@@ -101,7 +118,7 @@ class Attested:
     def raw(self) -> bytes:
         return self.receipt.encode()
 
-    def verify(self, raw: bytes | None = None, **changes: Any) -> Verdict:
+    def verify(self, raw: bytes | None = None, **changes: Any) -> Verification:
         arguments: dict[str, Any] = {
             "manifest": self.manifest, "policy": self.policy, "now": NOW, "nonce": CHALLENGE,
         }  # fmt: skip
@@ -126,24 +143,27 @@ def digest_of(*what: object) -> bytes:
     return blake3(repr(what).encode()).digest()
 
 
-def launch_of(node: str, document: bytes, keys: list[bytes], job: bytes, authority: Authority | None) -> tuple[Launch, MicroTpm]:
+def launch_of(
+    node: str, document: bytes, keys: list[bytes], job: bytes, authority: Authority | None
+) -> tuple[LateLaunch, MicroTpm]:
     """What a node hands over; with an authority from a TPM that another µTPM plays."""
     log = evidence.launch_log(document, keys)
     tpm = MicroTpm()
     if authority is None:
-        return Launch(node, "utpm", encode_binary(log)), tpm
+        return LateLaunch(node, "utpm", encode_binary(log)), tpm
     for event in log:
         tpm.extend(event.pcr, event.digest)
     quoted = tpm.quote(evidence.LEVEL1_PCRS, evidence.launch_nonce(CHALLENGE, job, node))
     chain = authority.ek_chain()
     ak, enrolment = sized(tpm.public.encode()), authority.enrol(chain[0], tpm.public)
     hardware = Hardware(chain, ak, enrolment, quoted.message, quoted.signature)
-    return Launch(node, "swtpm", encode_binary(log), hardware), tpm
+    return LateLaunch(node, "swtpm", encode_binary(log), hardware), tpm
 
 
 def attested(
     *, maps: int = 3, reduces: int = 2, workers: int = 3, nodes: int = 2, size: int = 2, mode: Any = "merkle",
-    hardware: bool = True, wrong: tuple[tuple[str, int, int], ...] = (("map", 1, 0),), documents: tuple[bytes, ...] = (),
+    hardware: bool = True, wrong: tuple[tuple[str, int, int], ...] = (("map", 1, 0),),
+    documents: tuple[bytes, ...] = (),
     authority: Authority | None = None, record: dict[str, Any] | None = None,
 ) -> Attested:  # fmt: skip
     """Run the driver's side of an attested job with f=1; ``wrong`` replicas are (kind, index, replica).
@@ -153,7 +173,8 @@ def attested(
     authority = authority or Authority()
     documents = documents or (DOCUMENT,) * nodes
     known: dict[str, Any] = {
-        "name": "wordcount", "f": 1, "need": 2, "mode": "bft", "digest": "blake3", "batch": mode, "samples": 0, "maps": maps,
+        "name": "wordcount", "f": 1, "need": 2, "mode": "bft", "digest": "blake3", "batch": mode, "samples": 0,
+        "maps": maps,
         "reduces": reduces, "options": {"reducers": str(reduces)},
     }  # fmt: skip
     job = JobRecord(**(known | (record or {})))
@@ -167,7 +188,8 @@ def attested(
     utpms = tuple(Utpm(w.launch, w.domain, w.tpm.public.encode(), True, tuple(w.batches)) for w in staff)
     manifest = manifest_of(reduces)
     receipt = Receipt(
-        job=job, challenge=CHALLENGE, started=STARTED, ended=ENDED, launches=tuple(launch for launch, _ in made), utpms=utpms,
+        job=job, challenge=CHALLENGE, started=STARTED, ended=ENDED, launches=tuple(launch for launch, _ in made),
+        utpms=utpms,
         tasks=tasks.entries(), reads=tuple(range(reduces)), manifest=blake3(manifest).digest(),
     )  # fmt: skip
     tpms = tuple(w.tpm for w in staff)
@@ -191,7 +213,9 @@ def _run_tasks(
         worker, batch = staff[number], staff[number].batcher.close()
         if batch is None:
             return
-        mirrored = [evidence.task_leaf(job, kind, index, a, read, wrote) for kind, index, a, read, wrote in waiting[number]]
+        mirrored = [
+            evidence.task_leaf(job, kind, index, a, read, wrote) for kind, index, a, read, wrote in waiting[number]
+        ]
         quoted = commit(worker.tpm, batch, CHALLENGE)
         check_batch(worker.follower, quoted, mirrored)
         worker.batches.append(quoted)
@@ -216,14 +240,23 @@ def _run_tasks(
 
 
 def output_of(kind: str, index: int) -> bytes:
-    return digest_of("out", kind, index) if kind == "map" else evidence.part_output(digest_of("part", index), 7, index, 9)
+    return (
+        digest_of("out", kind, index) if kind == "map" else evidence.part_output(digest_of("part", index), 7, index, 9)
+    )
 
 
 def manifest_of(reduces: int) -> bytes:
     parts = [
-        {"name": f"part-r-{i:05d}", "digest": digest_of("part", i).hex(), "bytes": 9, "records": 7} for i in range(reduces)
+        {"name": f"part-r-{i:05d}", "digest": digest_of("part", i).hex(), "bytes": 9, "records": 7}
+        for i in range(reduces)
     ]
-    known = {"version": 1, "job": "wordcount", "mode": "bft", "f": 1, "digest_algorithm": "blake3", "parts": parts, "extras": {}}
+    known = {
+        "version": 1,
+        "job": "wordcount",
+        "mode": "bft",
+        "f": 1,
+        "digest_algorithm": "blake3",
+        "parts": parts,
+        "extras": {},
+    }
     return json.dumps(known, indent=2).encode()
-
-

@@ -1,4 +1,6 @@
-"""Real TPMs in software for the tests of this folder. Needs ``apt-get install -y --no-install-recommends swtpm swtpm-tools``."""
+"""Real TPMs in software for the tests of this folder. Needs ``apt-get install -y --no-install-recommends swtpm
+swtpm-tools``.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from quoreduce.trust.swtpm import Setup, Swtpm, setup
+from quoreduce.trust.swtpm import Swtpm, SwtpmSetup, setup
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def made(tmp_path_factory: pytest.TempPathFactory) -> SwtpmSetup:
     """A state of swtpm, set up; tests that leave marks on a TPM take a copy (``state``)."""
     for program in ("swtpm", "swtpm_setup", "swtpm_localca"):
         if shutil.which(program) is None:
@@ -24,13 +26,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 @pytest.fixture
-def state(made: Setup, tmp_path: Path) -> Path:
+def state(made: SwtpmSetup, tmp_path: Path) -> Path:
     """A copy of the state, this test's own: the same TPM."""
     return Path(shutil.copytree(made.state, tmp_path / "state"))
 
 
 @pytest.fixture
-def start(made: Setup) -> Iterator[Callable[..., Swtpm]]:
+def start(made: SwtpmSetup) -> Iterator[Callable[..., Swtpm]]:
     """``start(scheme=, ek=, ...)`` runs swtpm on the shared state; it is stopped at the end of the test."""
     running: list[Swtpm] = []
 

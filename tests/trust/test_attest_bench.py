@@ -1,4 +1,6 @@
-"""What ``attest bench`` prints: every figure, hardware's labelled as modelled, ratios of one run; swtpm or what to install."""
+"""What ``attest bench`` prints: every figure, hardware's labelled as modelled, ratios of one run; swtpm or what to
+install.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from quoreduce.report import attest_bench as bench
+from quoreduce.commands.attest import bench
 from quoreduce.trust import merkle
 from quoreduce.trust.modelled import CHIPS, DEFAULT_CHIP
-from quoreduce.trust.swtpm import Setup
+from quoreduce.trust.swtpm import SwtpmSetup
 from quoreduce.trust.utpm import MicroTpm
 
 ADVICE = "is not installed; on Debian and Ubuntu: sudo apt-get install swtpm swtpm-tools"
@@ -48,7 +50,7 @@ def backend_keys(backend: str, chip: str | None) -> set[tuple[Any, ...]]:
     return {(backend, chip, *what) for what in [*whats, *product(("challengers",), (None,), (1, 16, 256))]}
 
 
-def test_json_has_every_backend_mode_and_size(capsys: pytest.CaptureFixture[str], made: Setup) -> None:
+def test_json_has_every_backend_mode_and_size(capsys: pytest.CaptureFixture[str], made: SwtpmSetup) -> None:
     found = printed_json(capsys, made.state)
     verifying = set(product(("verifier",), (None,), ("verify proof",), (None,), SIZES))
     verifying.add(("verifier", None, "verify quote", None, None))
@@ -88,7 +90,9 @@ def test_modelled_figures_are_latencies_added_up(labels: Json, us: int) -> None:
     assert one.spread == 0
 
 
-def test_without_swtpm_it_says_what_to_install_and_measures_the_rest(capsys: pytest.CaptureFixture[str], bare: None) -> None:
+def test_without_swtpm_it_says_what_to_install_and_measures_the_rest(
+    capsys: pytest.CaptureFixture[str], bare: None
+) -> None:
     found = printed_json(capsys)
     assert ADVICE in found["missing"]["swtpm"]
     assert {f["backend"] for f in found["figures"]} == {"utpm", "modelled", "verifier"}
@@ -98,7 +102,9 @@ def test_without_swtpm_it_says_what_to_install_and_measures_the_rest(capsys: pyt
     assert ADVICE in text
 
 
-def test_every_column_of_the_tables_says_measured_or_modelled(capsys: pytest.CaptureFixture[str], made: Setup) -> None:
+def test_every_column_of_the_tables_says_measured_or_modelled(
+    capsys: pytest.CaptureFixture[str], made: SwtpmSetup
+) -> None:
     bench.run_bench(8, SIZES, state=made.state)
     text = capsys.readouterr().out
     assert text.count("swtpm,") == text.count("µTPM,") == 3
@@ -110,7 +116,7 @@ def test_every_column_of_the_tables_says_measured_or_modelled(capsys: pytest.Cap
     assert "was not measured" not in text
 
 
-def test_a_temporary_tpm_is_gone_at_the_end(capsys: pytest.CaptureFixture[str], made: Setup, state: Path) -> None:
+def test_a_temporary_tpm_is_gone_at_the_end(capsys: pytest.CaptureFixture[str], made: SwtpmSetup, state: Path) -> None:
     with bench._swtpm(None) as tpm:
         folder, pid = tpm.setup.state, tpm.pid
         assert folder.is_dir()
@@ -135,7 +141,7 @@ def test_unbatched_is_measured_whatever_sizes_are_asked_for(capsys: pytest.Captu
 
 def test_one_round_after_the_other_begins_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    figures = [bench.Figure({}, lambda name=name: order.append(name)) for name in "abcd"]  # type: ignore[misc]
+    figures = [bench.CostFigure({}, lambda name=name: order.append(name)) for name in "abcd"]  # type: ignore[misc]
     bench.take_turns(figures, 1)
     warm, rounds = order[:-8], order[-8:]
     assert sorted(warm) == sorted([*"abcd"] * 2)
@@ -145,7 +151,7 @@ def test_one_round_after_the_other_begins_elsewhere(monkeypatch: pytest.MonkeyPa
 
 def test_no_round_begins_after_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "ROUNDS_S", -1.0)
-    one = bench.Figure({}, lambda: None)
+    one = bench.CostFigure({}, lambda: None)
     bench.take_turns([one], 1)
     assert len(one.samples) == 1
 
@@ -154,14 +160,14 @@ def test_a_sample_has_at_most_the_tasks_asked_for_and_at_least_one_batch(monkeyp
     monkeypatch.setattr(bench, "SAMPLE_S", 10.0)
     done: list[int] = []
     for units, most, runs in ((1, 8, 8), (4, 8, 2), (16, 8, 1)):
-        one = bench.Figure({}, lambda: done.append(1), units)
+        one = bench.CostFigure({}, lambda: done.append(1), units)
         one.prepare(most)
         done.clear()
         one.sample()
         assert len(done) == runs
 
 
-def results(**samples: list[float]) -> bench.Results:
+def results(**samples: list[float]) -> bench.CostResults:
     """Results with these samples only."""
     labels: dict[str, Json] = {
         "batched": {"backend": "utpm", "what": bench.QUOTE, "batch": "merkle", "size": 1024},
@@ -169,11 +175,15 @@ def results(**samples: list[float]) -> bench.Results:
         "swtpm": {"backend": "swtpm", "what": bench.QUOTE, "batch": "none", "size": 1},
         "proof": {"backend": "verifier", "what": "verify proof", "size": 1024},
     }
-    return bench.Results(tuple(bench.Figure(labels[name], lambda: None, 1, found) for name, found in samples.items()), {}, 1.0)
+    return bench.CostResults(
+        tuple(bench.CostFigure(labels[name], lambda: None, 1, found) for name, found in samples.items()), {}, 1.0
+    )
 
 
 def test_ratios_are_those_of_each_round_and_the_goals_stand_beside_them() -> None:
-    found = bench.goals(results(batched=[2.0, 1.0, 3.0], utpm=[50.0, 20.0, 30.0], swtpm=[900.0, 900.0, 900.0], proof=[9.0]))
+    found = bench.goals(
+        results(batched=[2.0, 1.0, 3.0], utpm=[50.0, 20.0, 30.0], swtpm=[900.0, 900.0, 900.0], proof=[9.0])
+    )
     assert [(round(goal.value, 7), goal.met) for goal in found] == [
         (0.05, True),  # of 2/50, 1/20 and 3/30; that of the medians is 2/30
         (0.0022222, True),

@@ -99,7 +99,12 @@ def test_number_mode_count_and_root_all_change_the_event() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("zip", 1, 1), "zip"), (("merkle", 0, 1), "leaves"), (("merkle", 1 << 21, 1), "leaves"), (("merkle", 1, -1), "-1 ms")],
+    [
+        (("zip", 1, 1), "zip"),
+        (("merkle", 0, 1), "leaves"),
+        (("merkle", 1 << 21, 1), "leaves"),
+        (("merkle", 1, -1), "-1 ms"),
+    ],
 )
 def test_a_batcher_that_cannot_be_is_refused(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quoreduce.errors import AttestationError, EvidenceError, HostError, QuoreduceError
 from quoreduce.trust import commands, wire
 from quoreduce.trust.tpm2 import Tpm2
-from quoreduce.trust.wire import PcrSelection, Public, Reader
+from quoreduce.trust.wire import PcrSelection, Public, TpmReader
 
 QUOTE = commands.quote(0x80000000, PcrSelection.sha256(16), b"n")
 READERS = [
@@ -49,7 +49,13 @@ def test_command_has_the_bytes_of_the_specification(command, wanted):
 
 @pytest.mark.parametrize(
     "template",
-    [commands.EK_RSA, commands.EK_P256, commands.STORAGE, *commands.AK_TEMPLATES.values(), commands.sealed_template(bytes(32))],
+    [
+        commands.EK_RSA,
+        commands.EK_P256,
+        commands.STORAGE,
+        *commands.AK_TEMPLATES.values(),
+        commands.sealed_template(bytes(32)),
+    ],
     ids=["EK RSA", "EK P-256", "storage", "AK ECDSA", "AK RSASSA", "sealed"],
 )
 def test_template_is_a_public_area(template):
@@ -114,7 +120,7 @@ def test_any_bytes_as_a_response_raise_typed_errors_only(raw, handle):
 @given(st.binary(max_size=200), st.sampled_from(READERS))
 def test_any_parameters_raise_typed_errors_only(raw, read):
     with contextlib.suppress(EvidenceError):
-        read(Reader(raw))
+        read(TpmReader(raw))
 
 
 @given(st.data())
@@ -128,7 +134,9 @@ def test_tpm_that_answers_nonsense_raises_typed_errors_only(data):
         body = data.draw(st.binary(max_size=80))
         if command[:2] == b"\x80\x02":
             body = struct.pack(">I", data.draw(st.sampled_from([len(body), len(body) // 2]))) + body
-        return response(body, data.draw(st.sampled_from([0, 0, 0, 0, 0x922, 0x18B])), int.from_bytes(command[:2], "big"))
+        return response(
+            body, data.draw(st.sampled_from([0, 0, 0, 0, 0x922, 0x18B])), int.from_bytes(command[:2], "big")
+        )
 
     tpm = Tpm2(transmit, "nonsense")
     calls = [

@@ -1,4 +1,6 @@
-"""Enrolment: credentials against real TPMs and tpm2-tools, the registrar, and each broken link refused for its own reason."""
+"""Enrolment: credentials against real TPMs and tpm2-tools, the registrar, and each broken link refused for its own
+reason.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,6 @@ def now() -> datetime:
 def ek_of(key, template: Public) -> Public:
     """The public area of an EK with this key."""
     return dataclasses.replace(template, unique=Public.of_key(key).unique, curve=Public.of_key(key).curve)
-
-
-# --- credentials
 
 
 @pytest.fixture(params=["ecc P-384", "rsa", "ecc P-256", "rsa made from its template"])
@@ -85,9 +84,21 @@ def test_tpm_opens_a_credential_that_tpm2_tools_made(start, tmp_path, ek):
     tpm = start(ek=ek)
     (tmp_path / "ek.tss").write_bytes(wire.sized(tpm.ek_public.encode()))
     (tmp_path / "secret").write_bytes(SECRET)
-    line = ["tpm2_makecredential", "-T", "none", "-u", "ek.tss", "-s", "secret", "-n", tpm.public.name().hex(), "-o", "made"]
+    line = [
+        "tpm2_makecredential",
+        "-T",
+        "none",
+        "-u",
+        "ek.tss",
+        "-s",
+        "secret",
+        "-n",
+        tpm.public.name().hex(),
+        "-o",
+        "made",
+    ]
     subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    reader = wire.Reader((tmp_path / "made").read_bytes())
+    reader = wire.TpmReader((tmp_path / "made").read_bytes())
     assert reader.take(8) == MAGIC
     credential, encrypted_secret = reader.sized(), reader.sized()
     assert tpm.activate(credential, encrypted_secret) == SECRET
@@ -100,7 +111,9 @@ def test_tpm2_tools_open_a_credential_that_we_made(made, listening, tmp_path):
     folder.mkdir()
 
     def tool(*line: str) -> None:
-        done = subprocess.run([line[0], "-T", listening[0], *line[1:]], cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [line[0], "-T", listening[0], *line[1:]], cwd=folder, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
 
     kind = ["-G", "ecc", "-g", "sha256", "-s", "ecdsa"]
@@ -112,7 +125,19 @@ def test_tpm2_tools_open_a_credential_that_we_made(made, listening, tmp_path):
     (folder / "made").write_bytes(MAGIC + wire.sized(ours.credential) + wire.sized(ours.encrypted_secret))
     tool("tpm2_startauthsession", "--policy-session", "-S", "session")
     tool("tpm2_policysecret", "-S", "session", "-c", "e")
-    tool("tpm2_activatecredential", "-c", "ak.ctx", "-C", "0x81010001", "-i", "made", "-o", "secret", "-P", "session:session")
+    tool(
+        "tpm2_activatecredential",
+        "-c",
+        "ak.ctx",
+        "-C",
+        "0x81010001",
+        "-i",
+        "made",
+        "-o",
+        "secret",
+        "-P",
+        "session:session",
+    )
     assert (folder / "secret").read_bytes() == SECRET
 
 
@@ -128,7 +153,8 @@ def test_key_derivation_gives_any_length_as_a_prefix_of_counted_blocks():
     "changes",
     [
         {"attributes": commands.EK_P256.attributes & ~wire.FIXED_TPM}, {"attributes": wire.RESTRICTED_SIGNING},
-        {"attributes": commands.EK_P256.attributes & ~wire.RESTRICTED}, {"symmetric": None}, {"name_alg": wire.ALG_SHA1},
+        {"attributes": commands.EK_P256.attributes & ~wire.RESTRICTED}, {"symmetric": None},
+        {"name_alg": wire.ALG_SHA1},
     ],
     ids=["could leave the TPM", "a signing key", "decrypts anything", "without AES", "named by SHA-1"],
 )  # fmt: skip
@@ -153,9 +179,6 @@ def test_credential_holds_no_more_than_a_digest():
         make_credential(ek, b"name", bytes(33))
 
 
-# --- the registrar, with a real TPM
-
-
 @pytest.fixture
 def registrar(made, tmp_path):
     return Registrar(tmp_path / "registrar", [x509.load_pem_x509_certificate(root.encode()) for root in made.roots])
@@ -165,7 +188,9 @@ def registrar(made, tmp_path):
 def test_enrolment_is_the_registrars_signature_over_ek_and_ak(registrar, made, start, ek):
     tpm = start(ek=ek)
     signature = enrol(registrar, tpm, made.intermediates, now())
-    Ed25519PublicKey.from_public_bytes(registrar.public).verify(signature, enrolment_record(tpm.ek_certificate, tpm.public))
+    Ed25519PublicKey.from_public_bytes(registrar.public).verify(
+        signature, enrolment_record(tpm.ek_certificate, tpm.public)
+    )
 
 
 def test_same_pair_may_be_enrolled_again_also_after_a_restart_of_the_registrar(registrar, made, swtpm, tmp_path):
@@ -189,7 +214,9 @@ def test_second_ak_is_refused_also_when_both_were_challenged_before_either_answe
     for scheme, one in (("ecdsa", registrar), ("rsassa", other)):
         tpm = start(scheme=scheme)
         credential = one.challenge([tpm.ek_certificate, *made.intermediates], tpm.ek_public, tpm.public, now())
-        answers.append((tpm.ek_certificate, tpm.public, tpm.activate(credential.credential, credential.encrypted_secret)))
+        answers.append(
+            (tpm.ek_certificate, tpm.public, tpm.activate(credential.credential, credential.encrypted_secret))
+        )
         tpm.close()
     registrar.enrol(*answers[0])
     with pytest.raises(AttestationError, match="bound to another AK already"):
@@ -219,7 +246,9 @@ def test_ak_of_another_tpm_breaks_the_chain_in_the_tpm(registrar, made, swtpm):
 def test_ek_of_another_tpm_breaks_the_chain_in_the_tpm(registrar, made, swtpm, tmp_path):
     setup(tmp_path / "other", ca=made.state / "ca")
     with Swtpm(tmp_path / "other") as other:
-        credential = registrar.challenge([other.ek_certificate, *made.intermediates], other.ek_public, swtpm.public, now())
+        credential = registrar.challenge(
+            [other.ek_certificate, *made.intermediates], other.ek_public, swtpm.public, now()
+        )
     with pytest.raises(AttestationError, match=r"TPM_RC_(INTEGRITY|VALUE)"):
         swtpm.activate(credential.credential, credential.encrypted_secret)
 
@@ -275,9 +304,6 @@ def test_folder_that_holds_another_key_is_a_host_error(tmp_path):
         Registrar(tmp_path, [])
 
 
-# --- the registrar, with certificates that do not hold
-
-
 @pytest.fixture(scope="module")
 def authority():
     return Authority()
@@ -308,12 +334,15 @@ def broken_chains(ours: Authority) -> dict[str, tuple[list[bytes], str]]:
     good = ours.certify("", public, **by_middle)
     leaf = ours.certify("leaf", leaf_key.public_key(), **by_middle)
     return {
-        "other CA": (der(other.certify("", public, "middle", other.middle_key, ca=False), other.middle), "no CA of the policy"),
+        "other CA": (der(other.certify("", public, "middle", other.middle_key, ca=False), other.middle),
+                      "no CA of the policy"),
         "self-signed": (der(ours.certify("root", public, "root", KEY, ca=False)), "signed by itself"),
         "no intermediate": (der(good), "no CA of the policy"),
         "other intermediate": (der(good, other.middle), "chain is broken"),
-        "expired": (der(ours.certify("", public, **by_middle, start=NOW - 9 * DAY, days=8), ours.middle), "expired on 2026-"),
-        "not yet valid": (der(ours.certify("", public, **by_middle, start=NOW + DAY), ours.middle), "not valid before 2026-"),
+        "expired": (der(ours.certify("", public, **by_middle, start=NOW - 9 * DAY, days=8), ours.middle),
+                      "expired on 2026-"),
+        "not yet valid": (der(ours.certify("", public, **by_middle, start=NOW + DAY), ours.middle),
+                      "not valid before 2026-"),
         "EK as CA": (der(ours.certify("", public, "middle", ours.middle_key, ca=True), ours.middle), "is one of a CA"),
         "issued by a leaf": (
             der(ours.certify("", public, "leaf", leaf_key, ca=False), leaf, ours.middle), "CN=leaf is not one of a CA",
@@ -338,7 +367,8 @@ def test_certificate_that_does_not_hold_is_refused_for_its_reason(authority, of_
 def test_new_certificate_for_an_ek_does_not_free_it_for_another_ak(authority, of_authority):
     """The binding is to the EK itself, not to a certificate of it."""
     first, second = (
-        der(authority.certify("", KEY.public_key(), "middle", authority.middle_key, ca=False), authority.middle) for _ in range(2)
+        der(authority.certify("", KEY.public_key(), "middle", authority.middle_key, ca=False), authority.middle)
+        for _ in range(2)
     )
     ak = MicroTpm().public
     of_authority.challenge(first, EK, ak, NOW)

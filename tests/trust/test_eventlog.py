@@ -28,7 +28,9 @@ from quoreduce.trust.wire import PcrSelection, encode_pcrs_file, sized
 EVENTS = st.lists(st.builds(Event.of, st.integers(0, 23), st.binary(max_size=50)), max_size=8)
 LOG = (Event.of(17, b'{"a":1}'), Event.of(19, b"key"), Event.of(16, b""), Event.of(16, b"batch"))
 HEADER_BYTES = 65
-CODECS = pytest.mark.parametrize(("encode", "decode"), [(encode_binary, decode_binary), (encode_cel_json, decode_cel_json)])
+CODECS = pytest.mark.parametrize(
+    ("encode", "decode"), [(encode_binary, decode_binary), (encode_cel_json, decode_cel_json)]
+)
 
 
 @CODECS
@@ -85,7 +87,9 @@ def test_bytes_that_are_no_log_are_refused_and_nothing_else_happens(raw: bytes) 
 
 @CODECS
 @given(data=st.data())
-def test_a_log_with_one_byte_changed_or_missing_is_another_or_none(encode: Any, decode: Any, data: st.DataObject) -> None:
+def test_a_log_with_one_byte_changed_or_missing_is_another_or_none(
+    encode: Any, decode: Any, data: st.DataObject
+) -> None:
     raw = bytearray(encode(LOG))
     at = data.draw(st.integers(0, len(raw) - 1))
     change = data.draw(st.integers(0, 255))
@@ -157,7 +161,9 @@ def tool(name: str) -> str:
 
 def test_tpm2_eventlog_reads_and_replays_our_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(encode_binary(LOG))
-    done = subprocess.run([tool("tpm2_eventlog"), str(tmp_path / "log")], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [tool("tpm2_eventlog"), str(tmp_path / "log")], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.count("EV_EVENT_TAG") == len(LOG)
     shown = re.findall(r"^ +(\d+) *: 0x([0-9a-f]{64})$", done.stdout, re.MULTILINE)
     assert {int(pcr): bytes.fromhex(value) for pcr, value in shown} == replay(LOG)

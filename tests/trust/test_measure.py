@@ -1,4 +1,6 @@
-"""The measurement of an environment: canonical, the same for the same files, another for other ones; and it names no machine."""
+"""The measurement of an environment: canonical, the same for the same files, another for other ones; and it names no
+machine.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,6 @@ def of(folder: Path) -> str:
     return hash_files(folder.rglob("*.py"), folder)
 
 
-# ---- the document
-
-
 def test_it_is_canonical_json(document: bytes) -> None:
     assert canonical(json.loads(document)) == document
     assert b"\n" not in document
@@ -89,11 +88,10 @@ def walk(value: Any, see: Callable[[str], None]) -> None:
         see(value)
 
 
-# ---- what it changes with
-
-
 @pytest.mark.parametrize("name", measure.VARIABLES)
-def test_it_changes_with_a_variable_that_results_depend_on(name: str, document: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_changes_with_a_variable_that_results_depend_on(
+    name: str, document: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "something else")
     assert json.loads(measured())["variables"][name] == "something else"
     monkeypatch.delenv(name)
@@ -136,9 +134,6 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
     assert set(json.loads(measured())["packages"]) == {"numpy"}
 
 
-# ---- hashes of files
-
-
 def test_the_hash_of_sources_is_over_names_and_contents(sources: Path) -> None:
     expected = blake3(b"a.py 6\na = 1\n" + b"sub/b.py 6\nb = 2\n").hexdigest()
     assert of(sources) == expected
@@ -148,13 +143,17 @@ def test_the_hash_of_sources_does_not_depend_on_where_they_lie_or_on_times(sourc
     copy = shutil.copytree(sources, tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
     os.utime(copy / "a.py", (1, 1))
     assert of(copy) == of(sources)
-    assert hash_files(sorted(copy.rglob("*.py"), reverse=True), copy) == of(sources), "nor on the order in which they are found"
+    assert hash_files(sorted(copy.rglob("*.py"), reverse=True), copy) == of(sources), (
+        "nor on the order in which they are found"
+    )
 
 
 @pytest.mark.parametrize(
     "change",
-    [lambda f: (f / "a.py").write_text("a = 3\n"), lambda f: (f / "a.py").rename(f / "c.py"), lambda f: (f / "a.py").unlink(),
-     lambda f: (f / "new.py").touch(), lambda f: (f / "a.py").rename(f / "sub" / "a.py"), lambda f: (f / "a.py").write_text("")],
+    [lambda f: (f / "a.py").write_text("a = 3\n"), lambda f: (f / "a.py").rename(f / "c.py"),
+     lambda f: (f / "a.py").unlink(),
+     lambda f: (f / "new.py").touch(), lambda f: (f / "a.py").rename(f / "sub" / "a.py"),
+     lambda f: (f / "a.py").write_text("")],
 )  # fmt: skip
 def test_the_hash_of_sources_changes_with_any_file(change: Callable[[Path], object], sources: Path) -> None:
     before = of(sources)

@@ -81,7 +81,9 @@ def test_another_count_is_not_what_was_measured(leaves: list[bytes], count: int,
     """Roots do not bind the count: a proof may pass with another one. The event that is extended tells them apart."""
     index = data.draw(st.integers(0, len(leaves) - 1))
     root = merkle.root(leaves)
-    if count != len(leaves) and merkle.verify(merkle.leaf_hash(leaves[index]), index, count, merkle.proof(leaves, index), root):
+    if count != len(leaves) and merkle.verify(
+        merkle.leaf_hash(leaves[index]), index, count, merkle.proof(leaves, index), root
+    ):
         assert batch_event(0, "merkle", count, root) != batch_event(0, "merkle", len(leaves), root)
         assert len(merkle.proof([b""] * count, index)) == len(merkle.proof(leaves, index))
 

@@ -16,40 +16,39 @@ import pytest
 from quoreduce.errors import AttestationError, HostError
 from quoreduce.trust import evidence, node
 from quoreduce.trust.eventlog import encode_binary
-from quoreduce.trust.evidence import Launch
+from quoreduce.trust.evidence import LateLaunch
 from quoreduce.trust.node import open_node, read_enrolment, read_policy, setup_node, state_folder
 from quoreduce.trust.policy import Policy
-from quoreduce.trust.swtpm import Setup
+from quoreduce.trust.swtpm import SwtpmSetup
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.verifier import check_launch
 
-NOW = datetime.now(UTC) + timedelta(days=1)  # certificates that are made in these tests, hours after this line, are valid by then
+NOW = datetime.now(UTC) + timedelta(
+    days=1
+)  # certificates that are made in these tests, hours after this line, are valid by then
 DOCUMENT = b'{"format":"quoreduce environment 1"}'
 ENVIRONMENT = sha256(DOCUMENT).hexdigest()
 JOB, CHALLENGE = sha256(b"job").digest(), sha256(b"challenge").digest()
 
 
 @pytest.fixture(scope="module")
-def enrolled(made: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Policy]:
+def enrolled(made: SwtpmSetup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Policy]:
     """A node with swtpm (``made`` skips where there is none), and its policy."""
     state = tmp_path_factory.mktemp("node") / "state"
     return state, setup_node(state, "swtpm", [ENVIRONMENT])
 
 
-def launched(state: Path, keys: list[bytes], name: str = "here", document: bytes = DOCUMENT) -> Launch:
+def launched(state: Path, keys: list[bytes], name: str = "here", document: bytes = DOCUMENT) -> LateLaunch:
     tpm = open_node("swtpm", state)
     try:
         hardware = tpm.launch(document, keys, evidence.launch_nonce(CHALLENGE, JOB, name))
     finally:
         tpm.close()
-    return Launch(name, "swtpm", encode_binary(evidence.launch_log(document, keys)), hardware)
+    return LateLaunch(name, "swtpm", encode_binary(evidence.launch_log(document, keys)), hardware)
 
 
-def check(launch: Launch, policy: Policy) -> evidence.LaunchLog:
+def check(launch: LateLaunch, policy: Policy) -> evidence.LaunchLog:
     return check_launch(launch, JOB, CHALLENGE, policy, NOW)
-
-
-# ---- the state folder
 
 
 def test_the_folder_is_the_one_named_else_that_of_the_environment_else_the_users(
@@ -70,9 +69,6 @@ def test_the_folder_is_the_one_named_else_that_of_the_environment_else_the_users
 def test_a_folder_is_absolute_for_workers_that_run_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert state_folder("state") == tmp_path.resolve() / "state"
-
-
-# ---- setup
 
 
 def test_setup_of_a_software_root_writes_a_policy_that_is_its_own(tmp_path: Path) -> None:
@@ -108,9 +104,6 @@ def test_without_swtpm_setup_says_what_to_install(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="apt-get install swtpm"):
         setup_node(tmp_path / "state", "swtpm", [ENVIRONMENT])
-
-
-# ---- reading
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{}", b'{"environments": []}'])
@@ -150,9 +143,6 @@ def test_only_swtpm_can_launch_here(backend: str, tmp_path: Path) -> None:
         open_node(backend, tmp_path)
 
 
-# ---- a launch
-
-
 def test_a_launch_vouches_for_the_environment_and_the_utpms(enrolled: tuple[Path, Policy]) -> None:
     state, policy = enrolled
     keys = [MicroTpm().public.encode() for _ in range(3)]
@@ -167,7 +157,7 @@ def test_each_launch_starts_from_nothing(enrolled: tuple[Path, Policy]) -> None:
     try:
         for keys in ([b"one"], [b"one", b"two"], []):
             hardware = tpm.launch(DOCUMENT, keys, evidence.launch_nonce(CHALLENGE, JOB, "here"))
-            check(Launch("here", "swtpm", encode_binary(evidence.launch_log(DOCUMENT, keys)), hardware), policy)
+            check(LateLaunch("here", "swtpm", encode_binary(evidence.launch_log(DOCUMENT, keys)), hardware), policy)
     finally:
         tpm.close()
 
@@ -188,11 +178,13 @@ def test_a_launch_of_something_else_is_refused(enrolled: tuple[Path, Policy]) ->
     honest = launched(state, keys)
     other = encode_binary(evidence.launch_log(DOCUMENT, [MicroTpm().public.encode()]))
     with pytest.raises(AttestationError, match="other PCR values"):
-        check(Launch("here", "swtpm", other, honest.hardware), policy)
+        check(LateLaunch("here", "swtpm", other, honest.hardware), policy)
 
 
 def test_a_tpm_that_often_ended_without_notice_still_vouches(enrolled: tuple[Path, Policy], tmp_path: Path) -> None:
-    """As when workers are killed while they launch: a TPM may take that for attempts to guess a secret, and lock itself."""
+    """As when workers are killed while they launch: a TPM may take that for attempts to guess a secret, and lock
+    itself.
+    """
     state, policy = enrolled
     copy = Path(shutil.copytree(state, tmp_path / "copy"))
     for _ in range(6):

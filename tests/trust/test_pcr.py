@@ -1,4 +1,6 @@
-"""PCR banks: extends chain, resets and localities are those of the profile. (test_tpm2_tools compares them with swtpm's.)"""
+"""PCR banks: extends chain, resets and localities are those of the profile. (test_tpm2_tools compares them with
+swtpm's.)
+"""
 
 from hashlib import sha256
 

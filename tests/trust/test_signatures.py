@@ -1,4 +1,5 @@
-"""Signatures: what must be refused, after the ideas of Project Wycheproof; and beside each wrong one the right one, accepted.
+"""Signatures: what must be refused, after the ideas of Project Wycheproof; and beside each wrong one the right one,
+accepted.
 
 Wrong signatures and paddings are made with raw arithmetic, since no library makes them.
 """
@@ -41,7 +42,9 @@ RSA_PUBLIC = Public.of_key(RSA_KEY.public_key())
 
 
 def ecdsa(r: int | bytes, s: int | bytes, hash_alg: int = ALG_SHA256) -> Signature:
-    r, s = (one if isinstance(one, bytes) else one.to_bytes(max(32, (one.bit_length() + 7) // 8), "big") for one in (r, s))
+    r, s = (
+        one if isinstance(one, bytes) else one.to_bytes(max(32, (one.bit_length() + 7) // 8), "big") for one in (r, s)
+    )
     return Signature(ALG_ECDSA, hash_alg, (r, s))
 
 
@@ -57,9 +60,6 @@ def pem(key: bytes) -> bytes:
     body = b64encode(key)
     lines = [body[at : at + 64] for at in range(0, len(body), 64)]
     return b"\n".join([b"-----BEGIN PUBLIC KEY-----", *lines, b"-----END PUBLIC KEY-----", b""])
-
-
-# --- ECDSA: r and s
 
 
 def test_right_ecdsa_signature_is_accepted_from_each_form_of_its_key():
@@ -207,8 +207,6 @@ def test_public_area_that_does_not_name_the_scheme_is_refused(public):
         verify(public, MESSAGE, ecdsa(R, S))
 
 
-# --- ECDSA: keys
-
 X, Y = (int.from_bytes(one, "big") for one in PUBLIC.unique)
 
 
@@ -248,7 +246,9 @@ def test_coordinate_with_p_added_is_no_second_form_of_a_key():
         load_pem(pem(spki(P256, point_of(x + P, y))))
 
 
-@pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1(), ec.SECP224R1(), ec.BrainpoolP256R1()])
+@pytest.mark.parametrize(
+    "curve", [ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1(), ec.SECP224R1(), ec.BrainpoolP256R1()]
+)
 def test_key_of_another_curve_is_refused(curve):
     other = ec.generate_private_key(curve)
     signature = ecdsa(*decode_dss_signature(other.sign(MESSAGE, ec.ECDSA(hashes.SHA256()))))
@@ -277,7 +277,9 @@ def integer(value: int) -> bytes:
     return tlv(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
-EC_KEY, PRIME_FIELD, P256 = (bytes.fromhex(oid) for oid in ("06072a8648ce3d0201", "06072a8648ce3d0101", "06082a8648ce3d030107"))
+EC_KEY, PRIME_FIELD, P256 = (
+    bytes.fromhex(oid) for oid in ("06072a8648ce3d0201", "06072a8648ce3d0101", "06082a8648ce3d030107")
+)
 
 
 def spki(parameters: bytes, point: bytes) -> bytes:
@@ -356,8 +358,6 @@ def test_damaged_pem_never_crashes(junk, at):
         except EvidenceError:
             continue
 
-
-# --- RSASSA-PKCS1-v1_5: the padding (RFC 8017, 9.2), byte by byte
 
 DIGEST = sha256(MESSAGE).digest()
 SHA256_OID = bytes.fromhex("0609608648016503040201")
@@ -488,9 +488,14 @@ def signature_of(number: int) -> tuple[bytes, int]:
 
 
 def test_value_with_n_added_in_256_bytes_is_refused():
-    key = next(key for key in iter(lambda: rsa.generate_private_key(65537, 2048), None) if modulus_of(key) < 3 * 2**2046)
+    key = next(
+        key for key in iter(lambda: rsa.generate_private_key(65537, 2048), None) if modulus_of(key) < 3 * 2**2046
+    )
     n = modulus_of(key)  # at least a third of all signatures are below 2**2048 - n
-    made = ((b"%d" % k, int.from_bytes(key.sign(b"%d" % k, padding.PKCS1v15(), hashes.SHA256()), "big")) for k in range(1000))
+    made = (
+        (b"%d" % k, int.from_bytes(key.sign(b"%d" % k, padding.PKCS1v15(), hashes.SHA256()), "big"))
+        for k in range(1000)
+    )
     message, value = next((message, value) for message, value in made if value + n < 2**2048)
     public = Public.of_key(key.public_key())
     verify(public, message, rsassa(value))
@@ -521,9 +526,6 @@ def test_pss_signature_is_no_pkcs1_signature():
 def test_rsa_signature_that_names_another_hash_is_refused(hash_alg):
     with pytest.raises(EvidenceError, match="is not the key's"):
         verify(RSA_PUBLIC, MESSAGE, rsassa(GOOD, hash_alg))
-
-
-# --- RSA: keys
 
 
 @pytest.mark.parametrize(("exponent", "bits"), [(3, 2048), (65537, 1024), (65537, 2040), (65537, 2056), (3, 1024)])

@@ -39,9 +39,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- set-up
-
-
 @pytest.mark.parametrize(("ek", "kind"), [("ecc", wire.ALG_ECC), ("rsa", wire.ALG_RSA)])
 def test_endorsement_key_has_a_certificate_of_the_states_own_ca(made, start, ek, kind):
     tpm = start(ek=ek)
@@ -94,9 +91,6 @@ def test_set_up_under_a_file_is_a_host_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot set up a TPM"):
         setup(tmp_path / "file" / "state")
-
-
-# --- start and stop
 
 
 @pytest.mark.parametrize("scheme", ["ecdsa", "rsassa"])
@@ -179,13 +173,12 @@ sys.stdin.read()
         tpm.extend(16, DIGEST)
 
 
-@pytest.mark.parametrize(("option", "message"), [("scheme", "unknown signature scheme 'sm2'"), ("ek", "endorsement key 'sm2'")])
+@pytest.mark.parametrize(
+    ("option", "message"), [("scheme", "unknown signature scheme 'sm2'"), ("ek", "endorsement key 'sm2'")]
+)
 def test_unknown_algorithm_is_the_callers_error(state, option, message):
     with pytest.raises(UsageError, match=message):
         Swtpm(state, **{option: "sm2"})
-
-
-# --- what goes wrong
 
 
 @pytest.mark.parametrize("program", ["swtpm", "swtpm_setup", "swtpm_localca"])
@@ -279,7 +272,9 @@ def test_response_in_pieces_is_put_together():
 def lock_out(tpm: Swtpm) -> None:
     """Fail an authorization once too often."""
     rh_lockout = 0x4000000A
-    tpm._send(commands.build("DictionaryAttackParameters", [rh_lockout], struct.pack(">III", 1, 1000, 1000), [commands.EMPTY]))
+    tpm._send(
+        commands.build("DictionaryAttackParameters", [rh_lockout], struct.pack(">III", 1, 1000, 1000), [commands.EMPTY])
+    )
     attributes = wire.FIXED_TPM | wire.FIXED_PARENT | wire.USER_WITH_AUTH
     template = wire.Public(wire.ALG_KEYEDHASH, wire.ALG_SHA256, attributes, b"", None, wire.ALG_NULL, 0, (b"",))
     sensitive = wire.sized(wire.sized(b"password") + wire.sized(b"secret"))
@@ -302,9 +297,6 @@ def test_tpm_in_lockout_still_quotes_and_what_it_refuses_is_a_host_error_that_sa
         tpm.extend(16, DIGEST)
         tpm.quote([16], b"")
         assert tpm.unseal(tpm.seal(b"secret", [16])) == b"secret"
-
-
-# --- slots, and who else extends
 
 
 def test_slots_and_sessions_of_the_tpm_do_not_run_out(swtpm):

@@ -25,7 +25,9 @@ from quoreduce.trust.wire import PcrSelection, Public, Quote, Signature
 
 PROGRAMS = ("swtpm", "tpm2_checkquote", "tpm2_print")
 MISSING = [program for program in PROGRAMS if shutil.which(program) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (apt-get install swtpm tpm2-tools)")
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (apt-get install swtpm tpm2-tools)"
+)
 
 TIMEOUT_S = 30
 NONCE = sha256(b"nonce").digest()
@@ -44,8 +46,6 @@ def tool(*command: object, cwd: Path, tcti: str = "none", good: bool = True) -> 
     assert (done.returncode == 0) == good, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
-
-# --- the µTPM's quotes, checked by tpm2_checkquote
 
 EVENTS = [eventlog.Event.of(number, b"event %d" % at) for at, number in enumerate((0, 16, 16, 1, 16))]
 
@@ -75,12 +75,19 @@ def files(request) -> Files:
 
 
 def checkquote(
-    folder: Path, files: Files, *more: str, key: str = "ak.tss", nonce: bytes = NONCE, good: bool = True, **altered: bytes
+    folder: Path,
+    files: Files,
+    *more: str,
+    key: str = "ak.tss",
+    nonce: bytes = NONCE,
+    good: bool = True,
+    **altered: bytes,
 ) -> str:
     for name, data in (files.contents | {f"quote.{kind}": data for kind, data in altered.items()}).items():
         (folder / name).write_bytes(data)
     return tool(
-        "tpm2_checkquote", "-u", key, "-m", "quote.msg", "-s", "quote.sig", "-f", "quote.pcrs", "-g", "sha256", "-q", nonce.hex(),
+        "tpm2_checkquote", "-u", key, "-m", "quote.msg", "-s", "quote.sig", "-f", "quote.pcrs", "-g", "sha256", "-q",
+        nonce.hex(),
         *more, cwd=folder, good=good,
     )  # fmt: skip
 
@@ -182,12 +189,15 @@ def test_public_area_that_tpm2_print_reads_says_what_the_key_is_for(files, tmp_p
     (tmp_path / "ak.tss").write_bytes(files.contents["ak.tss"])
     said = tool("tpm2_print", "-t", "TPM2B_PUBLIC", "ak.tss", cwd=tmp_path)
     ecc = files.tpm.public.kind == wire.ALG_ECC
-    for part in (PRIMARY_ATTRIBUTES, f"value: {'ecdsa' if ecc else 'rsassa'}", *(one.hex() for one in files.tpm.public.unique)):
+    for part in (
+        PRIMARY_ATTRIBUTES,
+        f"value: {'ecdsa' if ecc else 'rsassa'}",
+        *(one.hex() for one in files.tpm.public.unique),
+    ):
         assert part in said, said
-    assert tool("tpm2_print", "-t", "TPM2B_PUBLIC", "-f", "pem", "ak.tss", cwd=tmp_path).encode() == files.tpm.public.pem()
-
-
-# --- swtpm's quotes, checked by us
+    assert (
+        tool("tpm2_print", "-t", "TPM2B_PUBLIC", "-f", "pem", "ak.tss", cwd=tmp_path).encode() == files.tpm.public.pem()
+    )
 
 
 class Swtpm(NamedTuple):
@@ -263,7 +273,9 @@ MADE = {  # how a key is made: an AK below an EK as tpm2-tools make it, or a pri
 def from_swtpm(request, swtpm) -> SwtpmQuote:
     if not (swtpm.folder / "ek.ctx").exists():
         swtpm.run("tpm2_createek", "-G", "rsa", "-c", "ek.ctx", "-u", "ek.tss")
-        swtpm.run("tpm2_pcrextend", f"0:sha256={sha256(b'code').hexdigest()}", f"16:sha256={sha256(b'task').hexdigest()}")
+        swtpm.run(
+            "tpm2_pcrextend", f"0:sha256={sha256(b'code').hexdigest()}", f"16:sha256={sha256(b'task').hexdigest()}"
+        )
     if request.param.endswith("ak"):
         swtpm.run(*MADE[request.param], "-c", "ak.ctx")
         parent = Public.decode_sized((swtpm.folder / "ek.tss").read_bytes()).qualified_name()
@@ -330,7 +342,7 @@ def test_key_of_the_utpm_has_the_same_public_area_as_one_of_swtpm(from_swtpm):
 def test_pcr_attributes_are_those_of_swtpm(swtpm):
     """TPM2_GetCapability(TPM_CAP_PCR_PROPERTIES) (Part 2, 6.12, TPM_PT_PCR): a bitmap of PCRs for each property."""
     answer = swtpm.send(struct.pack(">HIIIII", 0x8001, 22, 0x17A, 7, 0, 64))
-    reader = wire.Reader(answer[10:])
+    reader = wire.TpmReader(answer[10:])
     assert answer[6:10] == bytes(4)
     assert (reader.u8(), reader.u32()) == (0, 7)  # no more data; PCR properties
     properties = {}

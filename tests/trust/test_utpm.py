@@ -14,7 +14,7 @@ from quoreduce.errors import AttestationError
 from quoreduce.trust.port import SECRET_BYTES_MAX, Tpm
 from quoreduce.trust.signatures import verify
 from quoreduce.trust.utpm import MicroTpm
-from quoreduce.trust.wire import PcrSelection, Public, Quote, Quoted, Signature, pcr_digest
+from quoreduce.trust.wire import PcrSelection, Public, Quote, QuoteResponse, Signature, pcr_digest
 
 DIGEST = sha256(b"event").digest()
 NONCE = sha256(b"nonce").digest()
@@ -31,7 +31,7 @@ def tpm(request, rsassa) -> MicroTpm:
     return MicroTpm() if request.param == "ecdsa" else rsassa
 
 
-def checked(public: Public, quoted: Quoted) -> Quote:
+def checked(public: Public, quoted: QuoteResponse) -> Quote:
     """Check the signature and that the values are those quoted."""
     verify(public, quoted.message, Signature.decode(quoted.signature))
     quote = Quote.decode(quoted.message)
@@ -60,7 +60,10 @@ def test_quote_verifies_and_says_what_was_asked(tpm):
 def test_quote_carries_its_clock():
     tpm = MicroTpm(clock_ms=iter([5, 7_000_000_000]).__next__)
     clocks = [Quote.decode(tpm.quote((0,), b"").message).clock for _ in range(2)]
-    assert [(clock.clock_ms, clock.reset_count, clock.safe) for clock in clocks] == [(5, 1, True), (7_000_000_000, 1, True)]
+    assert [(clock.clock_ms, clock.reset_count, clock.safe) for clock in clocks] == [
+        (5, 1, True),
+        (7_000_000_000, 1, True),
+    ]
     assert 0 <= Quote.decode(MicroTpm().quote((0,), b"").message).clock.clock_ms < 60_000
 
 
@@ -136,9 +139,6 @@ def test_threads_lose_no_extend_and_every_quote_is_of_one_instant():
     assert tpm.read((16,)) == {16: chain[-1]}
 
 
-# --- seal and unseal
-
-
 def test_secret_opens_while_its_pcrs_are_as_they_were(tpm):
     tpm.extend(0, DIGEST)
     for secret in (b"s", bytes(range(SECRET_BYTES_MAX))):
@@ -193,9 +193,6 @@ def test_secret_cannot_be_opened_by_putting_present_values_into_its_header():
     forged = blob[:at] + pcr_digest([tpm.read((16,))[16]]) + blob[at + 32 :]
     with pytest.raises(AttestationError, match="altered"):
         tpm.unseal(forged)
-
-
-# --- one µTPM for one environment
 
 
 @pytest.mark.parametrize("take", [pickle.dumps, cloudpickle.dumps, copy.copy, copy.deepcopy])

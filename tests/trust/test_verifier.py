@@ -1,4 +1,6 @@
-"""The verifier: honest evidence is accepted, each link that is broken is refused with its own reason, and nothing escapes."""
+"""The verifier: honest evidence is accepted, each link that is broken is refused with its own reason, and nothing
+escapes.
+"""
 
 import json
 import struct
@@ -37,8 +39,17 @@ from quoreduce.trust import chain as ek_chain
 from quoreduce.trust import evidence, merkle, receipt, verifier
 from quoreduce.trust.batcher import Batch
 from quoreduce.trust.eventlog import Event, encode_binary
-from quoreduce.trust.evidence import Follower, Launch, QuotedBatch, begin, check_batch, commit, launch_log, task_leaf
-from quoreduce.trust.receipt import Entry, Leaf, Receipt, job_id
+from quoreduce.trust.evidence import (
+    Follower,
+    LateLaunch,
+    QuotedBatch,
+    begin,
+    check_batch,
+    commit,
+    launch_log,
+    task_leaf,
+)
+from quoreduce.trust.receipt import Leaf, Receipt, TaskEntry, job_id
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.verifier import check_launch, verify_quote
 from quoreduce.trust.wire import FIXED_PARENT, FIXED_TPM, SIGN, PcrSelection, Public, encode_pcrs_file, sized
@@ -103,13 +114,12 @@ def with_batch(made: Attested, **changes: Any) -> Attested:
     return with_utpm(made, 0, batches=swap(batches, 0, put(batches[0], **changes)))
 
 
-def with_entry(made: Attested, chosen: Callable[[Entry], bool], change: Callable[[Entry], tuple[Entry, ...]]) -> Attested:
+def with_entry(
+    made: Attested, chosen: Callable[[TaskEntry], bool], change: Callable[[TaskEntry], tuple[TaskEntry, ...]]
+) -> Attested:
     place = next(i for i, entry in enumerate(made.receipt.tasks) if chosen(entry))
     tasks = swap(made.receipt.tasks, place, *change(made.receipt.tasks[place]))
     return made.changed(tasks=tuple(sorted(tasks, key=lambda one: (one.kind, one.index, one.input, one.output))))
-
-
-# ---- accepted -------------------------------------------------------------------------------------------------------
 
 
 def test_honest_evidence_is_accepted_and_every_claim_was_checked(made: Attested) -> None:
@@ -171,9 +181,6 @@ def test_names_in_evidence_cannot_command_a_terminal(made: Attested) -> None:
     assert all(one.isprintable() for line in text.split("\n") for one in line)
 
 
-# ---- regressions: each was a real flaw elsewhere --------------------------------------------------------------------
-
-
 def test_regression_a_replayed_nonce(made: Attested) -> None:
     refused(made, "nonce", "another nonce", nonce=OTHER_NONCE)
     refused(made.changed(challenge=OTHER_NONCE), "ak_signature", "another nonce", nonce=OTHER_NONCE)
@@ -202,7 +209,9 @@ def test_regression_the_chain_between_ek_and_ak_broken(made: Attested) -> None:
     refused(replace(made, policy=stranger), "enrolment", "not bound")
 
 
-@pytest.mark.parametrize("name", ["check_ek_chain", "check_enrolment", "check_launch_signature", "check_values", "part_output"])
+@pytest.mark.parametrize(
+    "name", ["check_ek_chain", "check_enrolment", "check_launch_signature", "check_values", "part_output"]
+)
 @pytest.mark.parametrize("error", [RuntimeError("out of the blue"), MemoryError(), RecursionError(), KeyError("x")])
 def test_regression_an_exception_leaves_nobody_attested(
     made: Attested, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
@@ -246,7 +255,11 @@ def test_regression_event_data_tampered_with(made: Attested, software: Attested)
     key = made.receipt.utpms[0].public
     log = launch_log(DOCUMENT.replace(b"3.11", b"9.99"), [key, *(one.public for one in made.receipt.utpms[2:])])
     refused(with_launch(made, log=encode_binary(log)), "pcr_values", "other PCR values")
-    refused(with_launch(software, log=software_log(software, b"9.99")), "batches", "µTPM 0 (core 0): the quote is over other")
+    refused(
+        with_launch(software, log=software_log(software, b"9.99")),
+        "batches",
+        "µTPM 0 (core 0): the quote is over other",
+    )
 
 
 def software_log(made: Attested, version: bytes) -> bytes:
@@ -255,7 +268,7 @@ def software_log(made: Attested, version: bytes) -> bytes:
 
 
 def test_regression_a_leaf_omitted_from_a_batch(made: Attested) -> None:
-    def last_leaf_less(entry: Entry) -> tuple[Entry, ...]:
+    def last_leaf_less(entry: TaskEntry) -> tuple[TaskEntry, ...]:
         return (put(entry, leaves=entry.leaves[:-1]),)
 
     refused(with_entry(made, lambda entry: len(entry.leaves) == 2, last_leaf_less), "leaves", "of µTPM")
@@ -281,9 +294,6 @@ def test_regression_huge_evidence(made: Attested, monkeypatch: pytest.MonkeyPatc
     refused(made, "format", "no quoreduce receipt", raw=b"\x1f\x8b\x08" + bytes(1000))  # gzip: nothing is decompressed
     monkeypatch.setattr(verifier, "MANIFEST_BYTES_MAX", 10)
     refused(made, "output", "the manifest")
-
-
-# ---- each claim -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -340,7 +350,9 @@ def test_every_link_of_the_ek_certificate_chain_is_checked(made: Attested) -> No
     refused(with_hardware(made, ek=(flipped, good.ek[1])), "ek_chain", "chain is broken")
     expired = authority.ek_chain(start=NOW - timedelta(days=800), days=700)
     refused(with_hardware(made, ek=expired), "ek_chain", "expired on")
-    ca = authority.certify("", ec.generate_private_key(ec.SECP256R1()).public_key(), "middle", authority.middle_key, ca=True)
+    ca = authority.certify(
+        "", ec.generate_private_key(ec.SECP256R1()).public_key(), "middle", authority.middle_key, ca=True
+    )
     refused(with_hardware(made, ek=(ca.public_bytes(Encoding.DER), good.ek[1])), "ek_chain", "is one of a CA")
 
 
@@ -393,7 +405,11 @@ def test_the_quote_of_a_node_is_of_this_job_and_this_node(made: Attested) -> Non
 def test_other_pcrs_than_17_and_19_prove_nothing(made: Attested) -> None:
     nonce = evidence.launch_nonce(CHALLENGE, job_id(CHALLENGE, made.receipt.job), "node-0")
     quoted = made.node_tpms[0].quote((17, 18, 19), nonce)
-    refused(with_hardware(made, message=quoted.message, signature=quoted.signature), "pcr_values", "does not cover PCRs 17, 19")
+    refused(
+        with_hardware(made, message=quoted.message, signature=quoted.signature),
+        "pcr_values",
+        "does not cover PCRs 17, 19",
+    )
 
 
 def test_an_environment_outside_the_policy_is_refused_and_named(made: Attested) -> None:
@@ -423,7 +439,9 @@ def test_one_key_is_one_utpm() -> None:
 
 
 def test_a_utpm_votes_for_the_domain_that_it_was_told(made: Attested) -> None:
-    refused(with_utpm(made, 0, domain="core 9"), "batches", "batch 0 of µTPM 0 (core 9): the quote is over other PCR values")
+    refused(
+        with_utpm(made, 0, domain="core 9"), "batches", "batch 0 of µTPM 0 (core 9): the quote is over other PCR values"
+    )
 
 
 def test_batches_are_replayed_in_order_and_none_twice(made: Attested) -> None:
@@ -448,7 +466,9 @@ def test_leaves_have_one_order_and_one_place(made: Attested) -> None:
     refused(moved(position=9), "leaves", "is missing among those listed")
     refused(moved(utpm=9), "leaves", "µTPM")
     refused(moved(attempt=first[1].attempt), "leaves", "listed twice")
-    refused(moved(utpm=first[1].utpm, batch=first[1].batch, position=first[1].position), "leaves", "two leaves at position")
+    refused(
+        moved(utpm=first[1].utpm, batch=first[1].batch, position=first[1].position), "leaves", "two leaves at position"
+    )
     more = put(tasks[0], leaves=(*first, Leaf(7, 0, 0, 10**6)))
     refused(made.changed(tasks=swap(tasks, 0, more)), "leaves", "of a batch that is not there: (7, 0)")
 
@@ -465,11 +485,15 @@ def test_two_leaves_that_change_places_are_noticed(made: Attested) -> None:
 
 @pytest.mark.parametrize("member", ["input", "output"])
 def test_a_digest_that_was_not_measured_is_refused(made: Attested, member: str) -> None:
-    refused(with_entry(made, lambda one: True, lambda one: (put(one, **{member: bytes(32)}),)), "leaves", "the root of the batch")
+    refused(
+        with_entry(made, lambda one: True, lambda one: (put(one, **{member: bytes(32)}),)),
+        "leaves",
+        "the root of the batch",
+    )
 
 
 def test_only_f_plus_1_distinct_domains_win_a_vote(made: Attested) -> None:
-    def said_to_win(one: Entry) -> tuple[Entry, ...]:
+    def said_to_win(one: TaskEntry) -> tuple[TaskEntry, ...]:
         return (put(one, agreed=1),)
 
     lost = with_entry(made, lambda one: not one.agreed, said_to_win)
@@ -492,7 +516,9 @@ def test_the_rule_of_the_vote_goes_with_mode_and_f() -> None:
 
 
 def rebuilt(made: Attested, **changes: Any) -> Attested:
-    """The same tasks with another record of the job, run from the start by honest µTPMs: what a careless driver could do."""
+    """The same tasks with another record of the job, run from the start by honest µTPMs: what a careless driver could
+    do.
+    """
     return attested(hardware=False, wrong=(), authority=made.authority, record=changes)
 
 
@@ -526,7 +552,9 @@ def test_the_output_is_what_was_voted(made: Attested) -> None:
         ('"parts"', '"party"', "parts"),
     ],
 )
-def test_a_manifest_that_the_driver_made_up_does_not_match_the_votes(made: Attested, was: str, now: str, says: str) -> None:
+def test_a_manifest_that_the_driver_made_up_does_not_match_the_votes(
+    made: Attested, was: str, now: str, says: str
+) -> None:
     forged = manifest_of(2).decode().replace(was, now, 1).encode()
     refused(replace(made.changed(manifest=blake3(forged).digest()), manifest=forged), "output", says)
 
@@ -539,7 +567,9 @@ def test_parts_records_read_and_reduces_are_as_many(made: Attested) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ended": ENDED - timedelta(seconds=1)}, {"started": STARTED - timedelta(days=1)}], ids=["ended", "started"]
+    "changes",
+    [{"ended": ENDED - timedelta(seconds=1)}, {"started": STARTED - timedelta(days=1)}],
+    ids=["ended", "started"],
 )
 def test_what_no_leaf_holds_is_held_by_the_seals(made: Attested, changes: dict[str, Any]) -> None:
     refused(with_receipt(made, **changes), "seal", "the seal of µTPM 0 (core 0): the quote answers another nonce")
@@ -549,12 +579,13 @@ def test_seals_are_those_of_the_utpms_that_say_so(made: Attested) -> None:
     seals = made.receipt.seals
     for wrong in ((), seals[1:], seals[::-1], (*seals, seals[0])):
         refused(with_receipt(made, seals=wrong), "seal", "missing, too many, or out of order")
-    refused(with_receipt(made, seals=(put(seals[1], utpm=0), *seals[1:])), "seal", "µTPM 0 (core 0): signature: it is not one")
+    refused(
+        with_receipt(made, seals=(put(seals[1], utpm=0), *seals[1:])),
+        "seal",
+        "µTPM 0 (core 0): signature: it is not one",
+    )
     lonely = made.changed(utpms=tuple(put(one, sealed=number == 0) for number, one in enumerate(made.receipt.utpms)))
     refused(lonely, "seal", "1 domains sealed the receipt; 2 are needed")
-
-
-# ---- online, as the driver does it ----------------------------------------------------------------------------------
 
 
 def utpm_and_follower() -> tuple[MicroTpm, Follower]:
@@ -573,7 +604,12 @@ def test_a_batch_counts_when_quote_and_mirrored_leaves_agree() -> None:
 
 @pytest.mark.parametrize(
     ("mirrored", "says"),
-    [((b"a",), "1 leaves are listed of a batch of 2"), ((b"b", b"a"), "the root"), ((b"a", b"c"), "the root"), ((), "0 leaves")],
+    [
+        ((b"a",), "1 leaves are listed of a batch of 2"),
+        ((b"b", b"a"), "the root"),
+        ((b"a", b"c"), "the root"),
+        ((), "0 leaves"),
+    ],
 )
 def test_a_worker_that_measured_other_leaves_is_refused_for_good(mirrored: tuple[bytes, ...], says: str) -> None:
     tpm, follower = utpm_and_follower()
@@ -604,7 +640,7 @@ def test_a_node_is_checked_before_its_workers_vote() -> None:
     policy = authority.policy()
     launch, _ = launch_of("node-0", DOCUMENT, [b"key"], job, authority)
     assert check_launch(launch, job, CHALLENGE, policy, NOW).keys == (b"key",)
-    bad: list[tuple[Launch, dict[str, Any], str]] = [
+    bad: list[tuple[LateLaunch, dict[str, Any], str]] = [
         (launch, {"challenge": OTHER_NONCE}, "another nonce"),
         (launch, {"job": b"\x01" * 32}, "another nonce"),
         (launch, {"policy": authority.policy(environments=("00" * 32,))}, "environment of node node-0"),
@@ -628,9 +664,6 @@ def test_one_quote_answers_many_challengers() -> None:
         path = merkle.proof(nonces, number)
         assert merkle.verify(merkle.leaf_hash(nonce), number, 5, path, merkle.root(nonces))
         assert not merkle.verify(merkle.leaf_hash(b"stale"), number, 5, path, merkle.root(nonces))
-
-
-# ---- a folder of files ----------------------------------------------------------------------------------------------
 
 
 def quote_files(scheme: Any = "ecdsa") -> dict[str, bytes]:
@@ -665,17 +698,22 @@ def test_a_folder_with_a_quote_is_verified(scheme: str) -> None:
         ("signature", b"", "ak_signature: "),
         ("message", b"", "ak_signature: "),
         ("pcrs", b"", "pcr_values: "),
-        ("pcrs", encode_pcrs_file(PcrSelection.sha256(0), {0: bytes(32)}), "pcr_values: the PCRs of the file are not those"),
+        (
+            "pcrs",
+            encode_pcrs_file(PcrSelection.sha256(0), {0: bytes(32)}),
+            "pcr_values: the PCRs of the file are not those",
+        ),
         ("log", b"", "log: "),
         ("log", encode_binary([Event.of(16, b"one")]), "log: the quote is over other PCR values"),
-        ("log", encode_binary([Event.of(0, b"x"), Event.of(16, b"one"), Event.of(16, b"two")]), "log: the quote is over other"),
+        (
+            "log",
+            encode_binary([Event.of(0, b"x"), Event.of(16, b"one"), Event.of(16, b"two")]),
+            "log: the quote is over other",
+        ),
     ],
 )
 def test_each_file_of_a_folder_is_checked(name: str, value: bytes, says: str) -> None:
     assert verify_quote(**(quote_files() | {name: value})).reason.startswith(says)
-
-
-# ---- golden: the layouts by hand ------------------------------------------------------------------------------------
 
 
 def test_layouts_are_those_documented() -> None:
@@ -719,7 +757,9 @@ def test_the_chain_recomputed_by_hand_from_the_json_alone(made: Attested) -> Non
             nonce = sha256(b"quoreduce batch 1" + challenge + place.to_bytes(8, "big")).digest()
             assert signed[:6] == b"\xffTCG\x80\x18"
             assert signed[42:76] == b"\x00\x20" + nonce
-            assert signed.endswith(b"\x00\x00\x00\x01\x00\x0b\x03\x03\x00\x01\x00\x20" + sha256(fixed + register).digest())
+            assert signed.endswith(
+                b"\x00\x00\x00\x01\x00\x0b\x03\x03\x00\x01\x00\x20" + sha256(fixed + register).digest()
+            )
     assert not leaves
 
 

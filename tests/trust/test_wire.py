@@ -1,4 +1,6 @@
-"""TPM structures: what swtpm wrote is read and written again to the byte; nothing else is, and nothing crashes a decoder."""
+"""TPM structures: what swtpm wrote is read and written again to the byte; nothing else is, and nothing crashes a
+decoder.
+"""
 
 import json
 import struct
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from quoreduce.errors import EvidenceError
 from quoreduce.trust import wire
-from quoreduce.trust.wire import Clock, PcrSelection, Public, Quote, Reader, Signature
+from quoreduce.trust.wire import Clock, PcrSelection, Public, Quote, Signature, TpmReader
 
 VECTORS = json.loads((Path(__file__).parent / "swtpm_quotes.json").read_text())
 SCHEMES = ("ecdsa", "rsassa")
@@ -25,7 +27,7 @@ def vector(name: str, field: str) -> bytes:
 
 
 def reencoded_selection(data: bytes) -> bytes:
-    reader = Reader(data)
+    reader = TpmReader(data)
     selection = PcrSelection.decode(reader)
     reader.end()
     return selection.encode()
@@ -48,7 +50,9 @@ STRUCTURES: dict[str, tuple[Callable[[bytes], bytes], list[bytes]]] = {
     "selection": (reencoded_selection, [SELECTION]),
 }
 EACH_VECTOR = [
-    pytest.param(recode, data, id=f"{kind}{n}") for kind, (recode, real) in STRUCTURES.items() for n, data in enumerate(real)
+    pytest.param(recode, data, id=f"{kind}{n}")
+    for kind, (recode, real) in STRUCTURES.items()
+    for n, data in enumerate(real)
 ]
 
 
@@ -93,7 +97,12 @@ def test_public_areas_say_what_their_keys_are_for():
         Public.decode_sized(vector(name, "public")) for name in (*SCHEMES, "ek", "ek_p384", "sealed")
     )
     assert [one.is_restricted_signing for one in (ak, rsa_ak, ek, ek_p384, sealed)] == [True, True, False, False, False]
-    assert (ak.kind, ak.curve, ak.scheme, ak.scheme_hash) == (wire.ALG_ECC, wire.CURVE_P256, wire.ALG_ECDSA, wire.ALG_SHA256)
+    assert (ak.kind, ak.curve, ak.scheme, ak.scheme_hash) == (
+        wire.ALG_ECC,
+        wire.CURVE_P256,
+        wire.ALG_ECDSA,
+        wire.ALG_SHA256,
+    )
     assert (rsa_ak.kind, rsa_ak.bits, rsa_ak.exponent, rsa_ak.scheme) == (wire.ALG_RSA, 2048, 0, wire.ALG_RSASSA)
     assert (ek.symmetric, ek.scheme, ek.scheme_hash) == ((wire.ALG_AES, 128, wire.ALG_CFB), wire.ALG_NULL, 0)
     assert (ek_p384.curve, ek_p384.name_alg, len(ek_p384.name())) == (wire.CURVE_P384, wire.ALG_SHA384, 2 + 48)
@@ -142,7 +151,14 @@ def test_public_area_of_another_curve_cannot_be_made():
 def test_key_that_is_none_is_refused():
     ak, rsa_ak = (Public.decode_sized(vector(name, "public")) for name in SCHEMES)
     x, y = ak.unique
-    for unique in ((y, x), (x, bytes(32)), (b"", b""), (b"\xff" * 32, y), (b"\1" + bytes(32), y), (b"\xff" * 66, b"\xff" * 66)):
+    for unique in (
+        (y, x),
+        (x, bytes(32)),
+        (b"", b""),
+        (b"\xff" * 32, y),
+        (b"\1" + bytes(32), y),
+        (b"\xff" * 66, b"\xff" * 66),
+    ):
         with pytest.raises(EvidenceError, match="not a key"):
             replace(ak, unique=unique).key()
     (modulus,) = rsa_ak.unique
@@ -159,8 +175,6 @@ def test_key_that_is_none_is_refused():
     with pytest.raises(EvidenceError, match="sealed object"):
         Public.decode_sized(vector("sealed", "public")).pem()
 
-
-# --- what is refused, and why
 
 QUOTE = vector("ecdsa", "message")
 AT_EXTRA = 6 + 2 + 34  # magic, type, signer
@@ -196,7 +210,7 @@ def test_malformed_quote_is_refused_with_its_reason(data, reason):
 def test_same_bank_twice_is_refused():
     bank = SELECTION[4:]
     with pytest.raises(EvidenceError, match="given twice"):
-        PcrSelection.decode(Reader(b"\0\0\0\2" + bank + bank))
+        PcrSelection.decode(TpmReader(b"\0\0\0\2" + bank + bank))
 
 
 @pytest.mark.parametrize("pcrs", [(-1,), (24,), (0, 99)])
@@ -211,7 +225,10 @@ def test_pcr_that_does_not_exist_cannot_be_selected(pcrs):
         (struct.pack(">HH", wire.ALG_RSAPSS, wire.ALG_SHA256) + wire.sized(bytes(256)), "neither ECDSA"),
         (struct.pack(">H", wire.ALG_NULL) + bytes(2), "neither ECDSA"),
         (struct.pack(">HH", wire.ALG_HMAC, wire.ALG_SHA256) + bytes(32), "neither ECDSA"),
-        (struct.pack(">HH", wire.ALG_RSASSA, wire.ALG_NULL) + wire.sized(bytes(256)), "hash algorithm 0x0010 is unknown"),
+        (
+            struct.pack(">HH", wire.ALG_RSASSA, wire.ALG_NULL) + wire.sized(bytes(256)),
+            "hash algorithm 0x0010 is unknown",
+        ),
         (struct.pack(">HH", wire.ALG_RSASSA, wire.ALG_SHA256) + wire.sized(bytes(513)), "at most 512"),
         (struct.pack(">HH", wire.ALG_ECDSA, wire.ALG_SHA256) + wire.sized(bytes(67)) * 2, "at most 66"),
     ],
@@ -256,9 +273,6 @@ def test_sized_refuses_what_does_not_fit():
 def test_unknown_hash_is_refused():
     with pytest.raises(EvidenceError, match="0x0012"):
         wire.digest(0x0012, b"")
-
-
-# --- the PCR file of tpm2-tools
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -307,18 +321,18 @@ def test_pcr_file_that_would_be_malformed_is_not_written(selection, values):
         wire.encode_pcrs_file(selection, values)
 
 
-# --- every value survives; no bytes crash a decoder
-
 HASHES = st.sampled_from(sorted(wire.DIGEST_BYTES))
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 SELECTIONS = st.builds(
     PcrSelection,
     st.lists(
-        st.tuples(HASHES, st.sets(st.integers(0, 23)).map(lambda pcrs: tuple(sorted(pcrs)))), unique_by=lambda bank: bank[0]
+        st.tuples(HASHES, st.sets(st.integers(0, 23)).map(lambda pcrs: tuple(sorted(pcrs)))),
+        unique_by=lambda bank: bank[0],
     ).map(tuple),
 )
 QUOTES = st.builds(
-    Quote, st.binary(max_size=66), st.binary(max_size=66), st.builds(Clock, U64, U32, U32, st.booleans()), U64, SELECTIONS,
+    Quote, st.binary(max_size=66), st.binary(max_size=66), st.builds(Clock, U64, U32, U32, st.booleans()), U64,
+    SELECTIONS,
     st.binary(max_size=64),
 )  # fmt: skip
 SIGNATURES = st.one_of(
@@ -387,7 +401,7 @@ def test_damaged_public_area_never_crashes_the_key(raw):
 
 @given(st.binary(max_size=64), st.integers(-2, 80))
 def test_reader_never_goes_past_the_end(data, size):
-    reader = Reader(data)
+    reader = TpmReader(data)
     if 0 <= size <= len(data):
         assert reader.take(size) == data[:size]
         assert reader.rest() == data[size:]

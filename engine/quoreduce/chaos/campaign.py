@@ -22,7 +22,7 @@ from quoreduce.chaos import jobs
 from quoreduce.chaos.monkey import sweep_clocks, wait_until_gone
 from quoreduce.chaos.plan import STAGES, chosen_by, kinds_of, parse_job
 from quoreduce.chaos.stage import MARKER, Orders
-from quoreduce.chaos.tally import Campaign, Record
+from quoreduce.chaos.tally import Campaign, JobOutcome
 from quoreduce.errors import one_line
 
 STALL_S = 120.0
@@ -33,7 +33,8 @@ ROOT_CHARS_MOST = 16  # Ray's sockets are in there, and their names have 107 cha
 
 
 def run_campaign(
-    seed: int, minutes: float, kinds: Sequence[str], on: str, jobs_most: int | None, only: str | None, say: Callable[[str], None]
+    seed: int, minutes: float, kinds: Sequence[str], on: str, jobs_most: int | None, only: str | None,
+    say: Callable[[str], None]
 ) -> Campaign:  # fmt: skip
     """Run a campaign and return what was seen.
 
@@ -73,10 +74,11 @@ def run_campaign(
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What a stage has said so far. ``job``: the one that runs; ``next``: number of the first that was not begun yet.
+class _StageProgress:
+    """The state of a stage, from the lines that it has written so far.
 
-    ``setting_up``: it starts its workers, Ray, or new nodes in the place of lost ones. ``ready_at``: when it was ready.
+    ``job``: the job that runs; ``next``: the number of the first that was not begun yet. ``setting_up``: the stage
+    starts its workers, Ray, or new nodes in the place of lost ones. ``ready_at``: when it was ready.
     """
 
     job: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def _run_stage(orders: Orders, campaign: Campaign, say: Callable[[str], None]) -
     while True:
         folder = Path(orders.folder)
         (folder / "ray").mkdir(parents=True)
-        heard = _Heard(next=orders.first)
+        heard = _StageProgress(next=orders.first)
         try:
             why = _run_once(orders, heard, campaign, say)
         finally:
@@ -128,8 +130,8 @@ def _over(orders: Orders) -> bool:
     return orders.seconds == 0 and orders.first >= STAGES[orders.stage].jobs_least
 
 
-def _run_once(orders: Orders, heard: _Heard, campaign: Campaign, say: Callable[[str], None]) -> str | None:
-    """Run a stage. It is killed if nothing is heard of it for STALL_S seconds, which is a finding if a job ran.
+def _run_once(orders: Orders, heard: _StageProgress, campaign: Campaign, say: Callable[[str], None]) -> str | None:
+    """Run a stage. A stage that writes nothing for STALL_S seconds is killed, which is a finding if a job ran.
 
     Returns why it could not be set up, if it could not.
     """
@@ -216,7 +218,7 @@ def _lines(stage: subprocess.Popen[str]) -> Any:
 
 def _hear(line: dict[str, Any], stage: str, campaign: Campaign, say: Callable[[str], None]) -> None:
     if "record" in line:
-        record = Record(**line["record"])
+        record = JobOutcome(**line["record"])
         campaign.records.append(record)
         if record.outcome not in ("right", "warm"):
             say(f"{stage}:{record.number} {record.job} f={record.f} {record.faults}: {record.outcome} {record.error}")
@@ -237,7 +239,7 @@ def _failed(
     outcome = "hang" if code is None else "untyped"
     kinds = dict.fromkeys(job.get("kinds", ()), 0)
     error = f"exit code {code}: {last}"
-    campaign.records.append(Record(stage, number, job.get("job", ""), 1, outcome, kinds, error=error))
+    campaign.records.append(JobOutcome(stage, number, job.get("job", ""), 1, outcome, kinds, error=error))
     say(f"{stage}:{number}: {outcome}: {last}")
 
 

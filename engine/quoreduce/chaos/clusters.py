@@ -1,6 +1,7 @@
 """Where the jobs of a stage run: local processes, or a Ray that is started so that it fails.
 
-With runtime/ray.py the only module that imports Ray. Ray writes its files to a folder of the campaign, so that none stays.
+With runtime/ray.py and connecting.py the only module that imports Ray. Ray writes its files to a folder of the
+campaign, so that none stays.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, Protocol
 
 from quoreduce.chaos.monkey import FAKETIME, Striker, flip_bit, lives, skewed_environment
 from quoreduce.chaos.plan import STAGES, Strike
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import WorkerInfo
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import WorkerInfo
 from quoreduce.runtime.session import Session
 
 CLUSTER_NODES = 4
@@ -51,11 +52,16 @@ RPC_FAILURES = {
 }
 _ON_ONE_NODE_TOO = {"RAY_testing_rpc_failure_avoid_intra_node_failures": "0"}
 _HEALTH = {
-    "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "1000",
 }  # fmt: skip
 # Spill at once, and one object to a file; a full store is an error at once, for which there is disk.
-_SPILL = {"object_spilling_threshold": 0.02, "min_spilling_size": 1, "max_fused_object_count": 1, "oom_grace_period_s": 0}
+_SPILL = {
+    "object_spilling_threshold": 0.02,
+    "min_spilling_size": 1,
+    "max_fused_object_count": 1,
+    "oom_grace_period_s": 0,
+}
 
 
 class Ground(Protocol):
@@ -73,7 +79,7 @@ class Ground(Protocol):
         """The faults in the air that have happened since the last call."""
 
     def mend(self) -> Session | None:
-        """After a job: put nodes in the place of lost ones; the session to go on with, if it is another one."""
+        """After a job: put nodes in the place of lost ones; returns the session to use next, if it is another one."""
 
     def close(self) -> None:
         """Stop everything."""
@@ -84,7 +90,7 @@ def ground(stage: str, folder: Path, work: Path) -> Ground:
     if stage == "local":
         return Plain(Place("local", STAGES[stage].domains, "worker", store=str(work / "store")))
     if stage == "cluster":
-        return Nodes(folder, work)
+        return RayNodes(folder, work)
     return Lossy(folder, work, stage)
 
 
@@ -154,7 +160,7 @@ class Lossy(Plain):
         _ray().shutdown()
 
 
-class Nodes(Plain):
+class RayNodes(Plain):
     """A cluster of virtual nodes: raylets of this machine, each with a small object store that ballast fills."""
 
     def __init__(self, folder: Path, work: Path) -> None:
@@ -205,7 +211,9 @@ class Nodes(Plain):
             actor = ray.remote(num_cpus=0, max_restarts=0)(_Ballast).options(scheduling_strategy=where)
             self._ballast[node.node_id] = actor.remote()
         with contextlib.suppress(ray.exceptions.RayError):  # a node may be lost meanwhile
-            ray.get([self._ballast[node.node_id].fill.remote(STORE_BYTES - STORE_LEFT_BYTES) for node in fresh], timeout=60)
+            ray.get(
+                [self._ballast[node.node_id].fill.remote(STORE_BYTES - STORE_LEFT_BYTES) for node in fresh], timeout=60
+            )
         self._spilled.begin(fresh != [])
 
     def around(self) -> Counter[str]:
@@ -267,7 +275,9 @@ class Nodes(Plain):
 
 
 class _Ballast:
-    """An actor that fills the object store of its node with objects in use: Ray can copy them to disk, but not drop them."""
+    """An actor that fills the object store of its node with objects in use: Ray can copy them to disk, but not drop
+    them.
+    """
 
     def __init__(self) -> None:
         self._held: list[Any] = []
@@ -305,7 +315,7 @@ class _Spilled(threading.Thread):
             self.start()
 
     def taken(self) -> Counter[str]:
-        """What has happened since the job began."""
+        """The events since the job began."""
         with self._lock:
             count, self._count, self.flips = self._count, Counter(), None
         return count

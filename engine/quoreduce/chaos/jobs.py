@@ -68,14 +68,16 @@ def contents(output: Path) -> dict[str, str]:
 
 
 def references(inputs: dict[str, str], folder: Path) -> dict[str, dict[str, str]]:
-    """What the right output of each job is, from a run without replicas or faults in this process."""
-    from quoreduce.runtime.options import Options, Place
+    """The right output of each job, from a run without replicas or faults in this process."""
+    from quoreduce.protocol.options import Options, Place
     from quoreduce.runtime.session import Session
 
     found = {}
     with Session(Place("inline", 1, "worker", store=str(folder / "inline"))) as session:
         for name, path in inputs.items():
             output = folder / f"{name}.out"
-            session.run(job_of(name), [path], str(output), Options(mode="original", reducers=REDUCERS, split_mb=split_mb(name)))
+            session.run(
+                job_of(name), [path], str(output), Options(mode="original", reducers=REDUCERS, split_mb=split_mb(name))
+            )
             found[name] = contents(output)
     return found

@@ -1,8 +1,9 @@
-"""Faults from outside: what breaks processes, files and disks while a job runs. It strikes between two steps of the driver.
+"""Faults from outside: the monkey breaks processes, files and disks while a job runs. It strikes between two
+steps of the driver.
 
-A strike returns how many faults have really happened: a process that lived was killed, a byte of a file was changed. One that
-found no victim is tried again at the next step. What must be undone (frozen processes, a full disk) is undone when its time is
-over, and at the end of the job in any case.
+A strike returns how many faults have really happened: a process that lived was killed, a byte of a file was changed.
+One that found no victim is tried again at the next step. What must be undone (frozen processes, a full disk) is undone
+when its time is over, and at the end of the job in any case.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quoreduce.chaos.plan import DEADLINE_SHORT_S, JobPlan, Strike
-from quoreduce.runtime.figures import Progress
-from quoreduce.runtime.port import WorkerInfo
+from quoreduce.driver.figures import Progress
+from quoreduce.protocol.port import WorkerInfo
 
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 PROBES = 64
@@ -32,8 +33,8 @@ Striker = Callable[[Strike], int]
 class Monkey:
     """Strikes one job.
 
-    ``workers`` gives those that live; ``work``: folder of blocks and output; ``disk``: it is a small file system of ours;
-    ``more``: strikes that only this ground has.
+    ``workers`` gives those that live; ``work``: folder of blocks and output; ``disk``: it is a small file system of
+    ours; ``more``: strikes that only this ground has.
     """
 
     def __init__(
@@ -84,8 +85,6 @@ class Monkey:
             os.environ.pop(name, None)
         return +(self.happened + Counter(self.progress.struck))
 
-    # ---- processes
-
     def _victim(self, strike: Strike) -> int | None:
         living = [info.pid for info in self._workers() if lives(info.pid)]
         return living[strike.pick % len(living)] if living else None
@@ -111,7 +110,9 @@ class Monkey:
         return 1
 
     def _clock(self, strike: Strike) -> int:
-        """Have workers begin with another clock from now on, and make one begin. It is counted when it is there (``skewed``)."""
+        """Have workers begin with another clock from now on, and make one begin. It is counted when it is there
+        (``skewed``).
+        """
         for name, value in skewed_environment(strike.pick).items():
             os.environ[name] = value
         victim = self._victim(strike)
@@ -119,8 +120,6 @@ class Monkey:
             _signal(victim, signal.SIGKILL)
             self._waiting.remove(strike)
         return 0
-
-    # ---- files
 
     def _rot(self, strike: Strike) -> int:
         """Flip a bit in a stored block: in a byte that is not zero if one is found soon, for segments are not full."""
@@ -189,7 +188,9 @@ def skewed(pid: int) -> bool:
 
 
 def sweep_clocks(since: float, folder: Path = Path("/dev/shm")) -> int:
-    """Delete what libfaketime has left of killed processes since then (seconds of time.time), and say how many files it was."""
+    """Delete what libfaketime has left of killed processes since then (seconds of time.time), and say how many files it
+    was.
+    """
     swept = 0
     for path in (*folder.glob("faketime_shm_*"), *folder.glob("sem.faketime_sem_*")):
         pid = path.name.rpartition("_")[2]
@@ -224,7 +225,9 @@ def marked(marker: str) -> Iterator[int]:
 
 
 def wait_until_gone(marker: str, limit_s: float) -> list[int]:
-    """Wait until no process has ``marker`` any more; after ``limit_s`` seconds kill those that have, and return them."""
+    """Wait until no process has ``marker`` any more; after ``limit_s`` seconds kill those that have, and return
+    them.
+    """
     end = time.monotonic() + limit_s
     while left := list(marked(marker)):
         if time.monotonic() > end:

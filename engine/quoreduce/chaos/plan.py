@@ -31,8 +31,8 @@ class Kind:
 class Stage:
     """A place where jobs run. ``share`` of the campaign's time; ``around``: kinds that are in the air all the time.
 
-    ``jobs_least``: so many jobs run in any case, however slow the machine is. ``quiet_at_first``: jobs can run there before any
-    fault is in the air.
+    ``jobs_least``: so many jobs run in any case, however slow the machine is. ``quiet_at_first``: jobs can run there
+    before any fault is in the air.
     """
 
     name: str
@@ -59,7 +59,9 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """One job and what is to happen to it. ``faults``: as in the engine's options, but that ``stuck:#N`` is the N-th domain."""
+    """One job and what is to happen to it. ``faults``: as in the engine's options, but that ``stuck:#N`` is the N-th
+    domain.
+    """
 
     stage: str
     number: int
@@ -73,7 +75,7 @@ class JobPlan:
 
     @property
     def name(self) -> str:
-        """What ``--job`` takes, to run this one again."""
+        """The argument of ``--job`` that runs this one again."""
         return f"{self.stage}:{self.number}"
 
 
@@ -84,8 +86,14 @@ STAGES = {
             "local", "five processes of this machine, one domain each", 0.50, 5,
             ("wordcount", "sort", "scan", "python", "stream"), 16,
         ),
-        Stage("ray", "four actors on a Ray of one machine, one domain each", 0.15, 4, ("wordcount", "sort", "python"), 4),
-        Stage("rpc", "the same, on a Ray that loses requests and replies", 0.12, 4, ("wordcount", "sort"), 1, ("rpc",), False),
+        Stage(
+            "ray", "four actors on a Ray of one machine, one domain each", 0.15, 4,
+            ("wordcount", "sort", "python"), 4,
+        ),
+        Stage(
+            "rpc", "the same, on a Ray that loses requests and replies", 0.12, 4,
+            ("wordcount", "sort"), 1, ("rpc",), False,
+        ),
         Stage(
             "cluster", "four Ray nodes, one domain each, with full object stores", 0.23, 4, ("sort", "wordcount"), 3,
             ("starve", "clock"),
@@ -99,7 +107,10 @@ KINDS = {
         Kind("flip", "a bit of an output flips before its digest is taken", _ALL, ("flip:map:14", "flip:reduce:3")),
         Kind("wrong", "a wrong but well-formed output", ("local", "ray"), ("wrong:map:14", "wrong:reduce:3")),
         Kind("lie", "a false digest of a right output", ("local", "ray"), ("lie:map:14", "lie:reduce:3")),
-        Kind("swap", "stored data is altered after its digest was taken", ("local", *_RAY), ("swap:map:10", "swap:reduce:2")),
+        Kind(
+            "swap", "stored data is altered after its digest was taken", ("local", *_RAY),
+            ("swap:map:10", "swap:reduce:2"),
+        ),
         Kind("crash", "a worker dies in the middle of an execution", _ALL, ("crash:map:1", "crash:reduce:1")),
         Kind("hang", "a worker never answers", ("local", "ray"), ("hang:map:1",)),
         Kind("lose", "stored output is lost", ("local", *_RAY), ("lose:map:10", "lose:reduce:2")),
@@ -153,14 +164,16 @@ def kinds_of(stage: str, allowed: Collection[str]) -> list[str]:
 def plan_job(seed: int, stage: str, number: int, allowed: Collection[str]) -> JobPlan:
     """Plan job ``number`` of a stage.
 
-    The first jobs take the stage's kinds one at a time, so that a short campaign has them all; then one job in three has one kind
-    and the others have three to five, but one in QUIET_EVERY has none. Inside the model: at most one domain is stuck, and no two
-    faults of a job make the same wrong output of the same task on two domains.
+    The first jobs take the stage's kinds one at a time, so that a short campaign has them all; then one job in three
+    has one kind and the others have three to five, but one in QUIET_EVERY has none. Inside the model: at most one
+    domain is stuck, and no two faults of a job make the same wrong output of the same task on two domains.
     """
     rng = random.Random(f"quoreduce chaos {seed} {stage} {number}")
     where = STAGES[stage]
     kinds = _draw(rng, _order(seed, stage, allowed), number)
-    wanted = _JOBS_OF_THE_COMMAND if "driver" in kinds else ("sort",) if set(kinds) & set(_BLOCKS_IN_FLIGHT) else where.jobs
+    wanted = (
+        _JOBS_OF_THE_COMMAND if "driver" in kinds else ("sort",) if set(kinds) & set(_BLOCKS_IN_FLIGHT) else where.jobs
+    )
     jobs = [job for job in where.jobs if job in wanted]
     long = {"hang", "freeze"} & set(kinds)
     fault_seed = rng.randrange(1 << 30)
@@ -168,7 +181,8 @@ def plan_job(seed: int, stage: str, number: int, allowed: Collection[str]) -> Jo
     strikes = tuple(_strike(rng, kind) for kind in kinds for _ in range(_STRIKES.get(kind, 0)))
     f = 2 if rng.random() < 0.15 and "driver" not in kinds else 1
     return JobPlan(
-        stage, number, rng.choice(jobs), f, tuple(kinds), specs, strikes, DEADLINE_SHORT_S if long else DEADLINE_S, fault_seed
+        stage, number, rng.choice(jobs), f, tuple(kinds), specs, strikes, DEADLINE_SHORT_S if long else DEADLINE_S,
+        fault_seed
     )  # fmt: skip
 
 
@@ -194,8 +208,14 @@ def _draw(rng: random.Random, order: list[str], number: int) -> list[str]:
 
 
 def _strike(rng: random.Random, kind: str) -> Strike:
-    """Draw when and whom. Part files are there late, and a driver is killed by a clock of its own."""
-    at = 0.0 if kind in ("spill", "driver") else rng.uniform(0.7, 0.95) if kind == "part" else max(0.0, rng.uniform(-0.1, 0.9))
+    """Draw when a fault strikes, and which process. Part files appear late, and a timer of its own kills a driver."""
+    at = (
+        0.0
+        if kind in ("spill", "driver")
+        else rng.uniform(0.7, 0.95)
+        if kind == "part"
+        else max(0.0, rng.uniform(-0.1, 0.9))
+    )
     return Strike(kind, at, rng.randrange(1 << 30))
 
 

@@ -1,4 +1,5 @@
-"""One stage of a campaign, as the main program of a process of its own: jobs one after the other until the time is over.
+"""One stage of a campaign, as the main program of a process of its own: jobs one after the other until the time is
+over.
 
 It reads its orders, one JSON object, from stdin, and writes what it sees to stdout, one JSON object a line.
 """
@@ -23,9 +24,10 @@ from quoreduce.chaos import jobs
 from quoreduce.chaos.clusters import Ground, ground, skew
 from quoreduce.chaos.monkey import FAKETIME, Monkey, wait_until_gone
 from quoreduce.chaos.plan import COLLUSION, DEADLINE_S, REDUCERS, STAGES, JobPlan, plan_job
-from quoreduce.chaos.tally import Record
+from quoreduce.chaos.tally import JobOutcome
+from quoreduce.driver.result import Result
 from quoreduce.errors import QuoreduceError
-from quoreduce.runtime.options import Options, Place, Result
+from quoreduce.protocol.options import Options, Place
 from quoreduce.runtime.session import Session, verify
 
 DISK_BYTES = 192 << 20
@@ -38,7 +40,7 @@ COMMAND_MARKER = "QUOREDUCE_CHAOS_COMMAND"
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a stage is to do. ``references``: job -> file -> digest of the right output.
+    """The orders of a stage. ``references``: job -> file -> digest of the right output.
 
     ``only``: run this job and no other; ``most``: jobs at most. ``first``: the first job that has not run yet.
     """
@@ -55,7 +57,7 @@ class Orders:
     first: int = 0
 
 
-class Stage:
+class StageRunner:
     """Runs jobs on a ground, with a monkey."""
 
     def __init__(self, orders: Orders, out: TextIO) -> None:
@@ -95,7 +97,9 @@ class Stage:
             if self._orders.first == 0:
                 self._baseline()
             end = start + self._orders.seconds
-            least = time.monotonic() + self._orders.seconds / 2  # starting takes long on a slow machine; that is not to be all
+            least = (
+                time.monotonic() + self._orders.seconds / 2
+            )  # starting takes long on a slow machine; that is not to be all
             for number in self._numbers():
                 if time.monotonic() > max(end, least) and number >= STAGES[self._orders.stage].jobs_least:
                     break
@@ -153,9 +157,11 @@ class Stage:
         inputs = [self._orders.inputs[plan.job]]
         return self._session.run(jobs.job_of(plan.job), inputs, str(self._work / "out"), options, report)
 
-    def _classified(self, plan: JobPlan, run: Callable[[], Result], tidy: Callable[[], object] = lambda: None) -> Record:
-        """Run a job, say what came of it, and delete its output."""
-        record = Record(plan.stage, plan.number, plan.job, plan.f, "right", {})
+    def _classified(
+        self, plan: JobPlan, run: Callable[[], Result], tidy: Callable[[], object] = lambda: None
+    ) -> JobOutcome:
+        """Run a job, report its end, and delete its output."""
+        record = JobOutcome(plan.stage, plan.number, plan.job, plan.f, "right", {})
         output = self._work / "out"
         start = time.monotonic()
         try:
@@ -189,11 +195,11 @@ class Stage:
             return "partial"
         return "wrong" if verify(str(output)).ok else "rotten"
 
-    # ---- the driver itself
-
-    def _kill_command(self, plan: JobPlan) -> Record:
-        """Kill a command somewhere in its job; nothing of it may stay; then the same command is to give the right output."""
-        record = Record(plan.stage, plan.number, plan.job, plan.f, "right", {})
+    def _kill_command(self, plan: JobPlan) -> JobOutcome:
+        """Kill a command somewhere in its job; nothing of it may stay; then the same command is to give the right
+        output.
+        """
+        record = JobOutcome(plan.stage, plan.number, plan.job, plan.f, "right", {})
         output, marker = self._work / "out", f"{plan.stage}-{plan.number}-{os.getpid()}"
         command = self._command(plan, output, marker)
         delay_s = plan.strikes[0].pick % 50 / 100
@@ -229,13 +235,18 @@ class Stage:
         command += [plan.job, *(["--starts-with", "A"] if plan.job == "scan" else [])]
         command += [self._orders.inputs[plan.job], str(output)]
         command += ["--on", "local", "--workers", "3", "--domain", "worker", "--quiet"]
-        command += ["--reducers", str(REDUCERS), "--split-mb", str(jobs.split_mb(plan.job)), "--store", str(self._work / "store")]
+        command += [
+            "--reducers",
+            str(REDUCERS),
+            "--split-mb",
+            str(jobs.split_mb(plan.job)),
+            "--store",
+            str(self._work / "store"),
+        ]
         return subprocess.Popen(
             command, env={**os.environ, COMMAND_MARKER: marker}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-
-    # ---- beyond the model
 
     def _collude(self) -> None:
         """Two domains out of three give the same wrong answers at f=1: the bound is broken, and the output is wrong."""
@@ -256,7 +267,9 @@ def _named(spec: str, domains: list[str]) -> str:
 
 
 def _mount(folder: Path) -> bool:
-    """Mount a small disk, which only this process and its children see (campaign started it in a name space of its own)."""
+    """Mount a small disk, which only this process and its children see (campaign started it in a name space of its
+    own).
+    """
     if os.geteuid() != 0 or os.readlink("/proc/self/ns/mnt") == os.environ.get("QUOREDUCE_CHAOS_MOUNTS"):
         return False
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "quoreduce-chaos", str(folder)]
@@ -279,7 +292,7 @@ def main() -> None:
     """Run the stage that stdin describes; what others print goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    Stage(Orders(**json.load(sys.stdin)), out).run()
+    StageRunner(Orders(**json.load(sys.stdin)), out).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a campaign has seen, and the table of faults and outcomes. Pure."""
+"""The results of a campaign, and the table of faults and outcomes. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ FLAT_SHARE, FLAT_MB = 0.10, 24.0
 
 
 @dataclass(slots=True)
-class Record:
-    """A job and what came of it.
+class JobOutcome:
+    """A job and its end.
 
-    ``outcome``: right, stopped, wrong, partial, rotten (the output was altered after it was checked, and ``verify`` finds that),
-    untyped (an error that is none of ours), hang, or warm (it only warmed up). ``extra``: executions over plan. ``left``: files
-    and processes that it left behind. ``rss_mb``: resident memory of the driver's process afterwards.
+    ``outcome``: right, stopped, wrong, partial, rotten (the output was altered after it was checked, and ``verify``
+    finds that), untyped (an error that is not one of errors.py), hang, or warm (it only warmed up). ``extra``:
+    executions over plan. ``left``: files and processes that it left behind. ``rss_mb``: resident memory of the driver's
+    process afterwards.
     """
 
     stage: str
@@ -41,8 +42,8 @@ class Record:
 class Row:
     """One kind of fault. ``jobs``: hit by it, of which so many ended right, were stopped, and so on.
 
-    ``extra``: executions over plan for each fault, ``ratio``: time against jobs without faults; both over the jobs that only this
-    kind has hit and that ended right; None if there are none. ``names``: jobs that did not end right.
+    ``extra``: executions over plan for each fault, ``ratio``: time against jobs without faults; both over the jobs that
+    only this kind has hit and that ended right; None if there are none. ``names``: jobs that did not end right.
     """
 
     kind: str
@@ -59,8 +60,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Resident memory of a stage's driver process, in MB. ``growth``: of the last quarter's median over the second's."""
+class MemoryUse:
+    """Resident memory of a stage's driver process, in MB. ``growth``: of the last quarter's median over the
+    second's.
+    """
 
     stage: str
     jobs: int
@@ -71,7 +74,7 @@ class Memory:
 
     @property
     def flat(self) -> bool:
-        """Whether it does not grow, but for what warms up in the first quarter."""
+        """Whether it stops growing after the first quarter, in which caches fill."""
         return self.growth <= max(FLAT_MB, FLAT_SHARE * self.first)
 
 
@@ -86,7 +89,7 @@ class Campaign:
     seed: int
     minutes: float
     kinds: tuple[str, ...]
-    records: list[Record] = field(default_factory=list)
+    records: list[JobOutcome] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     orphans: int = 0
     files_left: int = 0
@@ -96,7 +99,7 @@ class Campaign:
     not_set_up: dict[str, str] = field(default_factory=dict)
 
     @property
-    def inside(self) -> list[Record]:
+    def inside(self) -> list[JobOutcome]:
         """The jobs inside the model, with faults or without."""
         return [record for record in self.records if COLLUSION not in record.faults and record.outcome != "warm"]
 
@@ -130,7 +133,7 @@ class Campaign:
         records = [record for record in self.records if COLLUSION in record.faults]
         return _row(COLLUSION, "f+1 domains give the same wrong answers", records, {}) if records else None
 
-    def memory(self) -> list[Memory]:
+    def memory(self) -> list[MemoryUse]:
         """Memory by stage."""
         found = []
         for stage in STAGES:
@@ -138,17 +141,20 @@ class Campaign:
             if len(sizes) >= 4:
                 quarter = len(sizes) // 4
                 growth = median(sizes[-quarter:]) - median(sizes[quarter : 2 * quarter])
-                found.append(Memory(stage, len(sizes), sizes[0], sizes[-1], max(sizes), growth))
+                found.append(MemoryUse(stage, len(sizes), sizes[0], sizes[-1], max(sizes), growth))
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         collusion = self.collusion()
         return {
-            "seed": self.seed, "minutes": self.minutes, "wall_s": round(self.wall_s, 1), "ok": self.ok, "jobs": len(self.inside),
-            "faults": self.struck, "kinds": len(self.rows()), "right": self.count("right"), "stopped": self.count("stopped"),
+            "seed": self.seed, "minutes": self.minutes, "wall_s": round(self.wall_s, 1), "ok": self.ok,
+            "jobs": len(self.inside),
+            "faults": self.struck, "kinds": len(self.rows()), "right": self.count("right"),
+            "stopped": self.count("stopped"),
             "rotten": self.count("rotten"), "wrong": self.count("wrong"), "partial": self.count("partial"),
-            "untyped": self.count("untyped"), "hangs": self.count("hang"), "orphans": self.orphans, "files_left": self.left,
+            "untyped": self.count("untyped"), "hangs": self.count("hang"), "orphans": self.orphans,
+            "files_left": self.left,
             "setups_failed": self.setups_failed, "not_set_up": self.not_set_up, "not_run": self.not_run,
             "folder": self.folder, "rows": [asdict(row) for row in self.rows()],
             "outside_the_model": asdict(collusion) if collusion else None,
@@ -157,8 +163,10 @@ class Campaign:
         }  # fmt: skip
 
 
-def _usual(records: Iterable[Record]) -> dict[tuple[str, str], float]:
-    """Median seconds of the jobs without faults, by stage and job; on a Ray that loses RPCs those of the one that does not."""
+def _usual(records: Iterable[JobOutcome]) -> dict[tuple[str, str], float]:
+    """Median seconds of the jobs without faults, by stage and job; on a Ray that loses RPCs those of the one that does
+    not.
+    """
     walls: dict[tuple[str, str], list[float]] = {}
     for record in records:
         if not record.faults and record.outcome == "right" and record.f == 1:
@@ -167,7 +175,7 @@ def _usual(records: Iterable[Record]) -> dict[tuple[str, str], float]:
     return usual | {("rpc", job): seconds for (stage, job), seconds in usual.items() if stage == "ray"}
 
 
-def _row(kind: str, text: str, records: Sequence[Record], usual: dict[tuple[str, str], float]) -> Row:
+def _row(kind: str, text: str, records: Sequence[JobOutcome], usual: dict[tuple[str, str], float]) -> Row:
     hit = [record for record in records if kind in record.faults]
     ends = Counter(record.outcome for record in hit)
     alone = [record for record in hit if record.outcome == "right" and _alone(kind, record)]
@@ -175,16 +183,19 @@ def _row(kind: str, text: str, records: Sequence[Record], usual: dict[tuple[str,
     ratios = [
         record.wall_s / usual[record.stage, record.job]
         for record in alone
-        if record.f == 1 and (record.stage, record.job) in usual and kind != "driver"  # that one's time has a start in it
+        if record.f == 1
+        and (record.stage, record.job) in usual
+        and kind != "driver"  # that one's time has a start in it
     ]
     return Row(
-        kind, text, sum(record.faults[kind] for record in hit), len(hit), ends["right"], ends["stopped"], ends["rotten"],
+        kind, text, sum(record.faults[kind] for record in hit), len(hit), ends["right"], ends["stopped"],
+        ends["rotten"],
         sum(ends[outcome] for outcome in FAILED), sum(record.extra for record in alone) / faults if faults else None,
         median(ratios) if ratios else None,
         tuple(f"{record.stage}:{record.number}" for record in hit if record.outcome != "right")[:NAMES_MOST],
     )  # fmt: skip
 
 
-def _alone(kind: str, record: Record) -> bool:
-    """Whether no other kind has hit a job, but for those that are in the air all the time."""
+def _alone(kind: str, record: JobOutcome) -> bool:
+    """Whether no other kind has hit a job, except those that act all the time."""
     return not (record.faults.keys() - {kind} - set(STAGES[record.stage].around))

@@ -24,9 +24,9 @@ then, for each column in order, its buffers, each starting at a multiple of 64, 
                             (Arrow LargeBinary), then data
 ======== ===== ==============================================================================================
 
-Positions follow from the header alone, so a reader cannot be led to overlapping or outlying buffers: ``total`` must equal
-the end of the last buffer (padded to 8). :meth:`Block.open` checks everything before any view is handed out and raises
-:class:`~quoreduce.errors.BlockError` for bytes that are not a block.
+Positions follow from the header alone, so a reader cannot be led to overlapping or outlying buffers: ``total`` must
+equal the end of the last buffer (padded to 8). :meth:`Block.open` checks everything before any view is handed out and
+raises :class:`~quoreduce.errors.BlockError` for bytes that are not a block.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.errors import BlockError
+from quoreduce.job import WIDTH_MAX, record_width
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,6 @@ MAGIC = b"QRB1"
 VERSION = 1
 ALIGN = 64
 COLUMNS_MAX = 64
-WIDTH_MAX = 1 << 16
 BLOCK_BYTES_MAX = 1 << 40
 _HEAD = struct.Struct("<4sHHQQ")
 _COLUMN = struct.Struct("<B7xQQ")
@@ -78,9 +78,8 @@ def parse_schema(schema: Sequence[str]) -> tuple[ColumnType, ...]:
 
 
 def _parse_column(name: str) -> ColumnType:
-    kind, _, width = name.partition(":")
-    if kind == "fixed" and width.isdigit() and 1 <= int(width) <= WIDTH_MAX:
-        return ColumnType(_FIXED, int(width))
+    if width := record_width(name):
+        return ColumnType(_FIXED, width)
     if name in _NAMES:
         return ColumnType(_NAMES[name], 0 if name == "binary" else 8)
     raise BlockError(f"unknown column type {name!r}: use binary, u64, i64, f64 or fixed:N with N in 1..{WIDTH_MAX}")
@@ -141,8 +140,8 @@ class Block:
     ) -> Block:
         """Make a block to be filled: header and padding are written here, columns by the caller.
 
-        ``schema`` as for :func:`parse_schema`; ``data_bytes[i]`` is the size of column ``i``'s data in bytes (for fixed width
-        columns ``records * width``); ``allocate(nbytes)`` gives a writable u8[nbytes], which need not be zero.
+        ``schema`` as for :func:`parse_schema`; ``data_bytes[i]`` is the size of column ``i``'s data in bytes (for fixed
+        width columns ``records * width``); ``allocate(nbytes)`` gives a writable u8[nbytes], which need not be zero.
         """
         layout = Layout.plan(parse_schema(schema), records, data_bytes)
         buffer = np.empty(layout.total, np.uint8) if allocate is None else allocate(layout.total)

@@ -12,18 +12,17 @@ A run that writes OUT in the directory PARENT owns, until it ends::
 
 OUT appears complete or not at all, because it appears by one rename of a directory that is already synced. A crash
 between the two renames of an overwrite leaves the old output in ``old/``; the next run puts it back before it starts.
-Whoever holds the lock may sweep the staging directories of OUT that are ours and whose owners are dead; one whose owner lives
-although the lock was free, for somebody deleted the file, is a run that goes on. Attempts are not inside ``output/``, so
-that a replica that writes on after the vote disturbs nothing.
+Whoever holds the lock may sweep the staging directories of OUT that are ours and whose owners are dead; one whose owner
+lives although the lock was free, because somebody deleted the file, is a live run. Attempts are not inside
+``output/``, so that a replica that writes on after the vote disturbs nothing.
 
-What a durable job left is not swept: :meth:`OutputDir.reopen` goes on with it. Its journal is made when all else is
+What a durable job left is not swept: :meth:`OutputDir.reopen` resumes it. Its journal is made when all else is
 there, and is the first to go; so if there is a journal and no ``output/``, that was renamed to OUT: the job is done.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 import re
@@ -37,21 +36,17 @@ from typing import Any, Protocol
 
 from quoreduce import files
 from quoreduce.data.splits import expand_local, is_uri, is_utf8, local_path, open_filesystem, public_name
+from quoreduce.data.staging import JOURNAL, SUCCESS, is_done_with, kept, restore, sweep, take_lock
 from quoreduce.errors import InputError, JournalError, OutputError
-from quoreduce.ownership import why_foreign
 from quoreduce.reading import close_quietly
 
-SUCCESS = "_SUCCESS"
-JOURNAL = "journal"
 BLOCKS = "blocks"
 RECEIPT = "_RECEIPT.json"
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")  # no dots: .OUT.JOB.staging must parse in one way only
 _CHUNK = 8 << 20
-_LOCK_TRIES = 100
-_LOCK_MAGIC = b"quoreduce "
 
 
-class Output(Protocol):
+class OutputPlace(Protocol):
     """Where a job's output goes; :class:`OutputDir` and :class:`UriOutput`."""
 
     def attempt_path(self, part: int, attempt: int) -> str:
@@ -74,8 +69,13 @@ class Output(Protocol):
 
 
 def open_output(
-    path: str, overwrite: bool, inputs: Sequence[str], job_id: str, scratch_dir: str | os.PathLike[str], sync: bool = False
-) -> Output:
+    path: str,
+    overwrite: bool,
+    inputs: Sequence[str],
+    job_id: str,
+    scratch_dir: str | os.PathLike[str],
+    sync: bool = False,
+) -> OutputPlace:
     """Prepare the output ``path``: a directory, or a URI whose parts are staged under ``scratch_dir`` and uploaded.
 
     Args:
@@ -152,10 +152,10 @@ class OutputDir:
         try:
             with output_errors(path):
                 self._create_parents()
-                self._lock = _take_lock(self._lock_path, self.path)
-                _sweep(self.path, overwrite)
+                self._lock = take_lock(self._lock_path, self.path)
+                sweep(self.path, overwrite)
                 self._refuse_existing()
-                self.staging.mkdir(mode=0o700)  # what lies in it is trusted by who goes on with a durable job
+                self.staging.mkdir(mode=0o700)  # a durable job that is resumed trusts what lies in it
                 try:
                     self._hold = files.Hold(self.staging)
                 except BaseException:
@@ -172,7 +172,7 @@ class OutputDir:
         """Take the lock of an output whose durable job was cut short; :meth:`go_on` comes next.
 
         Raises:
-            OutputError: another run is writing there. JournalError: there is nothing to go on with.
+            OutputError: another run is writing there. JournalError: there is nothing to resume.
         """
         self = cls.__new__(cls)
         self.path = _resolve(path)
@@ -181,10 +181,10 @@ class OutputDir:
         if not self.path.parent.is_dir():
             raise JournalError(f"nothing to resume: {self.path.parent} is no directory")
         with output_errors(path):
-            self._lock = _take_lock(self._lock_path, self.path)
+            self._lock = take_lock(self._lock_path, self.path)
             try:
-                _sweep(self.path, spare=True)
-                self.staging = _kept(self.path)
+                sweep(self.path, spare=True)
+                self.staging = kept(self.path)
                 self._reopened = True
             except BaseException:
                 self.release()
@@ -192,13 +192,13 @@ class OutputDir:
         return self
 
     def go_on(self, overwrite: bool, sync: bool, agreed: Mapping[int, int]) -> None:
-        """Make ready to go on: parts that were published are attempts again, to be checked anew.
+        """Prepare to resume: parts that were published are attempts again, to be checked anew.
 
         ``agreed``: part -> the attempt that was agreed on. Other arguments as for the first run, and its errors.
         """
         self.overwrite, self._sync = overwrite, sync
         with output_errors(self.path):
-            _restore(self.staging, self.path)
+            restore(self.staging, self.path)
             self._refuse_existing()
             if self._hold is None:
                 self._hold = files.Hold(self.staging)
@@ -257,18 +257,16 @@ class OutputDir:
         """Write ``_SUCCESS`` last, sync everything if that was asked for, and rename the whole to the output path.
 
         Raises:
-            OutputError: no space, or the output came into being meanwhile; or, with ``sync``, that its name could not be
-            forced to disk. The caller calls :meth:`abort` in any case.
+            OutputError: no space, or the output came into being meanwhile; or, with ``sync``, that its name could not
+            be forced to disk. The caller calls :meth:`abort` in any case.
         """
         output = self.staging / "output"
         with output_errors(self.path):
             for part in self._published if self._sync else ():
                 files.sync_path(output / part_name(part))
             if receipt is not None:
-                _write(output / RECEIPT, receipt, self._sync)
-            _write(output / SUCCESS, manifest, self._sync)
-            if self._sync:
-                files.sync_path(output)
+                files.write_whole(output / RECEIPT, receipt, self._sync)
+            files.write_whole(output / SUCCESS, manifest, self._sync)  # and all names in its folder
             self._refuse_existing()
             if self.path.exists():
                 self.path.rename(self.staging / "old")
@@ -287,7 +285,7 @@ class OutputDir:
         if self._pid != os.getpid():
             return  # in a process that was forked from a run
         if self._lock is not None:
-            if (self._hold is not None or self._reopened) and _is_done_with(self.staging, self.path):
+            if (self._hold is not None or self._reopened) and is_done_with(self.staging, self.path):
                 if self._hold is not None:
                     self._hold.remove()
                 else:
@@ -298,7 +296,9 @@ class OutputDir:
                 self._created.pop().rmdir()
 
     def release(self) -> None:
-        """Let go of the lock and leave everything as it is: a durable job can be resumed. Then :meth:`abort` does nothing."""
+        """Let go of the lock and leave everything as it is: a durable job can be resumed. Then :meth:`abort` does
+        nothing.
+        """
         if self._lock is not None and self._pid == os.getpid():
             if self._hold is not None:
                 self._hold.release()
@@ -443,9 +443,6 @@ class UriOutput:
             raise OutputError(f"cannot write {self.name}: {' '.join(str(error).split())}") from error
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
 def _check_job_id(job_id: str) -> None:
     if not _JOB_ID.match(job_id):
         raise OutputError(f"the job id {job_id!r} is not made of 1 to 64 letters, digits, _ and -")
@@ -473,7 +470,9 @@ def _refuse_long(output: Path, staging_bytes: int) -> None:
     least = staging_bytes - len(os.fsencode(output.name))
     limit = os.pathconf(folder, "PC_NAME_MAX") - least
     if len(os.fsencode(output.name)) > limit:
-        raise OutputError(f"the output's name has {staging_bytes - least} bytes, and at most {limit} here; choose a shorter one")
+        raise OutputError(
+            f"the output's name has {staging_bytes - least} bytes, and at most {limit} here; choose a shorter one"
+        )
 
 
 def _refuse_overlap(output: Path, inputs: Sequence[str]) -> None:
@@ -506,7 +505,9 @@ def _refuse_foreign(name: str, entries: Sequence[tuple[str, bool]]) -> None:
     complete = any(entry == SUCCESS for entry, _ in entries)
     for entry, regular in entries:
         if not regular or not (entry.startswith("part-") or (complete and entry.startswith("_") and "/" not in entry)):
-            raise OutputError(f"{name} holds {entry!r}, which no job wrote, so it is not overwritten or deleted; remove it first")
+            raise OutputError(
+                f"{name} holds {entry!r}, which no job wrote, so it is not overwritten or deleted; remove it first"
+            )
 
 
 def _published_before(published: dict[int, int], part: int, attempt: int) -> bool:
@@ -523,144 +524,3 @@ def _check_attempt(path: Path) -> None:
         raise OutputError(f"cannot publish {path}: {error.strerror}; its writer left no file") from error
     if not regular:
         raise OutputError(f"cannot publish {path}: not a regular file")
-
-
-# --- the lock and the sweep -------------------------------------------------------------------------------------------
-
-
-def _take_lock(path: Path, output: Path) -> int:
-    """Lock ``path`` for this process's life and return its descriptor; OutputError if another run has it.
-
-    The owner unlinks the file before it lets go, so a lock on a file that is no longer at ``path`` is worth nothing.
-    What lies there and is no lock of ours is refused: in the end it would be deleted.
-    """
-    for _ in range(_LOCK_TRIES):
-        fd = _open_lock(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
-                    with suppress(OSError):  # an empty one will do
-                        os.pwrite(fd, b"%s%d\n" % (_LOCK_MAGIC, os.getpid()), 0)
-                    return fd
-        except BlockingIOError:
-            close_quietly(fd)
-            break
-        except BaseException:
-            with suppress(OSError):  # a file system without locks, perhaps
-                if os.fstat(fd).st_size == 0:
-                    path.unlink()
-            close_quietly(fd)
-            raise
-        close_quietly(fd)
-    raise OutputError(f"another run is writing {output}; wait for it, or choose another output")
-
-
-def _open_lock(path: Path) -> int:
-    """Open the file of a lock, which is made if need be; OutputError if it is not one of ours."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags, 0o644)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OutputError(f"{path} is a symbolic link, where the lock of the output has to be; remove it") from error
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or (status.st_size and os.pread(fd, len(_LOCK_MAGIC), 0) != _LOCK_MAGIC):
-            raise OutputError(f"{path} is not a lock of quoreduce, but has its name; move it away, or choose another output")
-        if status.st_uid != os.geteuid():
-            raise OutputError(f"{path} belongs to user {status.st_uid}, who may be writing there; choose another output")
-    except BaseException:
-        close_quietly(fd)
-        raise
-    return fd
-
-
-def _sweep(output: Path, overwrite: bool = False, spare: bool = False) -> None:
-    """Remove what killed runs left beside ``output``; the caller holds the lock. What does not bear our marker is left alone.
-
-    What a durable job left is removed with ``overwrite`` only; it is left alone with ``spare``, otherwise an OutputError.
-    """
-    for staging in _stagings(output):
-        state = files.state_of(staging)
-        if state == "alive":
-            raise OutputError(f"another run is writing {output} in {staging}; wait for it, or choose another output")
-        if state == "foreign":
-            continue
-        if _resumable(staging) and not overwrite:
-            if spare:
-                continue
-            if foreign := why_foreign(staging):
-                raise OutputError(f"{_not_ours(staging, foreign)}; choose another output")
-            raise OutputError(
-                f"a durable job was writing {output} and was cut short; go on with it: quoreduce resume {output}; "
-                "or give it up with --overwrite"
-            )
-        if _is_done_with(staging, output):
-            files.remove_dead(staging)
-
-
-def _stagings(output: Path) -> list[Path]:
-    """The staging directories of all runs that write or wrote ``output``."""
-    pattern = re.compile(rf"\.{re.escape(output.name)}\.[A-Za-z0-9_-]{{1,64}}\.staging\Z")
-    return [output.parent / name for name in os.listdir(output.parent) if pattern.match(name)]
-
-
-def _resumable(staging: Path) -> bool:
-    """Whether a durable job was cut short here before its output was in place."""
-    return (staging / JOURNAL).exists() and (staging / "output").exists()
-
-
-def _kept(output: Path) -> Path:
-    """Return the staging directory of the durable job that was writing ``output``; the caller has swept the others.
-
-    One that is not this user's is none: whoever can write there may have put it there, and the job in it is code.
-    """
-    foreign = ""
-    for staging in _stagings(output):
-        why = why_foreign(staging)
-        if not why and files.state_of(staging) == "dead":
-            return staging
-        foreign = _not_ours(staging, why) if why else foreign
-    if foreign:
-        raise JournalError(f"nothing is resumed: {foreign}")
-    if (output / SUCCESS).is_file():
-        raise JournalError(f"nothing to resume: {output} is complete")
-    raise JournalError(f"nothing to resume: no durable job was writing {output} (they run with --durable)")
-
-
-def _not_ours(staging: Path, why: str) -> str:
-    return f"{staging} {why}, so no job in it is trusted, and none is run"
-
-
-def _is_done_with(staging: Path, output: Path) -> bool:
-    """Put an old output back, if need be; tell whether the rest may go: not if the old output has no other place.
-
-    The journal is deleted before all else: half a job must not look as if it could be resumed.
-    """
-    with suppress(OSError):
-        _restore(staging, output)
-    if (staging / "old").exists() and (staging / "output").exists():
-        return False  # the new output was never moved in, and something else is in the place of the old one
-    with suppress(OSError):
-        (staging / JOURNAL).unlink()
-    return True
-
-
-def _restore(staging: Path, output: Path) -> None:
-    """Put an old output back that was moved aside by a run that never got to move the new one in."""
-    old = staging / "old"
-    if not os.path.lexists(output) and old.is_dir():
-        old.rename(output)
-
-
-def _write(path: Path, data: bytes, sync: bool) -> None:
-    """Write ``path`` so that it is there whole or not at all; its folder is forced to disk by the caller, once for all files."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.rename(path)

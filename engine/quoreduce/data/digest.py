@@ -3,13 +3,14 @@
 ``blake3``    BLAKE3-256 of the bytes. The default; good against faults and, with attestation, against malice.
 ``fast``      BLAKE3 over keyed 128-bit fingerprints, one per record of a fixed width (else one per 128 bytes). For
               accidental faults only: the key is made anew for each job, but the fingerprint is no cryptographic hash.
-``checksum``  BLAKE3 over unkeyed 128-bit checksums of 64 KiB pieces: the block checksum of the ``original`` mode, which,
+``checksum``  BLAKE3 over unkeyed 128-bit checksums of 64 KiB pieces: the block checksum of the ``original`` mode,
+which,
               like Hadoop's, finds stored data that changed and nothing else.
 
-A stream is digested with :meth:`Digester.stream`, a block with :meth:`Digester.block`. For ``blake3`` the digest of a block is
-that of its bytes. For the other two it is BLAKE3 over the header's bytes and then the pieces of each buffer in order, so that
-a replica that stores nothing can compute it from fingerprints alone; padding is not in it, and :meth:`Block.open` insists that
-padding is zero.
+A stream is digested with :meth:`Digester.stream`, a block with :meth:`Digester.block`. For ``blake3`` the digest of a
+block is that of its bytes. For the other two it is BLAKE3 over the header's bytes and then the pieces of each buffer in
+order, so that a replica that stores nothing can compute it from fingerprints alone; padding is not in it, and
+:meth:`Block.open` insists that padding is zero.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ _TAIL = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    """What a digest-only replica may return instead of a block: its digest, records, and size in bytes."""
+class SealedBlock:
+    """The result of a digest-only replica in place of a block: its digest, records, and size in bytes."""
 
     digest: bytes
     records: int
     nbytes: int
 
 
-class Stream(Protocol):
+class DigestStream(Protocol):
     """A digest being computed over bytes that arrive in chunks of any size."""
 
     def update(self, chunk: Buffer, /) -> object:
@@ -68,7 +69,7 @@ class Digester:
         if len(self.key) != (16 if self.algorithm == "fast" else 0):
             raise UsageError(f"digest {self.algorithm} cannot use a key of {len(self.key)} bytes")
 
-    def stream(self, stride: int = STRIDE_DEFAULT) -> Stream:
+    def stream(self, stride: int = STRIDE_DEFAULT) -> DigestStream:
         """Start a digest of a stream of bytes; ``stride`` is the record width in bytes if there is one."""
         if self.algorithm == "blake3":
             return _Blake3()
@@ -106,7 +107,9 @@ class Digester:
         return head.digest()
 
     def pieces(self, data: NDArray[np.uint8], stride: int) -> NDArray[np.uint64]:
-        """Return the u64[n, 2] fingerprints (or checksums) of the pieces of ``data``, the last one padded with zeros."""
+        """Return the u64[n, 2] fingerprints (or checksums) of the pieces of ``data``, the last one padded with
+        zeros.
+        """
         size = self._piece_bytes(stride)
         function = self._piece_function(stride)
         whole = data.size - data.size % size
@@ -139,12 +142,16 @@ def column_stride(width: int) -> int:
 
 
 def block_head(block: Block) -> blake3:
-    """Start the digest of a block for ``fast`` and ``checksum``: BLAKE3 over its header as it stands in the buffer, padded."""
+    """Start the digest of a block for ``fast`` and ``checksum``: BLAKE3 over its header as it stands in the buffer,
+    padded.
+    """
     return blake3(block.buffer[: len(block.layout.header())].data)
 
 
 class _Blake3:
-    """Stream of ``blake3``: the library, which is the faster one on chunks that are in cache, as those of a stream are."""
+    """Stream of ``blake3``: the library, which is the faster one on chunks that are in cache, as those of a stream
+    are.
+    """
 
     def __init__(self) -> None:
         self._hash = blake3()

@@ -1,7 +1,9 @@
-"""Reading a local file past the page cache (O_DIRECT), so that a page that has rotted there is not what all replicas read.
+"""Reading a local file past the page cache (O_DIRECT), so that a page that has rotted there is not what all replicas
+read.
 
-Not every file system can: tmpfs keeps its files nowhere else, some refuse the flag. Then there is nothing to read past, and
-:func:`open_direct` gives None. Offsets, lengths and memory of such a read are multiples of the block; the end of the file is not.
+Not every file system can: tmpfs keeps its files nowhere else, some refuse the flag. Then there is nothing to read past,
+and :func:`open_direct` gives None. Offsets, lengths and memory of such a read are multiples of the block; the end of
+the file is not.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class DirectFile(io.RawIOBase):
         return data
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Read at most ``size`` bytes at ``offset``: fewer at the end of the file, or of what fits into memory at once."""
+        """Read at most ``size`` bytes at ``offset``: fewer at the end of the file, or of what fits into memory at
+        once.
+        """
         if not (self._held.start <= offset < self._held.stop):
             start = offset // BLOCK * BLOCK
             self._held = range(start, start + self._fill(memoryview(self._window), start))
@@ -76,7 +80,9 @@ class DirectFile(io.RawIOBase):
         return array
 
     def _fill(self, memory: memoryview, offset: int) -> int:
-        """Read into ``memory`` from ``offset``, both aligned, until it is full or the file ends; return the bytes read."""
+        """Read into ``memory`` from ``offset``, both aligned, until it is full or the file ends; return the bytes
+        read.
+        """
         done, size = 0, os.fstat(self._fd).st_size
         while done < len(memory) and offset + done < size:
             count = os.preadv(self._fd, [memory[done : done + _READ_MAX]], offset + done)
@@ -96,7 +102,7 @@ def open_direct(path: str) -> DirectFile | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flag)
     except OSError:
-        return None  # whoever opens it without the flag sees what is wrong
+        return None  # opening it without the flag tells what is wrong
     try:
         file = DirectFile(fd)
     except OSError:

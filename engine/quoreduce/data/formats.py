@@ -18,11 +18,11 @@ from typing import Literal
 import msgspec
 
 from quoreduce.errors import UsageError
+from quoreduce.job import WIDTH_MAX, record_width
 
 ReadAt = Callable[[int, int], "bytes | bytearray"]
 """``read_at(offset, n)`` gives 1 to n bytes at ``offset``, or raises; it is never asked for bytes past the end."""
 
-WIDTH_MAX = 1 << 16
 _WINDOW_MIN = 1 << 12
 _WINDOW_MAX = 1 << 20  # stays in the cache, since each window is looked through once per separator
 _SEPARATORS = {
@@ -34,7 +34,7 @@ _SEPARATORS = {
 
 
 class RecordFormat(msgspec.Struct, frozen=True):
-    """What the records of an input are: ``kind``, and for ``fixed`` the ``width`` of a record in bytes (else 0)."""
+    """The records of an input: their ``kind``, and for ``fixed`` their ``width`` in bytes (else 0)."""
 
     kind: Literal["lines", "words", "fixed", "sequence"]
     width: int = 0
@@ -65,10 +65,11 @@ def parse_format(text: str) -> RecordFormat:
         return RecordFormat("words")
     if text == "sequence":
         return RecordFormat("sequence")
-    kind, _, width = text.partition(":")
-    if kind == "fixed" and width.isascii() and width.isdigit() and len(width) < 9 and 1 <= int(width) <= WIDTH_MAX:
-        return RecordFormat("fixed", int(width))
-    raise UsageError(f"unknown record format {text!r}: use lines, words or fixed:N with N in 1..{WIDTH_MAX}, or sequence")
+    if width := record_width(text):
+        return RecordFormat("fixed", width)
+    raise UsageError(
+        f"unknown record format {text!r}: use lines, words or fixed:N with N in 1..{WIDTH_MAX}, or sequence"
+    )
 
 
 def record_range(read_at: ReadAt, fmt: RecordFormat, start: int, end: int, size: int) -> tuple[int, int]:

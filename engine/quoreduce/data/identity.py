@@ -1,9 +1,11 @@
-"""Which file an input is: what is noted of it when a job is planned, and compared whenever it is opened and before publishing.
+"""Which file an input is: what is noted of it when a job is planned, and compared whenever it is opened and before
+publishing.
 
-Of a local file: device, inode, and time of change. Another machine may have other numbers for the same file (NFS), or a copy of
-its own, so device and inode are compared only at the *place* where the file was planned (the same boot of the same machine, and
-the same mounts); elsewhere the time is compared in whole seconds, for copying tools keep no more. Of an object: its time of
-change, and its version or ETag if the store has one. The size is compared everywhere; it is not part of this.
+Of a local file: device, inode, and time of change. Another machine may have other numbers for the same file (NFS), or a
+copy of its own, so device and inode are compared only at the *place* where the file was planned (the same boot of the
+same machine, and the same mounts); elsewhere the time is compared in whole seconds, for copying tools keep no more. Of
+an object: its time of change, and its version or ETag if the store has one. The size is compared everywhere; it is not
+part of this.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _SECOND_NS = 1_000_000_000
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
-    """See above. ``mtime_ns`` since 1970; ``place`` is 0 for what is no local file; ``tag`` is empty if there is none."""
+    """See above. ``mtime_ns`` since 1970; ``place`` is 0 for what is no local file; ``tag`` is empty if there is
+    none.
+    """
 
     mtime_ns: int = 0
     device: int = 0
@@ -44,7 +48,7 @@ def tag_of(metadata: Mapping[Any, Any] | None) -> str:
 
 
 def change(planned: Identity, now: Identity) -> str:
-    """What makes a file another one than was planned, in words; "" if it is the same as far as can be told."""
+    """The difference between a file and the planned one, in words; "" if none can be told."""
     if planned.tag != now.tag and planned.tag and now.tag:
         return f"its version was {planned.tag} at first, now {now.tag}"
     same_place = planned.place == now.place

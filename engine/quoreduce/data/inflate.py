@@ -1,4 +1,4 @@
-"""Decompression of gz and zst members, piece by piece, so that whoever reads them can stop."""
+"""Decompression of gz and zst members, piece by piece, so that a reader can stop early."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Reading: from a split to the bytes of its records. :mod:`quoreduce.data.splits` plans the splits.
 
-Local files are mapped, not read: the array that :func:`open_split` yields is a read-only view of the page cache. Size and
-identity (:mod:`quoreduce.data.identity`) are checked against the plan before anything is mapped, and once more before the
-job publishes (:func:`quoreduce.data.splits.check_unchanged`). Touching a page past the end of a shrunk file kills the process
-(SIGBUS): a file that is truncated *while* a kernel runs over it still does.
+Local files are mapped, not read: the array that :func:`open_split` yields is a read-only view of the page cache. Size
+and identity (:mod:`quoreduce.data.identity`) are checked against the plan before anything is mapped, and once more
+before the job publishes (:func:`quoreduce.data.splits.check_unchanged`). Touching a page past the end of a shrunk file
+kills the process (SIGBUS): a file that is truncated *while* a kernel runs over it still does.
 
-A split can be read past the page cache instead (``direct``), into private memory: a page that has rotted there would give
-all replicas on a machine the same wrong bytes.
+A split can be read past the page cache instead (``direct``), into private memory: a page that has rotted there would
+give all replicas on a machine the same wrong bytes.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def read_sequence_split(
         bytes_max: bound on the decoded records, in bytes. direct: as for :func:`open_split`.
 
     Raises:
-        InputError: as for :func:`open_split`, and whatever is wrong in the file, with its name and the byte.
+        InputError: as for :func:`open_split`, or the file is malformed; the message has its name and the byte.
         HostError: no space for decompressed bytes.
     """
     if split.compression != "none":
@@ -251,9 +251,6 @@ def _map(file: LocalFile, name: str, begin: int, stop: int, touch: int) -> tuple
     return np.frombuffer(mapping, np.uint8, stop - begin, skip), mapping
 
 
-# --- compressed members -----------------------------------------------------------------------------------------------
-
-
 def _inflate(split: Split, scratch_dir: str | os.PathLike[str], bytes_max: int, direct: bool) -> IO[bytes]:
     """Decompress the whole member into a file without a name in ``scratch_dir``."""
     name, total = public_name(split.path), 0
@@ -284,7 +281,9 @@ def _discard(spilled: IO[bytes]) -> None:
 
 
 def _open_raw(split: Split, direct: bool = False) -> Any:
-    """Open the stored bytes of a split, local or not, as a binary file, and check that it is still the one that was planned."""
+    """Open the stored bytes of a split, local or not, as a binary file, and check that it is still the one that was
+    planned.
+    """
     if not split.uri:
         return _open_file(split, direct)
     filesystem, path = open_filesystem(split.path)
@@ -292,7 +291,9 @@ def _open_raw(split: Split, direct: bool = False) -> Any:
         file = filesystem.open_input_file(path)
         size = int(file.size())
         tag = identity.tag_of(file.metadata()) if filesystem.type_name in identity.TAGGED else ""
-        planned = split.identity or Identity()  # the time of change is compared before publishing: here it costs a request
+        planned = (
+            split.identity or Identity()
+        )  # the time of change is compared before publishing: here it costs a request
         why = change(split, size, Identity(planned.mtime_ns, tag=tag))
     if why:
         file.close()
@@ -301,7 +302,7 @@ def _open_raw(split: Split, direct: bool = False) -> Any:
 
 
 def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
-    """Yield the decompressed bytes of ``raw``; whatever is wrong with them is an InputError that names the file."""
+    """Yield the decompressed bytes of ``raw``; raises InputError, with the name of the file, if they are malformed."""
     name = public_name(split.path)
     unzip = gz_chunks if split.compression == "gz" else zst_chunks
     chunks = iter(unzip(raw))
@@ -316,9 +317,6 @@ def _chunks(split: Split, raw: IO[bytes]) -> Iterator[bytes]:
         if chunk is None:
             return
         yield chunk
-
-
-# --- reading URIs -----------------------------------------------------------------------------------------------------
 
 
 class _Range:

@@ -1,4 +1,4 @@
-"""The journal of a durable job: what its driver decided, so that another one can go on when it is killed.
+"""The journal of a durable job: what its driver decided, so that another driver can resume it.
 
 A file of frames, appended to and never changed::
 
@@ -6,12 +6,13 @@ A file of frames, appended to and never changed::
     length  u32, little-endian             of the record in bytes, at most RECORD_BYTES_MAX
     check   4 bytes                        of BLAKE3(length), keyed with the chain digest before this frame
     record  length bytes                   msgpack, one of :data:`Record`; the first is a :class:`Header`
-    chain   32 bytes                       BLAKE3(chain digest before this frame || record); before the first: BLAKE3(MAGIC)
+    chain   32 bytes                       BLAKE3(chain digest before this frame || record), which is BLAKE3(MAGIC)
+                                           before the first frame
 
-A driver that is killed, or a machine that loses power, leaves a *torn* end: a frame that the file ends in, or bytes that were
-never written and read as zeros. What comes before it is good, and it is cut off. Everything else that does not fit is
-*corruption*: the journal is refused, for what it says cannot be told from what it said. A journal that was cut between two frames
-looks like a younger one; whoever goes on with it executes more than needed, and that is all.
+A driver that is killed, or a machine that loses power, leaves a *torn* end: a frame that the file ends in, or bytes
+that were never written and read as zeros. What comes before it is good, and it is cut off. Everything else that does
+not fit is *corruption*: the journal is refused, for what it says cannot be told from what it said. A journal that was
+cut between two frames looks like a younger one; a driver that resumes it only executes more than needed.
 
 Encoding and decoding are pure; :class:`Journal` is the file.
 """
@@ -28,7 +29,7 @@ from blake3 import blake3
 
 from quoreduce.data.identity import Identity, change
 from quoreduce.errors import JournalError, one_line
-from quoreduce.files import sync_path
+from quoreduce.files import sync_path, write_whole
 from quoreduce.ownership import why_foreign_fd
 from quoreduce.reading import close_quietly, open_regular
 
@@ -39,9 +40,10 @@ _HEAD_BYTES = 8
 _CHAIN_BYTES = 32
 
 
-class Source(msgspec.Struct, frozen=True, array_like=True):
-    """An input file as it was when the job was planned: size in bytes, time of change in ns since 1970, and the rest of its
-    :class:`~quoreduce.data.identity.Identity`, which older journals lack."""
+class JournalInput(msgspec.Struct, frozen=True, array_like=True):
+    """An input file as it was when the job was planned: size in bytes, time of change in ns since 1970, and the rest of
+    its :class:`~quoreduce.data.identity.Identity`, which older journals lack.
+    """
 
     path: str
     size: int
@@ -52,11 +54,11 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     tag: str = ""
 
     @classmethod
-    def of(cls, path: str, size: int, which: Identity) -> Source:
+    def of(cls, path: str, size: int, which: Identity) -> JournalInput:
         """The file at ``path``, whose identity is known."""
         return cls(path, size, which.mtime_ns, which.device, which.inode, which.place, which.tag)
 
-    def same(self, other: Source) -> bool:
+    def same(self, other: JournalInput) -> bool:
         """Whether the other is this file, as far as can be told (:func:`quoreduce.data.identity.change`)."""
         return (self.path, self.size) == (other.path, other.size) and not change(self._identity(), other._identity())
 
@@ -65,11 +67,11 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Header(msgspec.Struct, frozen=True, tag="header"):
-    """The job: all that is needed to go on without the command that began it.
+    """The job: all that is needed to resume it without the command that began it.
 
-    ``job`` is pickled, as workers get it; ``options`` and ``place`` are msgpack of the runtime's classes. ``inputs`` are
-    absolute, and cut into splits of ``split_bytes`` as their ``format`` allows; ``splits`` is a digest of them. ``key`` is
-    that of the job's digests.
+    ``job`` is pickled, as workers get it; ``options`` and ``place`` are msgpack of the runtime's classes. ``inputs``
+    are absolute, and cut into splits of ``split_bytes`` as their ``format`` allows; ``splits`` is a digest of them.
+    ``key`` is that of the job's digests.
     """
 
     version: str
@@ -80,7 +82,7 @@ class Header(msgspec.Struct, frozen=True, tag="header"):
     inputs: tuple[str, ...]
     format: str
     split_bytes: int
-    sources: tuple[Source, ...]
+    sources: tuple[JournalInput, ...]
     splits: bytes
     reducers: int
     key: bytes
@@ -103,8 +105,8 @@ class Launched(msgspec.Struct, frozen=True, tag="launched"):
 class Decided(msgspec.Struct, frozen=True, tag="decided"):
     """A task is agreed on, by ``domains``; or a map that was has a new stored copy.
 
-    ``parts`` are (digest, records, bytes, offset in the file) of each partition; ``path`` is where a map's ``attempt`` is
-    stored, empty if it is not; ``data`` is the sample's. The rest is what the attempt's reply said.
+    ``parts`` are (digest, records, bytes, offset in the file) of each partition; ``path`` is where a map's ``attempt``
+    is stored, empty if it is not; ``data`` is the sample's. The rest is what the attempt's reply said.
     """
 
     kind: Literal["sample", "map", "reduce"]
@@ -120,18 +122,15 @@ class Decided(msgspec.Struct, frozen=True, tag="decided"):
     counters: dict[str, int] = {}
 
 
-class Gone(msgspec.Struct, frozen=True, tag="gone"):
-    """What these attempts stored was given up, or is lost."""
+class BlocksGone(msgspec.Struct, frozen=True, tag="gone"):
+    """The stored outputs of these attempts were given up, or are lost."""
 
     attempts: tuple[int, ...]
 
 
-Record = Header | Begun | Launched | Decided | Gone
+Record = Header | Begun | Launched | Decided | BlocksGone
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
-
-
-# ---- pure
 
 
 def start_of_chain() -> bytes:
@@ -145,7 +144,9 @@ def encode(records: Iterable[Record], chain: bytes) -> tuple[bytes, bytes]:
     for record in records:
         raw = _encoder.encode(record)
         if len(raw) > RECORD_BYTES_MAX:
-            raise JournalError(f"a record of {len(raw):,} bytes is too large for a journal; run this job without --durable")
+            raise JournalError(
+                f"a record of {len(raw):,} bytes is too large for a journal; run this job without --durable"
+            )
         length = len(raw).to_bytes(4, "little")
         frames += length + _check(length, chain)
         chain = blake3(chain + raw).digest()
@@ -157,7 +158,8 @@ def decode(raw: bytes) -> tuple[list[Record], int, bytes]:
     """Read a journal.
 
     Returns:
-        The records; the bytes of ``raw`` that they take, fewer than all if its end is torn; the chain digest after them.
+        The records; the bytes of ``raw`` that they take, fewer than all if its end is torn; the chain digest after
+        them.
 
     Raises:
         JournalError: it is corrupt.
@@ -193,7 +195,9 @@ def _frame(raw: bytes, position: int, written: int, chain: bytes) -> bytes | Non
         raise JournalError(f"the length at byte {position} is not what was written")
     end = begin + int.from_bytes(length, "little")
     if end - begin > RECORD_BYTES_MAX:
-        raise JournalError(f"the record at byte {position} has {end - begin:,} bytes; at most {RECORD_BYTES_MAX:,} are read")
+        raise JournalError(
+            f"the record at byte {position} has {end - begin:,} bytes; at most {RECORD_BYTES_MAX:,} are read"
+        )
     record = raw[begin:end]
     if blake3(chain + record).digest() != raw[end : end + _CHAIN_BYTES]:
         if written < end + _CHAIN_BYTES:
@@ -204,9 +208,6 @@ def _frame(raw: bytes, position: int, written: int, chain: bytes) -> bytes | Non
 
 def _check(length: bytes, chain: bytes) -> bytes:
     return blake3(length, key=chain).digest(4)
-
-
-# ---- the file
 
 
 class ForeignJournal(JournalError):
@@ -225,23 +226,15 @@ class Journal:
     def create(cls, path: Path, records: Sequence[Record]) -> Journal:
         """Make a journal with its first records; it is on disk, whole, before anybody sees it at ``path``."""
         frames, chain = encode(records, start_of_chain())
-        temporary = path.with_name(f".{path.name}.tmp")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        journal = cls(fd, 0, chain)
-        try:
-            journal._write(MAGIC + frames)
-            journal.sync()
-            temporary.rename(path)
-            sync_path(path.parent)
-            sync_path(path.parent.parent)
-        except BaseException:
-            journal.close()
-            raise
-        return journal
+        raw = MAGIC + frames
+        write_whole(path, raw, mode=0o600)
+        sync_path(path.parent.parent)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return cls(fd, len(raw), chain)
 
     @classmethod
     def open(cls, path: Path) -> tuple[Journal, list[Record]]:
-        """Open a journal to go on with, and return its records; a torn end is cut off.
+        """Open a journal to resume its job, and return its records; a torn end is cut off.
 
         Raises:
             ForeignJournal: it, or its folder, is not this user's alone; nothing of it was read.
@@ -285,7 +278,9 @@ class Journal:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file; a second time does nothing. What counts was synced, so that an error of closing says nothing."""
+        """Close the file; a second time does nothing. What counts was synced, so that an error of closing says
+        nothing.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close_quietly(fd)

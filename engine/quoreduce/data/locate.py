@@ -22,7 +22,9 @@ _Text = Annotated[str, msgspec.Meta(max_length=16)]
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
-    """A value, or up to SHOWN_BYTES of it from byte ``start`` on; ``nbytes``: of the whole. ``kind``: as in a block's schema."""
+    """A value, or up to SHOWN_BYTES of it from byte ``start`` on; ``nbytes``: of the whole. ``kind``: as in a block's
+    schema.
+    """
 
     kind: _Text
     data: Annotated[bytes, msgspec.Meta(max_length=SHOWN_BYTES)]
@@ -31,11 +33,12 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Spot(msgspec.Struct, frozen=True, array_like=True):
-    """What lies at an offset.
+    """The record at an offset.
 
-    ``what``: ``record``; of a block also ``header``, ``offsets`` (where a value begins and ends) or ``padding``; ``end`` if it is
-    there already; ``bytes`` if nothing more is known. ``column`` and ``record``: numbers from 0, -1 for none. ``values``: those
-    of the record, by column (a header's: the number of records); for bytes, those from the offset on.
+    ``what``: ``record``; of a block also ``header``, ``offsets`` (where a value begins and ends) or ``padding``;
+    ``end`` if it is there already; ``bytes`` if nothing more is known. ``column`` and ``record``: numbers from 0, -1
+    for none. ``values``: those of the record, by column (a header's: the number of records); for bytes, those from the
+    offset on.
     """
 
     what: _Text
@@ -45,7 +48,9 @@ class Spot(msgspec.Struct, frozen=True, array_like=True):
 
 
 def find(raw: U8, offset: int, layout: str) -> Spot:
-    """Say what lies at ``offset`` of ``raw``, which is a ``block``, or ``text``, records (``fixed:N``), or anything else."""
+    """Say what lies at ``offset`` of ``raw``, which is a ``block``, or ``text``, records (``fixed:N``), or anything
+    else.
+    """
     if offset >= raw.size:
         return Spot("end", -1, -1, ())
     if layout == "block":
@@ -93,7 +98,9 @@ def _value_at(block: Block, column: int, position: int) -> tuple[int, int]:
 def _record(block: Block, what: str, column: int, record: int, at: int) -> Spot:
     if record >= block.records:
         return Spot(what, column, -1, ())
-    values = tuple(_value(block, i, record, at if i == column else 0) for i in range(min(VALUES_MAX, len(block.schema))))
+    values = tuple(
+        _value(block, i, record, at if i == column else 0) for i in range(min(VALUES_MAX, len(block.schema)))
+    )
     return Spot(what, column, record, values)
 
 
@@ -103,7 +110,9 @@ def _value(block: Block, column: int, record: int, at: int) -> Value:
         offsets, data = block.binary(column)
         return _window(data, int(offsets[record]), int(offsets[record + 1]), int(offsets[record]) + at, kind)
     width, start = block.layout.schema[column].width, block.layout.starts[column][1]
-    return _window(block.buffer, start + record * width, start + (record + 1) * width, start + record * width + at, kind)
+    return _window(
+        block.buffer, start + record * width, start + (record + 1) * width, start + record * width + at, kind
+    )
 
 
 def in_lines(raw: U8, offset: int) -> Spot:
@@ -117,7 +126,7 @@ def in_lines(raw: U8, offset: int) -> Spot:
 
 
 def _last_end(before: U8) -> int:
-    """Where the line begins that goes on after ``before``: looked for backwards, in pieces, for lines are short."""
+    """Where the line that crosses ``before`` begins: searched backwards, in pieces, as lines are short."""
     stop = before.size
     while stop > 0:
         start = max(0, stop - (1 << 16))
@@ -136,7 +145,7 @@ def in_records(raw: U8, offset: int, width: int) -> Spot:
 
 
 def _window(raw: U8, start: int, stop: int, at: int, kind: str) -> Value:
-    """What is shown of bytes ``start`` to ``stop``: all, or a stretch around byte ``at``."""
+    """The text that shows bytes ``start`` to ``stop``: all of them, or a stretch around byte ``at``."""
     first = start if stop - start <= SHOWN_BYTES else max(start, min(at - BEFORE_BYTES, stop - SHOWN_BYTES))
     last = min(stop, first + SHOWN_BYTES)
     return Value(kind, raw[first:last].tobytes(), first - start, max(0, stop - start))

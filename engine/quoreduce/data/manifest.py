@@ -21,11 +21,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from quoreduce.data.commit import SUCCESS, output_errors, part_name
+from quoreduce.data.commit import output_errors, part_name
 from quoreduce.data.splits import local_path, open_filesystem, public_name
+from quoreduce.data.staging import SUCCESS
 from quoreduce.errors import InputError, OutputError, one_line
-from quoreduce.files import temporary_folder
 from quoreduce.reading import open_regular
+from quoreduce.scratch import temporary_folder
 
 FORMAT_VERSION = 1
 MANIFEST_BYTES_MAX = 64 << 20
@@ -41,7 +42,7 @@ class ManifestError(OutputError):
     """A manifest that is missing, unreadable, malformed or at odds with itself."""
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ManifestPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One part of an output: its file name, the digest of its bytes (hex), its size in bytes, its number of records."""
 
     name: Name
@@ -58,7 +59,7 @@ class InputFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a job wrote and from what. Build it with :meth:`build`; read it with :func:`read_manifest`."""
+    """The inputs and outputs of a job. Build it with :meth:`build`; read it with :func:`read_manifest`."""
 
     version: int
     quoreduce: Name
@@ -68,7 +69,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     digest_algorithm: Name
     digest_key: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{2}){1,64}\Z")] | None
     digest: Digest
-    parts: tuple[Part, ...]
+    parts: tuple[ManifestPart, ...]
     inputs: tuple[InputFile, ...]
     records_in: Count
     records_out: Count
@@ -85,7 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         mode: str,
         f: int,
         digest_algorithm: str,
-        parts: Sequence[Part],
+        parts: Sequence[ManifestPart],
         inputs: Sequence[InputFile],
         records_in: int,
         digest_key: str | None = None,
@@ -132,7 +133,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.json.format(_ENCODER.encode(self), indent=2) + b"\n"
 
 
-def output_digest(parts: Sequence[Part]) -> str:
+def output_digest(parts: Sequence[ManifestPart]) -> str:
     """Return the digest of a whole output in hex, by the formula of the module's docstring; empty parts count too."""
     from blake3 import blake3
 
@@ -151,7 +152,7 @@ def decode_manifest(raw: bytes, name: str = SUCCESS) -> Manifest:
         name: of the file, for the message.
 
     Raises:
-        ManifestError: whatever is wrong with it, in one line.
+        ManifestError: it is malformed; the message is one line.
     """
     if len(raw) > MANIFEST_BYTES_MAX:
         raise ManifestError(f"{name} has {len(raw)} bytes, over the bound of {MANIFEST_BYTES_MAX}: not a manifest")
@@ -207,7 +208,7 @@ def _check(manifest: Manifest, name: str) -> None:
         raise ManifestError(f"{name} has totals of records or bytes that are not those of its parts")
 
 
-def _digest_or_error(parts: Sequence[Part], name: str) -> str:
+def _digest_or_error(parts: Sequence[ManifestPart], name: str) -> str:
     try:
         return output_digest(parts)
     except (ValueError, struct.error) as error:
@@ -215,7 +216,7 @@ def _digest_or_error(parts: Sequence[Part], name: str) -> str:
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """What :func:`verify_output` found: names of parts, and one line for each problem.
+    """The result of :func:`verify_output`: names of parts, and one line for each problem.
 
     ``missing`` parts are in the manifest only; ``altered`` ones differ in size, digest or kind of file; ``extra`` files
     are not in the manifest, but a reader of the directory takes them for data: no ``_`` or ``.`` begins their names.
@@ -272,7 +273,7 @@ def _verify(directory: Path, name: str, digest_file: Callable[[Path], bytes]) ->
     return VerifyReport(name, manifest, missing, tuple(reasons), extra, tuple(problems))
 
 
-def _difference(path: Path, part: Part, digest_file: Callable[[Path], bytes]) -> str:
+def _difference(path: Path, part: ManifestPart, digest_file: Callable[[Path], bytes]) -> str:
     """Say how the file differs from what the manifest says of it; "" if it does not."""
     try:
         info = path.lstat()

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from blake3 import blake3
 
 from quoreduce.data.block import U8, Layout, parse_schema
-from quoreduce.data.digest import CHECKSUM_PIECE, STRIDE_DEFAULT, Digester, Sealed, Stream, as_u8, column_stride
+from quoreduce.data.digest import (
+    CHECKSUM_PIECE,
+    STRIDE_DEFAULT,
+    Digester,
+    DigestStream,
+    SealedBlock,
+    as_u8,
+    column_stride,
+)
 
 CHUNK_BYTES = 1 << 20  # stays in a core's second cache between being written and being digested
 assert CHUNK_BYTES % CHECKSUM_PIECE == 0
@@ -15,12 +23,13 @@ assert CHUNK_BYTES % CHECKSUM_PIECE == 0
 
 def seal(
     digester: Digester, schema: Sequence[str], records: int, data_bytes: Sequence[int], buffers: Iterable[Iterable[U8]]
-) -> Sealed:  # fmt: skip
+) -> SealedBlock:  # fmt: skip
     """Digest a block by its buffers, chunk by chunk: the digest is that of :meth:`Digester.block`.
 
     Args:
-        digester: the job's. schema, records, data_bytes: as for :meth:`Block.create`; columns of binary values and numbers.
-        buffers: for each column in order its buffers (of a binary column its offsets, then its data), each as chunks of
+        digester: the job's. schema, records, data_bytes: as for :meth:`Block.create`; columns of binary values and
+        numbers. buffers: for each column in order its buffers (of a binary column its offsets, then its data), each as
+        chunks of
             u8[CHUNK_BYTES], of which the last may be shorter. A chunk is used before the next is asked for.
 
     Raises:
@@ -28,10 +37,12 @@ def seal(
     """
     layout = Layout.plan(parse_schema(schema), records, data_bytes)
     if any(column_stride(column.width) != STRIDE_DEFAULT for column in layout.schema):
-        raise ValueError(f"columns of {', '.join(schema)} cannot be sealed: their fingerprints are not of {STRIDE_DEFAULT} bytes")
+        raise ValueError(
+            f"columns of {', '.join(schema)} cannot be sealed: their fingerprints are not of {STRIDE_DEFAULT} bytes"
+        )
     if digester.algorithm == "blake3":
-        return Sealed(_of_bytes(digester.stream(), layout, buffers), records, layout.total)
-    return Sealed(_of_pieces(digester, layout, buffers), records, layout.total)
+        return SealedBlock(_of_bytes(digester.stream(), layout, buffers), records, layout.total)
+    return SealedBlock(_of_pieces(digester, layout, buffers), records, layout.total)
 
 
 def _places(layout: Layout) -> list[tuple[int, int]]:
@@ -44,7 +55,7 @@ def _places(layout: Layout) -> list[tuple[int, int]]:
     return places
 
 
-def _of_bytes(stream: Stream, layout: Layout, buffers: Iterable[Iterable[U8]]) -> bytes:
+def _of_bytes(stream: DigestStream, layout: Layout, buffers: Iterable[Iterable[U8]]) -> bytes:
     header = layout.header()
     stream.update(header)
     position = len(header)

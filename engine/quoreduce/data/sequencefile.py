@@ -1,16 +1,18 @@
-"""Hadoop's SequenceFiles: reader and writer of version 6, with records alone, each compressed, or in compressed blocks.
+"""Hadoop's SequenceFiles, version 6, with records alone, each compressed, or in compressed blocks: their headers, and
+the reader.
 
 A *string* is a VInt (``quoreduce_kernels.sequence``), its length in bytes, and UTF-8. Integers are big-endian::
 
-    header   53 45 51 06 ("SEQ", version) | key class, string | value class, string | compressed?, 1 byte | blocks?, 1 byte
-             | codec class, string, if compressed | number of metadata, i32, and for each two strings | sync marker, 16 bytes
+    header   53 45 51 06 ("SEQ", version) | key class, string | value class, string | compressed?, 1 byte
+             | blocks?, 1 byte | codec class, string, if compressed | number of metadata, i32, and for each two strings
+             | sync marker, 16 bytes
     record   length of key and value, i32 | length of the key, i32 | key | value (compressed by itself, if records are)
     block    FF FF FF FF | sync marker | number of records, VInt | four times: size, VInt, and compressed bytes
              (the lengths of the keys as VInts; the keys; the lengths of the values; the values)
 
-Between records stands FF FF FF FF and the sync marker about every 100 KB. A *sync point* is the end of the header, or where
-such an escape begins; a group of records belongs to the split in which its sync point lies, and neighbours share the rule of
-``formats``: cut(p) = the first sync point at or after p, or the file's end. So nothing is lost or doubled.
+Between records stands FF FF FF FF and the sync marker about every 100 KB. A *sync point* is the end of the header, or
+where such an escape begins; a group of records belongs to the split in which its sync point lies, and neighbours share
+the rule of ``formats``: cut(p) = the first sync point at or after p, or the file's end. So nothing is lost or doubled.
 
 Whatever a file says is checked before memory is given to it: lengths against the bytes that are there, and against what
 DEFLATE can make of them. Everything wrong is an :class:`InputError` that names the file and the byte.
@@ -20,9 +22,7 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from quoreduce.data.formats import ReadAt
@@ -55,16 +55,16 @@ LENGTH_MAX = (1 << 31) - 1
 RECORDS_BYTES_MAX = 4 << 30
 EXPANSION_MAX = 1032  # DEFLATE makes at most 258 bytes of 2 bits
 BLOCK_BYTES_USUAL = 1_000_000  # io.seqfile.compress.blocksize
-SYNC_INTERVAL = 5 * 1024 * (len(ESCAPE) + SYNC_BYTES)
 _TOO_MUCH = "more bytes of records in one split than fit memory; use a smaller --split-mb"
 _PACKAGE = "org.apache.hadoop.io."
 _WINDOW = 1 << 18
 _I32 = struct.Struct(">i")
-_TWO_I32 = struct.Struct(">ii")
 
 
-class Header(NamedTuple):
-    """What a file's header says: forms of keys and values, compression, zlib's wbits, sync marker, and where it ends."""
+class SequenceHeader(NamedTuple):
+    """A file's header: forms of keys and values, compression, zlib's wbits, sync marker, and where it
+    ends.
+    """
 
     key_form: int
     value_form: int
@@ -73,9 +73,6 @@ class Header(NamedTuple):
     metadata: tuple[tuple[bytes, bytes], ...]
     sync: bytes
     end: int
-
-
-# --- header -----------------------------------------------------------------------------------------------------------
 
 
 class _Cursor:
@@ -137,7 +134,7 @@ class _Cursor:
         return value == 1
 
 
-def read_header(read_at: ReadAt, size: int, name: str) -> Header:
+def read_header(read_at: ReadAt, size: int, name: str) -> SequenceHeader:
     """Read the header of a file of ``size`` bytes.
 
     Raises:
@@ -162,7 +159,7 @@ def read_header(read_at: ReadAt, size: int, name: str) -> Header:
     compression: Compression = "none" if not compressed else "block" if blocks else "record"
     metadata = _read_metadata(cursor)
     sync = bytes(cursor.take(SYNC_BYTES, "the sync marker"))
-    return Header(forms[0], forms[1], compression, wbits, metadata, sync, cursor.at)
+    return SequenceHeader(forms[0], forms[1], compression, wbits, metadata, sync, cursor.at)
 
 
 def _read_metadata(cursor: _Cursor) -> tuple[tuple[bytes, bytes], ...]:
@@ -170,7 +167,9 @@ def _read_metadata(cursor: _Cursor) -> tuple[tuple[bytes, bytes], ...]:
     count = cursor.i32("the number of metadata")
     if not 0 <= count <= METADATA_MAX:
         cursor.fail(f"{count} metadata; 0 to {METADATA_MAX} are read", start)
-    return tuple((cursor.string("a key of the metadata"), cursor.string("a value of the metadata")) for _ in range(count))
+    return tuple(
+        (cursor.string("a key of the metadata"), cursor.string("a value of the metadata")) for _ in range(count)
+    )
 
 
 def file_header(
@@ -190,7 +189,9 @@ def file_header(
     out += bytes([compression != "none", compression == "block"])
     if compression != "none":
         out += _string(f"{_PACKAGE}compress.{CODEC_NAMES[codec]}")
-    out += _I32.pack(len(metadata or {})) + b"".join(_string(k) + _string(v) for k, v in sorted((metadata or {}).items()))
+    out += _I32.pack(len(metadata or {})) + b"".join(
+        _string(k) + _string(v) for k, v in sorted((metadata or {}).items())
+    )
     if len(out) + SYNC_BYTES > HEADER_BYTES_MAX or len(metadata or {}) > METADATA_MAX:
         raise UsageError(f"a header has at most {HEADER_BYTES_MAX} bytes and {METADATA_MAX} metadata")
     return out + sync
@@ -218,10 +219,7 @@ def _string(text: str) -> bytes:
     return vint(len(raw)) + raw
 
 
-# --- splits -----------------------------------------------------------------------------------------------------------
-
-
-def sync_range(read_at: ReadAt, header: Header, start: int, end: int, size: int) -> tuple[int, int]:
+def sync_range(read_at: ReadAt, header: SequenceHeader, start: int, end: int, size: int) -> tuple[int, int]:
     """Return [begin, stop): the bytes of the groups of records whose sync points lie in [start, end) of the file."""
     begin = _next_sync(read_at, header, start, end, size)
     if begin >= end:
@@ -229,7 +227,7 @@ def sync_range(read_at: ReadAt, header: Header, start: int, end: int, size: int)
     return begin, _next_sync(read_at, header, end, size, size)
 
 
-def _next_sync(read_at: ReadAt, header: Header, position: int, limit: int, size: int) -> int:
+def _next_sync(read_at: ReadAt, header: SequenceHeader, position: int, limit: int, size: int) -> int:
     """Return the first sync point at or after ``position``, or ``limit`` if none is below it."""
     if position <= header.end:
         return min(header.end, limit)
@@ -246,10 +244,7 @@ def _next_sync(read_at: ReadAt, header: Header, position: int, limit: int, size:
     return limit
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def decode_records(raw: U8, header: Header, base: int, name: str, bytes_max: int = RECORDS_BYTES_MAX) -> Block:
+def decode_records(raw: U8, header: SequenceHeader, base: int, name: str, bytes_max: int = RECORDS_BYTES_MAX) -> Block:
     """Decode groups of records, as :func:`sync_range` delimits them.
 
     Args:
@@ -258,8 +253,8 @@ def decode_records(raw: U8, header: Header, base: int, name: str, bytes_max: int
         bytes_max: bound on the size of the decoded records, in bytes, with 16 for each.
 
     Returns:
-        A block of two binary columns: payloads of keys and of values, without what Hadoop puts before them. Integers are
-        left as they are stored: 4 or 8 bytes, big-endian.
+        A block of two binary columns: payloads of keys and of values, without what Hadoop puts before them. Integers
+        are left as they are stored: 4 or 8 bytes, big-endian.
 
     Raises:
         InputError: truncated, corrupt, or over the bound.
@@ -271,12 +266,14 @@ def decode_records(raw: U8, header: Header, base: int, name: str, bytes_max: int
 
 
 def read_sequence(path: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_MAX) -> Block:
-    """Read all records of a local file into one block of two columns, ``binary(0)`` the keys and ``binary(1)`` the values.
+    """Read all records of a local file into one block of two columns, ``binary(0)`` the keys and ``binary(1)`` the
+    values.
 
     Payloads are without what Hadoop puts before them; integers are left as they are stored, big-endian.
 
     Raises:
-        InputError: unreadable, no SequenceFile, truncated, corrupt, or over ``bytes_max`` bytes with 16 for each record.
+        InputError: unreadable, no SequenceFile, truncated, corrupt, or over ``bytes_max`` bytes with 16 for each
+        record.
     """
     import numpy as np
 
@@ -297,7 +294,7 @@ class _Chunk(NamedTuple):
     spans: tuple[tuple[int, int], ...]
 
 
-def _find_blocks(cursor: _Cursor, header: Header, bytes_max: int) -> list[_Chunk]:
+def _find_blocks(cursor: _Cursor, header: SequenceHeader, bytes_max: int) -> list[_Chunk]:
     chunks, total = [], 0
     while cursor.at < len(cursor.data):
         start = cursor.at
@@ -318,7 +315,7 @@ def _find_blocks(cursor: _Cursor, header: Header, bytes_max: int) -> list[_Chunk
     return chunks
 
 
-def _decode_blocks(cursor: _Cursor, header: Header, bytes_max: int) -> Block:
+def _decode_blocks(cursor: _Cursor, header: SequenceHeader, bytes_max: int) -> Block:
     import numpy as np
 
     from quoreduce.data.block import Block
@@ -350,9 +347,11 @@ _BUFFERS = ("lengths of keys", "keys", "lengths of values", "values")
 
 
 def _block_offsets(
-    cursor: _Cursor, header: Header, chunks: Sequence[_Chunk], buffer: int, form: int, bytes_max: int
+    cursor: _Cursor, header: SequenceHeader, chunks: Sequence[_Chunk], buffer: int, form: int, bytes_max: int
 ) -> tuple[I64, list[int]]:
-    """Offsets i64[n+1] of the payloads of all blocks, and the serialised size of each block, from its buffer of lengths."""
+    """Offsets i64[n+1] of the payloads of all blocks, and the serialised size of each block, from its buffer of
+    lengths.
+    """
     import numpy as np
 
     from quoreduce_kernels.sequence import BadItem, decode_vints, payload_offsets
@@ -397,7 +396,7 @@ def _inflate(cursor: _Cursor, start: int, size: int, wbits: int, bytes_max: int,
     return out
 
 
-def _decode_singles(cursor: _Cursor, raw: U8, header: Header, bytes_max: int) -> Block:
+def _decode_singles(cursor: _Cursor, raw: U8, header: SequenceHeader, bytes_max: int) -> Block:
     import numpy as np
 
     from quoreduce.data.block import Block
@@ -405,7 +404,11 @@ def _decode_singles(cursor: _Cursor, raw: U8, header: Header, bytes_max: int) ->
 
     rows, position, reason = walk_records(raw, np.frombuffer(header.sync, np.uint8))
     if reason:
-        reasons = {TORN: "a record is cut short", BAD_SYNC: "another sync marker", BAD_LENGTH: "a record of negative length"}
+        reasons = {
+            TORN: "a record is cut short",
+            BAD_SYNC: "another sync marker",
+            BAD_LENGTH: "a record of negative length",
+        }
         cursor.fail(reasons[reason], position)
     if raw.size + 16 * len(rows) > bytes_max:
         cursor.fail(_TOO_MUCH)
@@ -421,7 +424,9 @@ def _decode_singles(cursor: _Cursor, raw: U8, header: Header, bytes_max: int) ->
     return block
 
 
-def _inflate_values(cursor: _Cursor, header: Header, starts: I64, lengths: I64, bytes_max: int) -> tuple[U8, I64, I64]:
+def _inflate_values(
+    cursor: _Cursor, header: SequenceHeader, starts: I64, lengths: I64, bytes_max: int
+) -> tuple[U8, I64, I64]:
     """Decompress values one by one: (data, starts, lengths)."""
     import numpy as np
 
@@ -446,7 +451,9 @@ def _offsets(cursor: _Cursor, lengths: I64, form: int, where: I64) -> I64:
     return offsets
 
 
-def _place(cursor: _Cursor, block: Block, column: int, source: U8, starts: I64, form: int, wanted: I64, where: I64) -> None:
+def _place(
+    cursor: _Cursor, block: Block, column: int, source: U8, starts: I64, form: int, wanted: I64, where: I64
+) -> None:
     from quoreduce_kernels.sequence import BadItem, strip_at
 
     offsets, data = block.binary(column)
@@ -455,152 +462,3 @@ def _place(cursor: _Cursor, block: Block, column: int, source: U8, starts: I64, 
         strip_at(source, starts, form, offsets, data)
     except BadItem as error:
         cursor.fail(f"in the {'values' if column else 'keys'}, {error}", int(where[error.index]))
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def block_frame(sync: bytes, records: int, buffers: Sequence[bytes]) -> bytes:
-    """Return a block of ``records`` records from its four compressed buffers."""
-    return ESCAPE + sync + vint(records) + b"".join(vint(len(buffer)) + buffer for buffer in buffers)
-
-
-class SequenceWriter:
-    """Writes records as a SequenceFile to a function; the same records give the same bytes, however they are handed over.
-
-    Compressed bytes are those of this machine's zlib: replicas must have the same one.
-
-    Attributes:
-        records: written so far. nbytes: bytes given to ``write`` so far.
-    """
-
-    def __init__(
-        self, write: Callable[[bytes], object], seed: int, part: int = 0, *, key: str = "Text", value: str = "Text",
-        compression: Compression = "block", codec: str = "zlib", level: int = 1, block_bytes: int = BLOCK_BYTES_USUAL,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """Write the header.
-
-        Args:
-            write: is given the file's bytes, piece by piece. seed, part: give the sync marker (:func:`sync_marker`).
-            key, value: ``Text``, ``BytesWritable``, or ``IntWritable``, ``LongWritable``, ``NullWritable`` (4, 8, 0 bytes).
-            compression: ``block``, ``record`` or ``none``. codec: ``zlib`` or ``gzip``. level: zlib's, 0 to 9.
-            block_bytes: a block ends with the record that brings its keys and values to this size.
-            metadata: for the header.
-
-        Raises:
-            UsageError: anything that is not in these ranges.
-        """
-        if not 0 <= level <= 9 or block_bytes < 1:
-            raise UsageError(f"level {level} is not in 0..9, or a block of {block_bytes} bytes holds nothing")
-        self.records = 0
-        self.nbytes = 0
-        self._write = write
-        self._sync = sync_marker(seed, part)
-        header = file_header(self._sync, key, value, compression, codec, metadata)
-        self._forms = (CLASSES[key], CLASSES[value])
-        self._compression, self._wbits, self._level = compression, CODECS[CODEC_NAMES[codec]], level
-        self._block_bytes = block_bytes
-        self._buffers = tuple(bytearray() for _ in range(4))
-        self._pending = 0
-        self._synced = 0
-        self._closed = False
-        self._put(header)
-
-    def __enter__(self) -> SequenceWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-
-    def write(self, key: bytes, value: bytes) -> None:
-        """Append one record; raise ValueError if a payload does not fit its class."""
-        self._append(_serialise(key, self._forms[0]), _serialise(value, self._forms[1]))
-
-    def write_columns(self, key_offsets: I64, key_data: U8, value_offsets: I64, value_data: U8) -> None:
-        """Append n records: payloads as columns (offsets i64[n+1], data u8[...]), as a block's ``binary`` gives them."""
-        import numpy as np
-
-        from quoreduce_kernels.sequence import serialise
-
-        if key_offsets.size != value_offsets.size:
-            raise ValueError(f"{key_offsets.size - 1} keys and {value_offsets.size - 1} values")
-        keys, key_lengths = serialise(key_data, key_offsets, self._forms[0])
-        values, value_lengths = serialise(value_data, value_offsets, self._forms[1])
-        key_ends, value_ends = (np.concatenate(([0], np.cumsum(lengths))) for lengths in (key_lengths, value_lengths))
-        if self._compression == "block":
-            self._append_rows(keys, key_lengths, key_ends, values, value_lengths, value_ends)
-            return
-        for i in range(key_lengths.size):
-            key, value = keys[key_ends[i] : key_ends[i + 1]], values[value_ends[i] : value_ends[i + 1]]
-            self._append(key.tobytes(), value.tobytes())
-
-    def close(self) -> None:
-        """Write what is pending. Does not close anything else."""
-        if not self._closed:
-            self._end_block()
-        self._closed = True
-
-    def _put(self, data: bytes) -> None:
-        self._write(data)
-        self.nbytes += len(data)
-
-    def _append(self, key: bytes, value: bytes) -> None:
-        if self._compression != "block":
-            self._put_single(key, value)
-            return
-        for buffer, data in zip(self._buffers, (vint(len(key)), key, vint(len(value)), value), strict=True):
-            buffer += data
-        self._pending += 1
-        self.records += 1
-        if len(self._buffers[1]) + len(self._buffers[3]) >= self._block_bytes:
-            self._end_block()
-
-    def _append_rows(self, keys: U8, key_lengths: I64, key_ends: I64, values: U8, value_lengths: I64, value_ends: I64) -> None:
-        """Append serialised rows, cut into blocks where single records would be."""
-        from quoreduce_kernels.sequence import encode_vints
-
-        ends, first, count = key_ends + value_ends, 0, key_lengths.size
-        while first < count:
-            room = self._block_bytes - len(self._buffers[1]) - len(self._buffers[3])
-            last = min(int(ends[1:].searchsorted(ends[first] + room)) + 1, count)
-            pieces = (
-                encode_vints(key_lengths[first:last]), keys[key_ends[first] : key_ends[last]],
-                encode_vints(value_lengths[first:last]), values[value_ends[first] : value_ends[last]],
-            )  # fmt: skip
-            for buffer, piece in zip(self._buffers, pieces, strict=True):
-                buffer += piece.data
-            self._pending += last - first
-            self.records += last - first
-            first = last
-            if len(self._buffers[1]) + len(self._buffers[3]) >= self._block_bytes:
-                self._end_block()
-
-    def _put_single(self, key: bytes, value: bytes) -> None:
-        value = self._compress(value) if self._compression == "record" else value
-        if len(key) + len(value) > LENGTH_MAX:
-            raise ValueError(f"a record of {len(key) + len(value)} bytes does not fit a SequenceFile")
-        if self.nbytes >= self._synced + SYNC_INTERVAL:
-            self._put(ESCAPE + self._sync)
-            self._synced = self.nbytes
-        self._put(_TWO_I32.pack(len(key) + len(value), len(key)) + key + value)
-        self.records += 1
-
-    def _end_block(self) -> None:
-        if self._pending:
-            self._put(block_frame(self._sync, self._pending, [self._compress(buffer) for buffer in self._buffers]))
-            for buffer in self._buffers:
-                buffer.clear()
-            self._pending = 0
-
-    def _compress(self, data: bytes | bytearray) -> bytes:
-        stream = zlib.compressobj(self._level, zlib.DEFLATED, self._wbits)
-        return stream.compress(data) + stream.flush()
-
-
-def _serialise(payload: bytes, form: int) -> bytes:
-    if len(payload) > LENGTH_MAX - 5 or (form >= 0 and len(payload) != form):
-        raise ValueError(f"a value of {len(payload)} bytes does not fit its class")
-    prefix = vint(len(payload)) if form == TEXT else _I32.pack(len(payload)) if form == BYTES else b""
-    return prefix + payload

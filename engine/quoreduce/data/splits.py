@@ -43,8 +43,8 @@ class Split(msgspec.Struct, frozen=True, omit_defaults=True):
     """A range of an input whose records one map task reads; it is sent to workers.
 
     ``path`` is an absolute path, or a URI if ``uri``; ``start`` and ``length`` are in bytes of the file as stored;
-    ``size`` is the file's size in bytes when the job was planned, and ``identity`` which file it was; ``index`` counts the splits
-    of the job.
+    ``size`` is the file's size in bytes when the job was planned, and ``identity`` which file it was; ``index`` counts
+    the splits of the job.
     """
 
     path: str
@@ -64,9 +64,6 @@ class _Member(NamedTuple):
     identity: Identity | None = None
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
-
-
 def plan_splits(inputs: Sequence[str], fmt: RecordFormat, split_bytes: int) -> tuple[Split, ...]:
     """Find the files of ``inputs`` and cut them into splits.
 
@@ -76,10 +73,11 @@ def plan_splits(inputs: Sequence[str], fmt: RecordFormat, split_bytes: int) -> t
         split_bytes: length of a split in bytes, >= 1; the last of a file may be shorter.
 
     Returns:
-        The splits, ``index`` running from 0. Empty files give none, but for ``sequence``, where they are an error.
+        The splits, ``index`` running from 0. Empty files give no split; with ``sequence`` they are an error.
 
     Raises:
-        InputError: something is missing, unreadable, not a regular file or of the wrong size; no SequenceFile where there
+        InputError: something is missing, unreadable, not a regular file or of the wrong size; no SequenceFile where
+        there
             should be one; over SPLITS_MAX splits.
         UsageError: no inputs, or ``split_bytes`` below 1.
     """
@@ -246,9 +244,6 @@ def reason(error: BaseException) -> str:
     return " ".join(str(text).split())
 
 
-# --- URIs -------------------------------------------------------------------------------------------------------------
-
-
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """Return (pyarrow filesystem, path in it) for ``uri``.
 
@@ -312,7 +307,9 @@ def _uri_directory(uri: str, filesystem: Any, path: str, pattern: str) -> list[_
 
 
 def identities(filesystem: Any, infos: Sequence[Any]) -> list[Identity]:
-    """The identities of remote files. To learn an object's version takes a request for each: some are under way at a time."""
+    """The identities of remote files. To learn an object's version takes a request for each: some are under way at a
+    time.
+    """
 
     def tag(info: Any) -> str:
         with filesystem.open_input_file(info.path) as file:
@@ -330,9 +327,6 @@ def _with_path(uri: str, path: str) -> str:
     """Return ``uri`` with another (already quoted) path; user, host and query stay."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{parts.query}" if parts.query else "")
-
-
-# --- what has become of the files since ----------------------------------------------------------------------------------
 
 
 def check_unchanged(splits: Sequence[Split]) -> None:
@@ -357,7 +351,7 @@ def check_unchanged(splits: Sequence[Split]) -> None:
 
 
 def change(split: Split, size: int, now: Identity) -> str:
-    """What has changed since the job was planned, in words, or ""."""
+    """The change since the job was planned, in words, or ""."""
     if size != split.size:
         return f"{split.size} bytes at first, now {size}"
     return identity.change(split.identity, now) if split.identity is not None else ""
@@ -369,13 +363,17 @@ def changed(split: Split, why: str) -> InputError:
 
 
 def some(chunk: bytes, path: str) -> bytes:
-    """Return what was read of a file; InputError if that is nothing, where there was something when the job was planned."""
+    """Return what was read of a file; InputError if that is nothing, where there was something when the job was
+    planned.
+    """
     if not chunk:
         raise InputError(f"{public_name(path)} became shorter while the job ran; run the job again")
     return chunk
 
 
 def unreadable(path: str, error: BaseException) -> InputError | HostError:
-    """That a file cannot be opened or read; that it is for want of memory or file numbers says nothing about the file."""
+    """That a file cannot be opened or read; that it is for want of memory or file numbers says nothing about the
+    file.
+    """
     host = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return (HostError if host else InputError)(f"cannot read {public_name(path)}: {reason(error)}")

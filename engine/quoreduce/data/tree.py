@@ -1,15 +1,19 @@
-"""The tree inside BLAKE3: the values of its nodes, and the way down to the first 1 KiB chunk in which two copies differ.
+"""The tree inside BLAKE3: the values of its nodes, and the way down to the first 1 KiB chunk in which two copies
+differ.
 
-BLAKE3 cuts its input into chunks of 1024 bytes. The chaining values (CVs) of the chunks are the leaves of a binary tree; a parent
-is the compression of its two children, and the root, compressed with a flag of its own, is the digest (BLAKE3 specification,
-section 2). A *node of level L* stands for 2**L chunks from a multiple of 2**L on, or for as many as there are. Nodes are u32[n,
-8], in order; where an odd one is left over it is its own parent, which gives BLAKE3's tree: the left half is a power of two.
+BLAKE3 cuts its input into chunks of 1024 bytes. The chaining values (CVs) of the chunks are the leaves of a binary
+tree; a parent is the compression of its two children, and the root, compressed with a flag of its own, is the digest
+(BLAKE3 specification, section 2). A *node of level L* stands for 2**L chunks from a multiple of 2**L on, or for as many
+as there are. Nodes are u32[n, 8], in order; where an odd one is left over it is its own parent, which gives BLAKE3's
+tree: the left half is a power of two.
 
-:func:`first_difference` compares two copies that lie anywhere: it asks for some dozen nodes, takes the first that differs, asks
-for the nodes under it, and so on down to a chunk. What it is told must lead to the digest that was claimed for the copy, at every
-step, or :class:`Astray` is raised: whoever answers cannot send it to a place where there is no difference.
+:func:`first_difference` compares two copies that lie anywhere: it asks for some dozen nodes, takes the first that
+differs, asks for the nodes under it, and so on down to a chunk. What it is told must lead to the digest that was
+claimed for the copy, at every step, or :class:`TreeMismatch` is raised: whoever answers cannot send it to a place where
+there is no difference.
 
-In numpy, over all chunks of a batch at once: far slower than a kernel, and fast enough for what happens only after a fault.
+In numpy, over all chunks of a batch at once: far slower than a kernel, and fast enough for what happens only after a
+fault.
 """
 
 from __future__ import annotations
@@ -37,11 +41,8 @@ _PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 _CHUNK_START, _CHUNK_END, _PARENT, _ROOT = 1, 2, 4, 8
 
 
-class Astray(QuoreduceError):
-    """What a holder says of its copy does not lead to the digest that was claimed for it."""
-
-
-# ---- nodes
+class TreeMismatch(QuoreduceError):
+    """The nodes that a holder gives for its copy do not lead to the digest that was claimed for it."""
 
 
 _TURNED = ([1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2])
@@ -108,7 +109,9 @@ def _short_chunk(data: U8, number: int) -> U32:
         words = np.zeros(64, np.uint8)
         words[: block.size] = block
         flags = (_CHUNK_START if i == 0 else 0) | (_CHUNK_END if i == blocks - 1 else 0)
-        cv = _compress(cv, words.view("<u4").astype(np.uint32)[:, None], np.array([number], np.uint64), block.size, flags)
+        cv = _compress(
+            cv, words.view("<u4").astype(np.uint32)[:, None], np.array([number], np.uint64), block.size, flags
+        )
     return cv.T
 
 
@@ -116,7 +119,9 @@ def chunks(data: U8, first: int) -> U32:
     """Return the CVs, u32[n, 8], of the chunks of ``data``, which begins at chunk number ``first`` of the whole."""
     whole = data.size // CHUNK_BYTES
     found = [
-        _whole_chunks(np.ascontiguousarray(data[i * CHUNK_BYTES : min(i + BATCH_CHUNKS, whole) * CHUNK_BYTES]), first + i)
+        _whole_chunks(
+            np.ascontiguousarray(data[i * CHUNK_BYTES : min(i + BATCH_CHUNKS, whole) * CHUNK_BYTES]), first + i
+        )
         for i in range(0, whole, BATCH_CHUNKS)
     ]
     if data.size % CHUNK_BYTES or data.size == 0:
@@ -131,7 +136,9 @@ def _parents(values: U32, flags: int = _PARENT) -> U32:
 
 
 def lift(values: U32, levels: int) -> U32:
-    """Return the nodes that are ``levels`` levels above all the nodes of a level, u32[n, 8]; never the root's digest."""
+    """Return the nodes that are ``levels`` levels above all the nodes of a level, u32[n, 8]; never the root's
+    digest.
+    """
     for _ in range(levels):
         if values.shape[0] < 2:
             break
@@ -158,13 +165,10 @@ def encode(values: U32) -> bytes:
 
 
 def decode(raw: bytes) -> U32:
-    """What :func:`encode` gave; raise Astray for bytes that are no nodes."""
+    """The nodes that :func:`encode` encoded. Raises TreeMismatch if malformed."""
     if len(raw) % 32:
-        raise Astray(f"{len(raw)} bytes are no nodes of a tree")
+        raise TreeMismatch(f"{len(raw)} bytes are no nodes of a tree")
     return np.frombuffer(raw, "<u4").astype(np.uint32).reshape(-1, 8)
-
-
-# ---- the way down
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,8 @@ class Copy:
 
     Attributes:
         nbytes: its size. digest: BLAKE3 of its bytes, as it was claimed; None: nothing to hold the answers against.
-        nodes: ``nodes(first, count, level)`` gives those of the chunks ``first`` to ``first + count``. read: ``read(offset,
+        nodes: ``nodes(first, count, level)`` gives those of the chunks ``first`` to ``first + count``. read:
+        ``read(offset,
             nbytes)``.
     """
 
@@ -190,7 +195,9 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """The first byte that differs: its ``offset``, and the bytes that both copies have in its chunk, from ``start`` on."""
+    """The first byte that differs: its ``offset``, and the bytes that both copies have in its chunk, from ``start``
+    on.
+    """
 
     offset: int
     start: int
@@ -204,7 +211,9 @@ class Differing:
 
 
 def first_difference(one: Copy, two: Copy) -> Differing | None:
-    """Return where two copies first differ, or None if they are equal; raise Astray if their holders' answers do not add up."""
+    """Return where two copies first differ, or None if they are equal; raise TreeMismatch if their holders' answers do
+    not add up.
+    """
     tops = [_top(copy) for copy in (one, two)]
     level = max(own for own, _ in tops)
     pair = [lift(values, level - own) for own, values in tops]
@@ -221,18 +230,20 @@ def first_difference(one: Copy, two: Copy) -> Differing | None:
 
 
 def _top(copy: Copy) -> tuple[int, U32]:
-    """The lowest level with 2**FAN_LEVELS nodes or fewer, and these: they lead to the digest, or one chunk's bytes do."""
+    """The lowest level with 2**FAN_LEVELS nodes or fewer, and these: they lead to the digest, or one chunk's bytes
+    do.
+    """
     level = max(0, (copy.chunks - 1).bit_length() - FAN_LEVELS)
     values = _asked(copy, 0, copy.chunks, level)
     if copy.digest is not None and copy.chunks > 1 and root(values) != copy.digest:
-        raise Astray("the top of a tree does not lead to its digest")
+        raise TreeMismatch("the top of a tree does not lead to its digest")
     return level, values
 
 
 def _asked(copy: Copy, first: int, count: int, level: int) -> U32:
     values = copy.nodes(first, count, level)
     if values.shape[0] != -(-count >> level):
-        raise Astray(f"{values.shape[0]} nodes came for {count} chunks at level {level}")
+        raise TreeMismatch(f"{values.shape[0]} nodes came for {count} chunks at level {level}")
     return values
 
 
@@ -250,7 +261,7 @@ def _under(copy: Copy, parent: U32 | None, first: int, level: int, below: int) -
         return np.empty((0, 8), np.uint32)
     values = _asked(copy, first, min(1 << level, copy.chunks - first), below)
     if not np.array_equal(lift(values, level - below)[0], parent):
-        raise Astray("nodes do not lead to their parent")
+        raise TreeMismatch("nodes do not lead to their parent")
     return values
 
 
@@ -261,9 +272,9 @@ def _in_chunk(number: int, copies: tuple[Copy, Copy], leaves: list[U32 | None]) 
     for copy, leaf in zip(copies, leaves, strict=True):
         raw = copy.read(start, max(0, min(CHUNK_BYTES, copy.nbytes - start)))
         if leaf is not None and not np.array_equal(chunks(np.frombuffer(raw, np.uint8), number)[0], leaf):
-            raise Astray("the bytes of a chunk are not those of its leaf")
+            raise TreeMismatch("the bytes of a chunk are not those of its leaf")
         if copy.digest is not None and copy.chunks == 1 and leaf is not None and blake3(raw).digest() != copy.digest:
-            raise Astray("the bytes of a copy are not those of its digest")
+            raise TreeMismatch("the bytes of a copy are not those of its digest")
         found.append(raw)
     return _differing(start, *found)
 

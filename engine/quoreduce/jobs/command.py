@@ -1,9 +1,9 @@
 """A command of the user's as part of a job: fed and read over pipes, bounded in time, output and what it may say.
 
-One loop serves all pipes without blocking on any of them, so neither a command that reads nothing, nor one that writes before
-it reads, nor one that floods its standard error can bring a worker to a halt. A command runs in a process group of its own,
-which is killed when the command ends, fails, or takes too long. Should the worker itself be killed, a guard kills the group:
-a shell that waits for the end of a pipe which only the worker holds open.
+One loop serves all pipes without blocking on any of them, so neither a command that reads nothing, nor one that writes
+before it reads, nor one that floods its standard error can bring a worker to a halt. A command runs in a process group
+of its own, which is killed when the command ends, fails, or takes too long. Should the worker itself be killed, a guard
+kills the group: a shell that waits for the end of a pipe which only the worker holds open.
 
 What goes wrong is a ValueError. Its first line, on which replicas vote, is a function of the command's doing alone; the
 second line, which is not voted on, is the last that the command wrote to its standard error.
@@ -35,17 +35,22 @@ COMMAND_CHARS_MAX = 200
 F_SETPIPE_SZ = 1031
 TICK_S = 60.0
 _GUARD = 'read -r group && { read -r done || kill -s KILL -- "-$group"; }'
-_NOT_FOR_COMMANDS = ("PYTHONPATH", "NUMBA_CACHE_DIR", "QUOREDUCE_CACHE", "QUOREDUCE_KERNELS")  # those of our own interpreter
+_NOT_FOR_COMMANDS = (
+    "PYTHONPATH",
+    "NUMBA_CACHE_DIR",
+    "QUOREDUCE_CACHE",
+    "QUOREDUCE_KERNELS",
+)  # those of our own interpreter
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run, and within which bounds.
+    """A command to run, and its bounds.
 
     Attributes:
-        role: what it is called in messages. text: as the user wrote it. shell: run it with ``sh -c``; else it is split into
-        words as a shell would, and started without one. folder: where it runs. timeout_s: seconds it may take for one task.
-        output_bytes_max: bytes it may write for one task.
+        role: what it is called in messages. text: as the user wrote it. shell: run it with ``sh -c``; else it is split
+        into words as a shell would, and started without one. folder: where it runs. timeout_s: seconds it may take for
+        one task. output_bytes_max: bytes it may write for one task.
     """
 
     role: str
@@ -88,11 +93,11 @@ def run_command(command: Command, feed: Iterator[memoryview], sink: Sink) -> Non
         ValueError: it cannot be started, ended with another exit code than 0, was killed, took or wrote too much.
         HostError: the machine has no room for another process.
     """
-    with _Running(command, feed, sink) as running:
+    with _RunningCommand(command, feed, sink) as running:
         running.serve()
 
 
-class _Running:
+class _RunningCommand:
     """A running command, its pipes and its guard."""
 
     def __init__(self, command: Command, feed: Iterator[memoryview], sink: Sink) -> None:
@@ -105,7 +110,7 @@ class _Running:
         self._deadline = time.monotonic() + command.timeout_s
         self._ended = False
 
-    def __enter__(self) -> _Running:
+    def __enter__(self) -> _RunningCommand:
         with contextlib.ExitStack() as stack:
             self._selector = stack.enter_context(selectors.DefaultSelector())
             guard = _guard()
@@ -119,7 +124,9 @@ class _Running:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -135,7 +142,9 @@ class _Running:
 
     def serve(self) -> None:
         """Serve all pipes until the command has ended and its standard output too."""
-        stdin, stdout, stderr = (_prepared(s) for s in (self._process.stdin, self._process.stdout, self._process.stderr))
+        stdin, stdout, stderr = (
+            _prepared(s) for s in (self._process.stdin, self._process.stdout, self._process.stderr)
+        )
         self._selector.register(stdin, selectors.EVENT_WRITE, self._write)
         self._selector.register(stdout, selectors.EVENT_READ, self._read)
         self._selector.register(stderr, selectors.EVENT_READ, self._listen)
@@ -158,7 +167,7 @@ class _Running:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            pass  # it reads no more: whether that is well is said by its exit code
+            pass  # it reads no more: its exit code tells whether that is an error
         self._selector.unregister(fd)
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -172,7 +181,9 @@ class _Running:
             return
         self._written += count
         if self._written > self._command.output_bytes_max:
-            raise self._command.error(f"wrote more than {self._command.output_bytes_max} bytes for one task", self._stderr)
+            raise self._command.error(
+                f"wrote more than {self._command.output_bytes_max} bytes for one task", self._stderr
+            )
         self._sink.advance(count)
 
     def _listen(self, fd: int) -> None:
@@ -203,8 +214,8 @@ class _Running:
 def _guard() -> subprocess.Popen[bytes]:
     """Start the process that outlives this one just long enough to kill the group whose number it is told."""
     return subprocess.Popen(
-        ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, bufsize=0,
-        env={}, start_new_session=True,
+        ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        bufsize=0, env={}, start_new_session=True,
     )  # fmt: skip
 
 

@@ -29,7 +29,9 @@ def find_job(name: str) -> Job:
         raise UsageError(f"{name}: name a job of that file, {name}:NAME; {_jobs_in(_load(name), '')}")
     if not colon or not place or not attribute:
         near = did_you_mean(name, (*BUILT_IN, "scan"))
-        raise UsageError(f"unknown job {name!r}{near or ':'} use {', '.join(BUILT_IN)}, scan, FILE.py:NAME or MODULE:NAME")
+        raise UsageError(
+            f"unknown job {name!r}{near or ':'} use {', '.join(BUILT_IN)}, scan, FILE.py:NAME or MODULE:NAME"
+        )
     module = _load(place)
     found = getattr(module, attribute, None)
     if isinstance(found, Job):

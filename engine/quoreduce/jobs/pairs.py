@@ -1,11 +1,11 @@
-"""What jobs over records with a key and a value of any length share: rows in, partitions between, sorted rows out.
+"""The common part of jobs over keys and values of any length: rows in, partitions between, sorted rows out.
 
-map:    rows_of(data) -> rows, of which a job may take some -> partitioned(rows, ctx): R blocks (key: binary, value: binary),
-        by hash of the key, in the order of the rows
+map:    rows_of(data) -> rows, of which a job may take some
+        -> partitioned(rows, ctx): R blocks (key: binary, value: binary), by hash of the key, in the order of the rows
 reduce: sorted_rows(blocks) -> rows in the total order (key, map, record) -> write_rows(rows, ctx)
 
-Rows stand for records where these lie (``quoreduce_kernels.pairs``): records are copied twice in all, to their partition and
-to the output. A replica that stores nothing never makes its blocks: it digests them a chunk at a time.
+Rows stand for records where these lie (``quoreduce_kernels.pairs``): records are copied twice in all, to their
+partition and to the output. A replica that stores nothing never makes its blocks: it digests them a chunk at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
-from quoreduce.data.digest import Sealed
+from quoreduce.data.digest import SealedBlock
 from quoreduce.data.seal import CHUNK_BYTES, seal
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ TEXT_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
 
 
-class _Scratch(threading.local):
-    """What one worker keeps from task to task: memory that need not be touched for the first time again."""
+class _PairsScratch(threading.local):
+    """Memory that one worker keeps from task to task, so that its pages are first touched only once."""
 
     def __init__(self) -> None:
         from quoreduce_kernels import pairs  # here: the driver, which only declares the job, has no use for kernels
@@ -45,7 +45,7 @@ class _Scratch(threading.local):
         self.written = np.empty(0, np.uint8)  # by a command
 
 
-scratch = lru_cache(maxsize=1)(_Scratch)
+scratch = lru_cache(maxsize=1)(_PairsScratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,16 @@ class SortedRows:
 def rows_of(data: U8 | Block) -> Rows:
     """Return a split's records as rows: lines (``key TAB value``), or the block that the format ``sequence`` gives."""
     kernels = scratch().pairs
-    rows: Rows = kernels.columns([(*data.binary(0), *data.binary(1))]) if isinstance(data, Block) else kernels.lines(data)
+    rows: Rows = (
+        kernels.columns([(*data.binary(0), *data.binary(1))]) if isinstance(data, Block) else kernels.lines(data)
+    )
     return rows
 
 
-def partitioned(rows: Rows, ctx: Any) -> list[Block] | list[Sealed]:
-    """Return what a map returns for these rows: one block for each partition, or its digest if ``ctx`` stores nothing."""
+def partitioned(rows: Rows, ctx: Any) -> list[Block] | list[SealedBlock]:
+    """Return what a map returns for these rows: one block for each partition, or its digest if ``ctx`` stores
+    nothing.
+    """
     kernels = scratch().pairs
     ids, totals = kernels.partition(rows, ctx.reducers)
     if not ctx.store:
@@ -79,7 +83,7 @@ def partitioned(rows: Rows, ctx: Any) -> list[Block] | list[Sealed]:
     return blocks
 
 
-def _sealed(rows: Rows, ids: NDArray[np.uint16], totals: NDArray[np.int64], ctx: Any) -> list[Sealed]:
+def _sealed(rows: Rows, ids: NDArray[np.uint16], totals: NDArray[np.int64], ctx: Any) -> list[SealedBlock]:
     order = scratch().pairs.by_partition(ids, totals)
     sealed, low = [], 0
     for n, *sizes in totals.tolist():
@@ -99,7 +103,9 @@ def _buffers(rows: Rows, order: U64) -> Iterator[Iterator[U8]]:
 
 
 def sorted_rows(blocks: Sequence[Block], ctx: Any) -> SortedRows:
-    """Return the records of all blocks, which come in map order, sorted by (key, map, record); count the distinct keys."""
+    """Return the records of all blocks, which come in map order, sorted by (key, map, record); count the distinct
+    keys.
+    """
     kernels = scratch().pairs
     rows = kernels.columns([(*block.binary(0), *block.binary(1)) for block in blocks])
     order, groups = kernels.sort(rows)
@@ -113,7 +119,7 @@ def write_rows(rows: SortedRows, ctx: Any, output: Literal["text", "sequence"] =
         for text, records in scratch().pairs.text_chunks(rows.rows, rows.order, scratch().text):
             ctx.write(text, records)
         return
-    from quoreduce.data.sequencefile import SequenceWriter
+    from quoreduce.data.sequencewriter import SequenceWriter
 
     with SequenceWriter(lambda data: ctx.write(data, 0), ctx.seed) as writer:
         for columns in _batches(rows):

@@ -15,7 +15,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Context(Protocol):
-    """What is used of a map's context."""
+    """The part of a map's context that is used here."""
 
     reducers: int
 
@@ -24,14 +24,18 @@ class Context(Protocol):
 
 
 def spread(block: Block, partition: Callable[..., Any] | None, ctx: Context) -> list[Block]:
-    """Distribute the records of ``block`` to ``ctx.reducers`` new blocks, in order; ``partition(block, ctx)`` gives i64[n]."""
+    """Distribute the records of ``block`` to ``ctx.reducers`` new blocks, in order; ``partition(block, ctx)`` gives
+    i64[n].
+    """
     ids = np.asarray(partition(block, ctx) if partition is not None else hash_partition(block, ctx.reducers), np.int64)
     if ids.shape != (block.records,) or (ids.size and (ids.min() < 0 or ids.max() >= ctx.reducers)):
         raise ValueError(f"partition must give {block.records} numbers in 0..{ctx.reducers - 1}")
     order = np.argsort(ids, kind="stable")
     ends = np.cumsum(np.bincount(ids, minlength=ctx.reducers))
     rows = np.split(order, ends[:-1])
-    blocks = ctx.new_blocks(block.schema, [(r.size, [_data_bytes(block, c, r) for c in range(len(block.schema))]) for r in rows])
+    blocks = ctx.new_blocks(
+        block.schema, [(r.size, [_data_bytes(block, c, r) for c in range(len(block.schema))]) for r in rows]
+    )
     for target, picked in zip(blocks, rows, strict=True):
         for column in range(len(block.schema)):
             _copy_rows(block, target, column, picked)

@@ -1,8 +1,8 @@
 """Jobs in Python style, turned into block style: records in, ``key, value`` pairs between, text or records out.
 
-Between map and reduce a pair is a row of a block (key: binary, value: binary). A key is one tag byte and then its bytes, so
-that keys sort by type and value: ``b`` + bytes, ``i`` + 8 bytes big-endian of value + 2**63, ``s`` + UTF-8. A value is
-msgpack; NaNs are made one NaN.
+Between map and reduce a pair is a row of a block (key: binary, value: binary). A key is one tag byte and then its
+bytes, so that keys sort by type and value: ``b`` + bytes, ``i`` + 8 bytes big-endian of value + 2**63, ``s`` + UTF-8. A
+value is msgpack; NaNs are made one NaN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
-from quoreduce.data.sequencefile import SequenceWriter
+from quoreduce.data.sequencewriter import SequenceWriter
 from quoreduce.job import Job, record_width
 
 U8 = NDArray[np.uint8]
@@ -121,7 +121,9 @@ def _say(error: Exception) -> str:
 
 
 def records_of(data: U8 | Block, kind: str) -> Iterator[Any]:
-    """Yield the records in ``data``: lines without ``\\n`` or ``\\r\\n``, words, N bytes each, or a block's (key, value)."""
+    """Yield the records in ``data``: lines without ``\\n`` or ``\\r\\n``, words, N bytes each, or a block's (key,
+    value).
+    """
     if isinstance(data, Block):
         yield from _pairs(data)
         return
@@ -169,7 +171,9 @@ def decode_key(raw: bytes) -> bytes | str | int:
 
 
 def encode_value(value: Any) -> bytes:
-    """Encode a value as msgpack with one NaN; raise TypeError for what msgpack has not, and for sets (they have no order)."""
+    """Encode a value as msgpack with one NaN; raise TypeError for what msgpack has not, and for sets (they have no
+    order).
+    """
     if isinstance(value, (set, frozenset)):
         raise TypeError("a set has no order, so replicas would disagree: yield a sorted list")
     return _pack(_canonical(value))

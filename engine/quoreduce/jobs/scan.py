@@ -1,11 +1,12 @@
-"""The job ``scan``: the records, or lines, that begin with given bytes, in the order of the input (Hadoop's grep with ``^``).
+"""The job ``scan``: the records, or lines, that begin with given bytes, in the order of the input (Hadoop's grep with
+``^``).
 
 map:    find the records of the split that begin with the prefix, and copy them to one block, in order
 reduce: write the blocks, in the order of their maps
 
-Of M maps, map m feeds the partition m * R // M alone, so that part r holds what was found in a stretch of the input, and the
-parts in order hold everything in order, whatever R is. Records are of 100 bytes, as for ``sort``, or lines: these keep their
-ends (``\\r`` too), and a last line without a line feed is given one, as ``grep`` does.
+Of M maps, map m feeds the partition m * R // M alone, so that part r holds what was found in a stretch of the input,
+and the parts in order hold everything in order, for any R. Records are of 100 bytes, as for ``sort``, or lines:
+these keep their ends (``\\r`` too), and a last line without a line feed is given one, as ``grep`` does.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def scan_job(prefix: bytes, *, input: Literal["records", "lines"] = "records") -
     if input == "records":
         records = f"fixed:{RECORD_BYTES}"
         scan = RecordScan(prefix)
-        return Job.of_blocks("scan", map=scan.map, reduce=write_records, input=records, output=records, part_bytes=PART_BYTES)
+        return Job.of_blocks(
+            "scan", map=scan.map, reduce=write_records, input=records, output=records, part_bytes=PART_BYTES
+        )
     if input != "lines":
         raise UsageError(f"a scan's input is 'records' or 'lines', not {input!r}")
     if b"\n" in prefix:

@@ -21,7 +21,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block, Layout, parse_schema
-from quoreduce.data.digest import Sealed, as_u8
+from quoreduce.data.digest import SealedBlock, as_u8
 from quoreduce.job import Job
 
 U8 = NDArray[np.uint8]
@@ -50,7 +50,7 @@ def sample(splits: Sequence[Any], ctx: Any) -> bytes:
     return bytes(records.choose_splits(np.concatenate(keys), ctx.reducers).tobytes())
 
 
-def map_records(data: U8, ctx: Any) -> list[Block] | list[Sealed]:
+def map_records(data: U8, ctx: Any) -> list[Block] | list[SealedBlock]:
     """Partition the split's records u8[n * 100] by the agreed split keys."""
     splits = np.frombuffer(ctx.side, np.uint8).reshape(-1, KEY_BYTES)
     if splits.shape[0] != ctx.reducers - 1:
@@ -65,7 +65,7 @@ def map_records(data: U8, ctx: Any) -> list[Block] | list[Sealed]:
     return blocks
 
 
-def _sealed(data: U8, ids: NDArray[np.uint16], counts: NDArray[np.int64], key: bytes) -> list[Sealed]:
+def _sealed(data: U8, ids: NDArray[np.uint16], counts: NDArray[np.int64], key: bytes) -> list[SealedBlock]:
     """The digests that the blocks would have, from fingerprints alone (Digester.block is the definition)."""
     starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
     values = _scratch().fingerprint.fingerprint_scatter(data, ids, starts, key)
@@ -75,15 +75,18 @@ def _sealed(data: U8, ids: NDArray[np.uint16], counts: NDArray[np.int64], key: b
         layout = Layout.plan(columns, n, [n * RECORD_BYTES])
         digest = blake3(layout.header())
         digest.update(as_u8(values[starts[p] : starts[p + 1]]).data)
-        sealed.append(Sealed(digest.digest(), n, layout.total))
+        sealed.append(SealedBlock(digest.digest(), n, layout.total))
     return sealed
 
 
-class _Scratch(threading.local):
-    """What one worker keeps from reduce to reduce: memory that need not be touched for the first time again."""
+class _SortScratch(threading.local):
+    """Memory that one worker keeps from reduce to reduce, so that its pages are first touched only once."""
 
     def __init__(self) -> None:
-        from quoreduce_kernels import fingerprint, records  # here: the driver, which only declares the job, has no use for them
+        from quoreduce_kernels import (
+            fingerprint,
+            records,
+        )  # here: the driver, which only declares the job, has no use for them
 
         self.fingerprint = fingerprint
         self.records = records
@@ -98,7 +101,7 @@ class _Scratch(threading.local):
         return self._values[0][:n], self._values[1][:n]
 
 
-_scratch = lru_cache(maxsize=1)(_Scratch)
+_scratch = lru_cache(maxsize=1)(_SortScratch)
 
 
 def reduce_blocks(blocks: Sequence[Block], ctx: Any) -> None:

@@ -3,11 +3,11 @@ r"""Streaming, as Hadoop has it: the mapper and the reducer are commands that re
 map:    the split's lines go to the mapper; what it writes are lines ``key TAB value``, partitioned by hash of the key
 reduce: the partition's lines, sorted by (key, map, line), go to the reducer; what it writes is the output
 
-The key of a line is what stands before its first tab; a line without a tab is a key with an empty value, and reaches the
-reducer as ``key TAB``. Lines end with ``\n`` (``\r\n`` is read as that); a last line without it is given one. Every replica
-runs the commands, and their output is voted on like that of any job: they must be deterministic, and find their files and
-programs wherever they run. A command that fails, is killed, takes too long or writes too much fails the job, once f+1 domains
-say so.
+The key of a line is what stands before its first tab; a line without a tab is a key with an empty value, and reaches
+the reducer as ``key TAB``. Lines end with ``\n`` (``\r\n`` is read as that); a last line without it is given one. Every
+replica runs the commands, and their output is voted on like that of any job: they must be deterministic, and find their
+files and programs wherever they run. A command that fails, is killed, takes too long or writes too much fails the job,
+once f+1 domains say so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
-from quoreduce.data.digest import Sealed
+from quoreduce.data.digest import SealedBlock
 from quoreduce.errors import UsageError
 from quoreduce.job import Job
 from quoreduce.jobs.command import Command, run_command
@@ -49,9 +49,11 @@ def stream_job(
     """Make a job of two commands.
 
     Args:
-        mapper: command that reads the lines of a split. reducer: command that reads sorted lines ``key TAB value``.
+        mapper: command that reads the lines of a split.
+        reducer: command that reads sorted lines ``key TAB value``.
         shell: run them with ``sh -c``; else they are split into words as a shell would, and run without one.
-        name: of the job. timeout_s: seconds that a command may take over one task.
+        name: of the job.
+        timeout_s: seconds that a command may take over one task.
         output_bytes_max: bytes that a command may write for one task; a map's output is held in memory.
         input: ``lines``, or ``sequence``: the records of SequenceFiles as lines ``key TAB value``.
         folder: where the commands run; default: the current one, which must exist on every machine.
@@ -70,7 +72,9 @@ def stream_job(
 
 
 def deadline_s(timeout_s: float) -> float:
-    """Return the deadline of a worker whose command may take ``timeout_s``: the command fails before its worker is killed."""
+    """Return the deadline of a worker whose command may take ``timeout_s``: the command fails before its worker is
+    killed.
+    """
     return 1.5 * timeout_s + 30.0
 
 
@@ -90,7 +94,7 @@ class Streaming:
     mapper: Command
     reducer: Command
 
-    def map(self, data: U8 | Block, ctx: Any) -> list[Block] | list[Sealed]:
+    def map(self, data: U8 | Block, ctx: Any) -> list[Block] | list[SealedBlock]:
         """Run the mapper over a split, and partition what it wrote."""
         if isinstance(data, Block):
             rows = rows_of(data)

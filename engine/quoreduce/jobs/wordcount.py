@@ -23,8 +23,8 @@ from quoreduce.job import Job
 SCHEMA = ("binary", "u64")
 
 
-class _Scratch(threading.local):
-    """What one worker keeps from map to map: tables that need not be touched for the first time again."""
+class _WordsScratch(threading.local):
+    """Tables that one worker keeps from map to map, so that their pages are first touched only once."""
 
     def __init__(self) -> None:
         from quoreduce_kernels import words  # here: the driver, which only declares the job, has no use for kernels
@@ -33,7 +33,7 @@ class _Scratch(threading.local):
         self.counter = words.WordCounter()
 
 
-_scratch = lru_cache(maxsize=1)(_Scratch)
+_scratch = lru_cache(maxsize=1)(_WordsScratch)
 
 
 def map_words(data: NDArray[np.uint8], ctx: Any) -> list[Block]:

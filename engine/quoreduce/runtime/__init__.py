@@ -1,1 +1,1 @@
-"""The effects: workers, executors, the driver, clocks and files."""
+"""Sessions, and the executors that workers live in: this process, processes of this machine, actors of Ray."""

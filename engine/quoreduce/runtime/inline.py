@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from quoreduce.runtime.port import Arrival, WorkerInfo
-from quoreduce.runtime.store import create_session_folder
-from quoreduce.runtime.worker import Crash, Hang, Worker
+from quoreduce.protocol.port import Arrival, WorkerInfo
+from quoreduce.worker.store import create_session_folder
+from quoreduce.worker.worker import Crash, Hang, Worker
 
 
 class InlineExecutor:

@@ -1,7 +1,7 @@
 """Executor of pinned processes over sockets: one machine, starts at once. Also the main program of such a worker.
 
-A message is its length (u64, little-endian) and its bytes. A worker dies with its driver: a thread of it waits for the end of
-a pipe that only the driver holds open, and then deletes what the session stored.
+A message is its length (u64, little-endian) and its bytes. A worker dies with its driver: a thread of it waits for the
+end of a pipe that only the driver holds open, and then deletes what the session stored.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 
 from quoreduce import interrupts
 from quoreduce.errors import HostError
-from quoreduce.files import remove_session
-from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, worker_env
-from quoreduce.runtime.pressure import waited_s
-from quoreduce.runtime.store import create_session_folder, gone
-from quoreduce.runtime.wire import REPLY_BYTES_MAX
+from quoreduce.pressure import waited_s
+from quoreduce.protocol.port import Arrival, Domain, WorkerInfo, cores, worker_env
+from quoreduce.protocol.wire import REPLY_BYTES_MAX
+from quoreduce.scratch import remove_session
+from quoreduce.worker.store import create_session_folder, gone
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.worker import Worker
+    from quoreduce.worker.worker import Worker
 
 _LENGTH = struct.Struct("<Q")
 CRASH_STATUS = 13
@@ -82,7 +82,8 @@ class _Process:
 class LocalExecutor:
     """``workers`` processes on this machine, pinned to its cores in turn.
 
-    ``env``, ``folder``, ``pins``: variables over those that workers have, their current directory, their cores (for rehearsals).
+    ``env``, ``folder``, ``pins``: variables over those that workers have, their current directory, their cores (for
+    rehearsals).
     """
 
     def __init__(
@@ -225,11 +226,10 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(os.path.abspath(entry) if not entry or os.path.exists(entry) else entry for entry in sys.path)
+    path = os.pathsep.join(
+        os.path.abspath(entry) if not entry or os.path.exists(entry) else entry for entry in sys.path
+    )
     return {**os.environ, **worker_env(), "PYTHONPATH": path}
-
-
-# ---- the worker's side
 
 
 def _receive(link: socket.socket, size: int) -> bytes:
@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
     name, folder, core, link_fd, life = argv[0], Path(argv[1]), int(argv[2]), int(argv[3]), int(argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_driver, args=(life, folder), daemon=True).start()
-    from quoreduce.runtime.worker import Worker, own_numba_cache, pinned
+    from quoreduce.worker.worker import Worker, own_numba_cache, pinned
 
     pinned(core)
     link = socket.socket(fileno=link_fd)
@@ -272,7 +272,7 @@ def main(argv: list[str]) -> None:
 
 
 def _serve(link: socket.socket, worker: Worker) -> None:
-    from quoreduce.runtime.worker import Crash, Hang
+    from quoreduce.worker.worker import Crash, Hang
 
     while True:
         (size,) = _LENGTH.unpack(_receive(link, _LENGTH.size))

@@ -1,20 +1,19 @@
-"""Executor of Ray actors: a cluster, or this machine if no address is given. The only module that imports Ray.
+"""Executor of Ray actors: a cluster, or this machine if no address is given.
 
 Ray starts actors where it is told (``NodeAffinity(soft=False)``), moves requests, replies and blocks between nodes, and
-reports deaths. It retries and restarts nothing: the tracker decides. Replies are bytes, which Ray hands over as they are.
+reports deaths. It retries and restarts nothing: the tracker decides. Replies are bytes, which Ray hands over as they
+are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +21,14 @@ from typing import Any
 
 from quoreduce import interrupts
 from quoreduce.errors import HostError, UsageError
-from quoreduce.files import NAME_CHARS, Hold, make_folder, sweep
+from quoreduce.files import Hold
 from quoreduce.machine import our_path
-from quoreduce.runtime import reach, wire
-from quoreduce.runtime.options import Place
-from quoreduce.runtime.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
+from quoreduce.protocol import wire
+from quoreduce.protocol.options import Place
+from quoreduce.protocol.port import Arrival, Domain, WorkerInfo, cores, cpu_type, worker_env
+from quoreduce.runtime import reach
+from quoreduce.runtime.connecting import LOCAL, connect
+from quoreduce.scratch import NAME_CHARS, make_folder, sweep
 
 START_TIMEOUT_S = 180.0
 ANSWER_S = 1.0  # for an actor that may have started in time
@@ -36,25 +38,21 @@ NODE_CHECK_S = 1.0
 TIDY_S = 5.0
 RAY_FOLDER_CHARS_MAX = 40  # a socket's name has 107 characters at most, of which Ray uses 66
 SHORT_ROOT = Path("/tmp")  # where TMPDIR is too long
-OBJECT_STORE_BYTES = 512 << 20
 RACK_LABELS = ("quoreduce.io/rack", "rack")
 CRASH_STATUS = 13
-LOCAL = "local"  # the address that means: start one here
-
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray's uv hook can hang workers
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 class RayWorker:
-    """The actor: one :class:`quoreduce.runtime.worker.Worker`, which other nodes may ask for blocks meanwhile."""
+    """The actor: one :class:`quoreduce.worker.worker.Worker`, which other nodes may ask for blocks meanwhile."""
 
-    def __init__(self, name: str, node: str, store: str | None, number: int | None, namespace: str, swept: bool) -> None:
+    def __init__(
+        self, name: str, node: str, store: str | None, number: int | None, namespace: str, swept: bool
+    ) -> None:
         import ray
 
-        from quoreduce.runtime.compile import use_kernels
-        from quoreduce.runtime.store import join_session_folder
-        from quoreduce.runtime.worker import Worker, own_numba_cache
+        from quoreduce.protocol.compile import use_kernels
+        from quoreduce.worker.store import join_session_folder
+        from quoreduce.worker.worker import Worker, own_numba_cache
 
         self._ray = ray
         self._namespace = namespace
@@ -76,7 +74,7 @@ class RayWorker:
 
     def handle(self, raw: bytes) -> bytes | None:
         """Execute a request."""
-        from quoreduce.runtime.worker import Crash, Hang
+        from quoreduce.worker.worker import Crash, Hang
 
         self._pin()
         try:
@@ -105,7 +103,7 @@ class RayWorker:
             os.sched_setaffinity(thread, {self._core})
             self._pinned.add(thread)
 
-    def _fetch(self, stored: wire.Stored) -> bytes:
+    def _fetch(self, stored: wire.StoredCopy) -> bytes:
         try:
             peer = self._peers.get(stored.worker)
             if peer is None:
@@ -140,7 +138,7 @@ _CONNECTION = _Connection()
 
 
 def _forked() -> None:
-    """The connection, and what it is to end with, are the parent's."""
+    """In a forked process: the connection, and the duty to end it, are the parent's."""
     global _CONNECTION
     ray = sys.modules.get("ray")
     connected = _CONNECTION.users > 0 or (ray is not None and ray.is_initialized())
@@ -160,6 +158,7 @@ class RayExecutor:
         self._ray: Any = None
         self._owned = False
         self._namespace = f"quoreduce-{secrets.token_hex(8)}"
+        self._starting: list[Any] = []  # handles of actors that have not answered yet
         self._actors: dict[str, _Actor] = {}
         self._dead: dict[str, _Actor] = {}
         self._calls: dict[Any, str] = {}
@@ -178,7 +177,9 @@ class RayExecutor:
         nodes = self._alive_nodes()
         if not nodes:
             raise HostError("the Ray cluster has no live node")
-        self._hosts = {node["NodeID"]: str(node.get("NodeManagerHostname") or node["NodeManagerAddress"]) for node in nodes}
+        self._hosts = {
+            node["NodeID"]: str(node.get("NodeManagerHostname") or node["NodeManagerAddress"]) for node in nodes
+        }
         self._domain = self._place.domain or ("core" if len(nodes) == 1 else "node")
         if self._domain == "rack":
             self._racks = {node["NodeID"]: _rack(node) for node in nodes}
@@ -210,13 +211,14 @@ class RayExecutor:
             name=name, namespace=self._namespace, runtime_env={"env_vars": environment},
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         ).remote(name, node_id, self._place.store, pinned, self._namespace, self._swept)  # fmt: skip
+        self._starting.append(handle)
         domain = {
             "core": f"{node_id[:8]}/core{number}", "worker": f"worker{index}", "node": f"node-{node_id[:8]}",
         }.get(self._domain) or self._racks[node_id]  # fmt: skip
         return _Actor(handle, WorkerInfo(name, domain, node_id), node_id, number)
 
     def _settled(self, actor: _Actor, end: float) -> _Actor:
-        """Wait until the actor lives, or another in its place: a request that Ray has lost is no reason to lose a domain."""
+        """Wait until the actor is alive, or another in its place: Ray may lose a request to start it."""
         for _ in range(STARTS_MAX - 1):
             try:
                 return self._settle(actor, end)
@@ -235,6 +237,7 @@ class RayExecutor:
             said = self._ray.get(actor.handle.info.remote(), timeout=left_s).decode().split(maxsplit=2)
         except self._ray.exceptions.RayError as error:
             raise HostError(f"a Ray actor did not start: {str(error).strip().splitlines()[0]}") from error
+        self._starting = [handle for handle in self._starting if handle is not actor.handle]
         info, pid, core, cpu = actor.info, int(said[0]), int(said[1]), said[2]
         domain = f"{actor.node_id[:8]}/core{core}" if self._domain == "core" else info.domain
         host = self._hosts.get(actor.node_id, actor.node_id)
@@ -274,13 +277,15 @@ class RayExecutor:
         return [Arrival(worker, raw)] if isinstance(raw, bytes) else self._bury(worker)
 
     def _bury(self, worker: str) -> list[Arrival]:
-        """The actor is dead, or is made so; its blocks can be read as long as its node lives."""
+        """Make sure that an actor is dead. Its blocks can be read as long as its node is alive."""
         actor = self._actors.pop(worker)
         self._dead[worker] = actor
         self._calls = {call: name for call, name in self._calls.items() if name != worker}
         with contextlib.suppress(Exception):
             self._ray.kill(actor.handle, no_restart=True)
-        return [Arrival(worker, None, blocks_lost=actor.node_id not in {node["NodeID"] for node in self._alive_nodes()})]
+        return [
+            Arrival(worker, None, blocks_lost=actor.node_id not in {node["NodeID"] for node in self._alive_nodes()})
+        ]
 
     def _check_nodes(self) -> None:
         """A call to an actor on a lost node may never fail: look at the nodes themselves now and then."""
@@ -319,20 +324,22 @@ class RayExecutor:
                 _leave()
 
     def _end_actors(self) -> None:
+        """End all actors, also those that are still starting: they may have made their folder already."""
+        handles = [*self._starting, *(actor.handle for actor in self._actors.values())]
         with contextlib.suppress(Exception):
-            calls = [actor.handle.tidy.remote() for actor in self._actors.values()]
+            calls = [handle.tidy.remote() for handle in handles]
             self._ray.wait(calls, num_returns=len(calls), timeout=TIDY_S)
-        for actor in self._actors.values():
+        for handle in handles:
             with contextlib.suppress(Exception):
-                self._ray.kill(actor.handle, no_restart=True)
+                self._ray.kill(handle, no_restart=True)
+        self._starting.clear()
         self._actors.clear()
 
 
-# ---- the connection to Ray, one for the whole process
-
-
 def _join(address: str, namespace: str, swept: bool) -> bool:
-    """Connect this process to Ray, unless it is; return whether it is ours to end (with :func:`_leave`)."""
+    """Connect this process to Ray if it is not connected; return whether we must end the connection (with
+    :func:`_leave`).
+    """
     with _CONNECTION.lock:
         if _CONNECTION.forked:
             raise UsageError("this process was forked from one that uses Ray, and cannot: spawn it, or use on='local'")
@@ -355,7 +362,7 @@ def _join(address: str, namespace: str, swept: bool) -> bool:
 
 
 def _leave() -> None:
-    """Disconnect from Ray, or stop it if it was started here, if no other session of this process uses it."""
+    """If no other session of this process uses Ray, disconnect, or stop the Ray that was started here."""
     with _CONNECTION.lock:
         _CONNECTION.users -= 1
         if _CONNECTION.users == 0:
@@ -380,45 +387,10 @@ def _start_one(namespace: str, swept: bool) -> None:
 
 
 def _remove_folder() -> None:
+    """Delete the folder of a Ray of our own that has ended; what of it still runs is ended."""
     if _CONNECTION.folder is not None:
         _CONNECTION.folder.remove()
         _CONNECTION.folder = None
-
-
-def connect(address: str, namespace: str | None = None, folder: Hold | None = None) -> None:
-    """Connect to Ray, or start one here (LOCAL), with its files in ``folder``; if this fails nothing is left. HostError."""
-    import ray
-
-    settings: dict[str, Any] = {
-        "address": address, "namespace": namespace, "logging_level": logging.ERROR, "log_to_driver": False,
-    }  # fmt: skip
-    if address == LOCAL:
-        settings |= {"num_cpus": len(cores()), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        settings |= {"_temp_dir": str(folder.path)} if folder else {}
-    try:
-        with _quiet(), _own_signals():
-            ray.init(**settings)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "a local Ray" if address == LOCAL else f"Ray at {address}"
-        raise HostError(f"cannot use {where}: {reason}; use --on local") from error
-    except BaseException:  # Ctrl-C
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        raise
-    _mute()
-
-
-def found_address() -> str:
-    """The address of the Ray that ``auto`` stands for; HostError if there is none."""
-    from ray._private.services import canonicalize_bootstrap_address_or_die
-
-    try:
-        return str(canonicalize_bootstrap_address_or_die("auto"))
-    except ConnectionError as error:
-        raise HostError("there is no Ray on this machine, or more than one") from error
 
 
 def _with_io_group(cls: type[RayWorker]) -> type[RayWorker]:
@@ -449,41 +421,14 @@ def _rack(node: dict[str, Any]) -> str:
 
 
 def _folder_for_ray() -> Hold | None:
-    """A folder for sockets and logs of a Ray of our own; None if every path is too long for sockets: then Ray chooses."""
+    """A folder for sockets and logs of a Ray of our own; None, so that Ray chooses, if every path is too long for
+    sockets.
+    """
     for root in (Path(tempfile.gettempdir()), SHORT_ROOT):
-        if len(str(our_path(root) / "ray-")) + NAME_CHARS <= RAY_FOLDER_CHARS_MAX and os.access(root, os.W_OK | os.X_OK):
-            return make_folder(root, "ray")
+        if len(str(our_path(root) / "ray-")) + NAME_CHARS <= RAY_FOLDER_CHARS_MAX and os.access(
+            root, os.W_OK | os.X_OK
+        ):
+            hold = make_folder(root, "ray")
+            hold.shared = True
+            return hold
     return None
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray has handlers of its own for SIGTERM, which end with another status than we say: keep ours."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(interrupts.retake)
-        with contextlib.suppress(ImportError, AttributeError):
-            from ray._private import utils
-
-            stack.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
-            utils.set_sigterm_handler = lambda handler: None
-        yield
-
-
-def _mute() -> None:
-    """Stop Ray from printing every death of an actor: we expect and report them ourselves."""
-    with contextlib.suppress(Exception):
-        from ray._private import worker
-
-        worker.print_to_stdstream = lambda *args, **kwargs: None
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep Ray's own start-up messages off the terminal."""
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

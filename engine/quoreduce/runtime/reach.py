@@ -1,7 +1,7 @@
-"""Is there a Ray at an address? Ray's own client looks for minutes, or waits without a deadline.
+"""Looks whether a Ray answers at an address. Ray's own client looks for minutes, or waits without a deadline.
 
-First a look at the port: in a moment it is clear that nothing listens there, or no Ray. Then another process, which can
-be killed, connects as a job would. So a Ray that hangs leaves nothing half done in this process.
+First it looks at the port: it is clear at once if nothing listens there, or something else than Ray. Then another
+process, which can be killed, connects as a job would. So a Ray that hangs leaves nothing half done in this process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from quoreduce.errors import HostError, QuoreduceError, UsageError, one_line
+from quoreduce.runtime.connecting import connect, found_address
 
 LOOK_S = 60.0  # for all of it; most of this is for a machine on which Python starts slowly
 CONNECT_S = 5.0
@@ -72,7 +73,7 @@ def parse(address: str) -> tuple[str, int] | None:
 
 
 def knock(address: str) -> None:
-    """Raise HostError unless something answers there as Ray does, on one of the host's addresses; or UsageError."""
+    """Look whether something answers like Ray on one of the host's addresses. Raises HostError, UsageError."""
     place = parse(address)
     if place is None:
         return
@@ -134,8 +135,6 @@ def main(address: str) -> None:
 
 
 def _connect(address: str) -> None:
-    from quoreduce.runtime.ray import connect, found_address
-
     if address == "auto":
         address = found_address()
         knock(address)

@@ -1,4 +1,4 @@
-"""Sessions: workers that are started once and run jobs one after the other; and :func:`run`, which makes one for a single job."""
+"""Sessions: workers that are started once and run jobs one after the other; and :func:`run`, for a single job."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import cloudpickle
 from msgspec import structs
 
-import quoreduce
 from quoreduce import interrupts
-from quoreduce.data.commit import Output, open_output, part_name
+from quoreduce.data.commit import OutputPlace, open_output, part_name
 from quoreduce.data.digest import Digester
 from quoreduce.data.formats import parse_format
-from quoreduce.data.manifest import InputFile, Manifest, Part, VerifyReport, read_manifest, verify_output
+from quoreduce.data.manifest import InputFile, Manifest, ManifestPart, VerifyReport, read_manifest, verify_output
 from quoreduce.data.splits import Split, check_unchanged, is_uri, local_path, plan_splits
+from quoreduce.driver.driver import Driver
+from quoreduce.driver.figures import Progress
+from quoreduce.driver.jobstate import JobState
+from quoreduce.driver.plain import OpenGate, PlainRun
+from quoreduce.driver.result import Result
+from quoreduce.driver.stragglers import replace_busy_workers
+from quoreduce.driver.suspects import Memory
 from quoreduce.errors import NotDeterministic, OutputError, TooFewDomains, UsageError, host_errors
-from quoreduce.files import make_folder
 from quoreduce.job import Job, record_width
-from quoreduce.runtime import wire
-from quoreduce.runtime.compile import use_kernels
-from quoreduce.runtime.driver import Driver
-from quoreduce.runtime.figures import Progress
-from quoreduce.runtime.options import Options, Place, Result
-from quoreduce.runtime.port import Executor, WorkerInfo, cores
-from quoreduce.runtime.stragglers import renew
-from quoreduce.runtime.suspects import Memory
+from quoreduce.protocol import wire
+from quoreduce.protocol.compile import use_kernels
+from quoreduce.protocol.options import On, Options, OptionsGiven, Place
+from quoreduce.protocol.port import Domain, Executor, WorkerInfo, cores
 from quoreduce.runtime.turns import Turns
+from quoreduce.scratch import make_folder
+from quoreduce.version import __version__
 
 if TYPE_CHECKING:
-    from quoreduce.runtime.durable import Life
-    from quoreduce.runtime.gate import Gate
+    from quoreduce.driver.durable import DurableRun
 
 REDUCERS_USUAL = 16
 PART_BYTES_USUAL = 256_000_000
@@ -54,8 +56,9 @@ _PICKLING = threading.Lock()
 class Session:
     """Workers on one machine or a cluster; a context manager. Jobs run one at a time.
 
-    It belongs to the process that opened it: a forked one can neither use nor close it. It is closed when the process ends,
-    by SIGINT, SIGTERM or SIGHUP too, if it was opened in the main thread and the script has no handlers of its own for them.
+    It belongs to the process that opened it: a forked one can neither use nor close it. It is closed when the process
+    ends, by SIGINT, SIGTERM or SIGHUP too, if it was opened in the main thread and the script has no handlers of its
+    own for them.
 
     Attributes:
         published: the output of the last job that was published.
@@ -101,7 +104,9 @@ class Session:
                 raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @host_errors("cannot stop workers")
@@ -157,12 +162,21 @@ class Session:
         """Run one job.
 
         Args:
-            job: what to run. inputs: files, directories, globs, URIs. output: a directory or URI that does not exist yet.
-            options: how. report: called often, with the progress.
+            job: what to run.
+            inputs: files, directories, globs, URIs.
+            output: a directory or URI that does not exist yet.
+            options: how to run it; None: the defaults.
+            report: called often, with the progress.
 
         Raises:
-            InputError, OutputError, UsageError: nothing was run. JobError: the job's own code failed. NoQuorum, TooFewDomains,
-            NotDeterministic, HostError: see :mod:`quoreduce.errors`. In all these cases nothing is published.
+            UsageError: nothing was run; as with the next two.
+            InputError: an input is missing, unreadable or not of the job's format.
+            OutputError: the output exists, or cannot be written.
+            JobError: the job's own code failed.
+            NotDeterministic: the job disagrees with itself.
+            NoQuorum: no output of a task won a vote.
+            TooFewDomains: there are fewer than f+1 failure domains.
+            HostError: the machine or the cluster failed. In none of these cases anything is published.
         """
         with self._turn():
             return self._run(job, inputs, output, options or Options(), report)
@@ -183,62 +197,64 @@ class Session:
                 stack.callback(place.abort)
             key = secrets.token_bytes(16) if options.algorithm == "fast" else b""
             setup = self._setup(job, pickle_job(job), options, splits, reducers, key)
-            life = None
+            run = PlainRun()
             if options.durable:
-                from quoreduce.runtime.durable import begin
+                from quoreduce.driver.durable import begin
 
                 where = replace(self.place, on=self.on)
-                life = begin(place, job, setup, where, inputs, splits, split_bytes, options)
-            result = self._complete(job, options, splits, setup, place, output, report, life, start)
+                run = begin(place, job, setup, where, inputs, splits, split_bytes, options)
+            result = self._complete(job, options, splits, setup, place, output, report, run, start)
         return self._counted(result, cpu)
 
     def resume(self, output: str, report: Report = lambda progress: None, job: Job | None = None) -> Result:
         """Go on with the durable job that was writing ``output`` and was cut short, on the workers of this session.
 
-        ``job``: what it has to be; None: what the journal says, which has to be this user's own file.
+        Args:
+            output: the directory that was named when the job was begun.
+            report: called often, with the progress.
+            job: the job that it has to be; None: the job of the journal, which has to be this user's own file.
 
         Raises:
-            JournalError: there is none, its journal is corrupt, not this user's or of another job, or its inputs have changed;
-            and as :meth:`run`.
+            JournalError: there is no journal, it is corrupt, not this user's or of another job, or inputs have changed.
+            QuoreduceError: as :meth:`run`.
         """
-        from quoreduce.runtime.durable import reopen
+        from quoreduce.driver.durable import reopen
 
-        with self._turn(), reopen(output, None if job is None else pickle_job(job)) as life:
-            return self._go_on(life, report)
+        with self._turn(), reopen(output, None if job is None else pickle_job(job)) as begun:
+            return self._go_on(begun, report)
 
     @host_errors("the machine failed")
-    def go_on(self, life: Life, report: Report = lambda progress: None) -> Result:
-        """The same for a job that was taken up already."""
+    def go_on(self, begun: DurableRun, report: Report = lambda progress: None) -> Result:
+        """Resume a durable job that was taken up already."""
         with self._turn():
-            return self._go_on(life, report)
+            return self._go_on(begun, report)
 
-    def _go_on(self, life: Life, report: Report) -> Result:
+    def _go_on(self, begun: DurableRun, report: Report) -> Result:
         start, cpu = time.perf_counter(), time.process_time()
-        self._make_ready(life.options)
-        job, header = life.job(), life.header
-        setup = self._setup(job, header.job, life.options, life.splits, header.reducers, header.key)
-        result = self._complete(job, life.options, life.splits, setup, life.place, str(life.place.path), report, life, start)
+        self._make_ready(begun.options)
+        job, header = begun.job(), begun.header
+        setup = self._setup(job, header.job, begun.options, begun.splits, header.reducers, header.key)
+        result = self._complete(
+            job, begun.options, begun.splits, setup, begun.place, str(begun.place.path), report, begun, start
+        )
         return self._counted(result, cpu)
 
     def _complete(
-        self, job: Job, options: Options, splits: Sequence[Split], setup: wire.Setup, place: Output, output: str, report: Report,
-        life: Life | None, start: float,
+        self, job: Job, options: Options, splits: Sequence[Split], setup: wire.Setup, place: OutputPlace, output: str,
+        report: Report, run: PlainRun, start: float,
     ) -> Result:  # fmt: skip
-        """Run a job that is planned to its end, publish its output, and find out what was masked. ``start``: of the clock."""
+        """Run a planned job to its end, publish its output, and diagnose what was masked. ``start``: by the clock."""
         assert self._executor is not None, "domains were checked"
         report = self._turns.heed(report)
-        if life is not None:
-            setup = structs.replace(setup, store=life.store())
+        setup = structs.replace(setup, store=run.store())
         result = Result(job.name, options.mode, options.f, self.on, output, options.algorithm)
         gate = self._gate(job, options, len(splits), setup.reducers)
         heeded = not options.faults if options.suspects is None else options.suspects
         memory = Memory(self._workers.values(), heeded, self._say)
-        driver = Driver(
-            job, options, splits, setup.reducers, place, self._executor, self._workers, setup, result, report, gate, life,
-            memory.known(),
-        )  # fmt: skip
+        state = JobState(job, options, splits, place, self._executor, self._workers, setup, result)
+        driver = Driver(state, report, gate, run, memory.known())
         try:
-            with contextlib.nullcontext() if life is None else life.kept():
+            with run.kept():
                 driver.run()
                 manifest = _manifest(job, options, splits, setup.key, driver)
                 raw = manifest.encode()
@@ -279,35 +295,37 @@ class Session:
             self._generation, raw, options.algorithm, key, reducers, options.seed, sources, len(splits), gone=gone
         )  # fmt: skip
 
-    def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> Gate | None:
-        """What holds answers back until there is evidence for them, if the job is to be attested."""
+    def _gate(self, job: Job, options: Options, maps: int, reducers: int) -> OpenGate:
+        """The gate that holds answers back until there is evidence for them; an open one if the job is not attested."""
         if options.attest is None:
-            return None
-        from quoreduce.runtime.gate import Gate
-        from quoreduce.runtime.trusted import job_record, look_up
+            return OpenGate()
+        from quoreduce.driver.gate import EvidenceGate
+        from quoreduce.driver.trusted import job_record, look_up
 
         executor = self._executor
         assert executor is not None
         record = job_record(job, options, maps, reducers)
-        return Gate(look_up(options.attest), record, lambda worker, request: executor.submit(worker, wire.encode(request)))
+        return EvidenceGate(
+            look_up(options.attest), record, lambda worker, request: executor.submit(worker, wire.encode(request))
+        )
 
     def _make_ready(self, options: Options) -> None:
         """Replace workers that are still busy with an earlier job, and see whether there are enough for this one."""
         assert self._executor is not None, "it has its turn"
-        renew(self._executor, self._workers, self._late)
+        replace_busy_workers(self._executor, self._workers, self._late)
         need = options.replicas_needed
         have = self.domains
         if len(have) < need:
             raise TooFewDomains(
                 f"f={options.f} needs {need} failure domains, there {'is' if len(have) == 1 else 'are'} {len(have)} "
-                f"({', '.join(have)}): use more machines or cores, a smaller -f, or --domain worker --workers {need + 1} "
-                "(enough for transient faults only)"
+                f"({', '.join(have)}): use more machines or cores, a smaller -f, or --domain worker --workers "
+                f"{need + 1} (enough for transient faults only)"
             )
 
 
 def run(
-    job: Job, inputs: Sequence[str] | str, output: str, *, on: str | None = None, workers: int | None = None,
-    domain: str | None = None, address: str | None = None, store: str | None = None, **options: Any,
+    job: Job, inputs: Sequence[str] | str, output: str, *, on: On | None = None, workers: int | None = None,
+    domain: Domain | None = None, address: str | None = None, store: str | None = None, **options: Unpack[OptionsGiven],
 ) -> Result:  # fmt: skip
     """Run one job on workers of its own and return its :class:`Result`.
 
@@ -315,10 +333,14 @@ def run(
         job: what to run.
         inputs: one or several files, directories, globs, URIs.
         output: a directory that does not exist yet.
-        on: ``local``, ``ray`` or ``inline``; this, workers, domain, address and store: see :class:`Place`.
+        on: ``local``, ``ray`` or ``inline``, see :class:`Place`.
+        workers: see :class:`Place`.
+        domain: see :class:`Place`.
+        address: see :class:`Place`.
+        store: see :class:`Place`.
         options: fields of :class:`Options`.
     """
-    place = Place(on, workers, domain, address, store)  # type: ignore[arg-type]
+    place = Place(on, workers, domain, address, store)
     try:
         chosen = Options(**options)
     except TypeError as error:
@@ -329,27 +351,34 @@ def run(
 
 @host_errors("the machine failed")
 def resume(
-    output: str, *, job: Job | None = None, on: str | None = None, workers: int | None = None, domain: str | None = None,
-    address: str | None = None, store: str | None = None,
+    output: str, *, job: Job | None = None, on: On | None = None, workers: int | None = None,
+    domain: Domain | None = None, address: str | None = None, store: str | None = None,
 ) -> Result:  # fmt: skip
-    """Go on with the durable job that was writing ``output`` and was cut short; only what was not agreed on is executed.
+    """Go on with the durable job that was writing ``output`` and was cut short; only what was not agreed on is
+    executed.
 
     Args:
         output: the directory that was named when the job was begun.
-        job: what it has to be, by the digest of its code; None: what the journal says.
-        on, workers, domain, address, store: see :class:`Place`; None: as before.
+        job: the job that it has to be, by the digest of its code; None: the job of the journal.
+        on: see :class:`Place`; None, here and below: as before.
+        workers: see :class:`Place`.
+        domain: see :class:`Place`.
+        address: see :class:`Place`.
+        store: see :class:`Place`.
     """
-    from quoreduce.runtime.durable import reopen
+    from quoreduce.driver.durable import reopen
 
-    with reopen(output, None if job is None else pickle_job(job)) as life:
-        place = life.where(on=on, workers=workers, domain=domain, address=address, store=store)
+    with reopen(output, None if job is None else pickle_job(job)) as begun:
+        place = begun.where(on=on, workers=workers, domain=domain, address=address, store=store)
         with Session(place) as session:
-            return session.go_on(life)
+            return session.go_on(begun)
 
 
 @host_errors("the machine failed")
 def verify(output: str) -> VerifyReport:
-    """Recompute the digest of every part of ``output`` and compare it with the manifest; raise OutputError if there is none."""
+    """Recompute the digest of every part of ``output`` and compare it with the manifest; raise OutputError if there is
+    none.
+    """
     manifest = read_manifest(output)
     algorithm = manifest.digest_algorithm
     try:
@@ -365,7 +394,8 @@ def verify(output: str) -> VerifyReport:
 def usual_reducers(splits: Sequence[Split], job: Job) -> int:
     """Choose the number of parts from the input and the job alone, so that output does not depend on workers.
 
-    What is compressed counts EXPANSION_USUAL times its size: ``.gz`` and ``.zst`` members, and SequenceFiles, which mostly are.
+    What is compressed counts EXPANSION_USUAL times its size: ``.gz`` and ``.zst`` members, and SequenceFiles, which
+    mostly are.
     """
     packed = [job.input == "sequence" or split.compression != "none" for split in splits]
     nbytes = sum(split.length * (EXPANSION_USUAL if more else 1) for split, more in zip(splits, packed, strict=True))
@@ -407,11 +437,12 @@ def _executor(on: str, place: Place) -> Executor:
 
 def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, driver: Driver) -> Manifest:
     inputs = [InputFile(split.path, split.size) for split in splits if split.start == 0]
-    parts = [Part(part_name(i), p.digest.hex(), p.nbytes, p.records) for i, p in enumerate(driver.parts())]
+    parts = [ManifestPart(part_name(i), p.digest.hex(), p.nbytes, p.records) for i, p in enumerate(driver.parts())]
     return Manifest.build(
-        quoreduce=quoreduce.__version__, job=job.name, mode=options.mode, f=options.f, digest_algorithm=options.algorithm,
+        quoreduce=__version__, job=job.name, mode=options.mode, f=options.f, digest_algorithm=options.algorithm,
         digest_key=key.hex() or None, parts=parts, inputs=inputs,
-        records_in=driver.result.records_in, extras={"stride": record_width(job.output) or 128, "output": job.output},
+        records_in=driver.state.result.records_in,
+        extras={"stride": record_width(job.output) or 128, "output": job.output},
     )  # fmt: skip
 
 

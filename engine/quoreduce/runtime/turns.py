@@ -1,4 +1,4 @@
-"""Threads and one session: they take turns, a job each; and what closing the session means to them."""
+"""Threads that share one session: they take turns, one job each. Closing the session ends their turns."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Turns:
                 self._changed.notify_all()
 
     def heed(self, report: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Return ``report``, but that the job ends with UsageError once its session is closed."""
+        """Return ``report``, changed so that the job ends with UsageError once its session is closed."""
 
         def told(progress: Any) -> None:
             report(progress)

@@ -34,7 +34,9 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Executions of one kind: as `original` runs them; in a vote, of the replica that stores and of those that only digest."""
+    """Executions of one kind: as `original` runs them; in a vote, of the replica that stores and of those that only
+    digest.
+    """
 
     plain: Rate
     carrier: Rate
@@ -49,7 +51,8 @@ class Work:
 class Curve:
     """Bytes made by bytes read, through measured points (both more than 0, bytes read ascending).
 
-    Between points a power law; beyond them that of the nearest two. Of one point, and below the first one, in proportion.
+    Between points a power law; beyond them that of the nearest two. Of one point, and below the first one, in
+    proportion.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -66,7 +69,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class JobCost:
-    """What one kind of job does.
+    """The costs of one kind of job.
 
     Attributes:
         map, reduce: CPU seconds.
@@ -88,13 +91,12 @@ class Calibration:
     """A machine's rates.
 
     Attributes:
-        source: where they are from, for people.
-        jobs: name -> cost.
-        digest_s_per_byte: of BLAKE3, by which an output is checked before it is published. check_s: of a check besides.
-        map_part_s, reduce_part_s: of an execution, for each partition that a map makes, and that a reduce reads.
-        driver_s: the driver's for one execution; it handles one at a time. driver_part_s: for each partition besides.
-        startup_s: from the start of a job to its first launch, and from the last answer to the end.
-        latency_s: of a message between driver and worker on this machine. spread: of executions that are alike, see `Shape`.
+        source: where they are from, for people. jobs: name -> cost. digest_s_per_byte: of BLAKE3, by which an output is
+        checked before it is published. check_s: of a check besides. map_part_s, reduce_part_s: of an execution, for
+        each partition that a map makes, and that a reduce reads. driver_s: the driver's for one execution; it handles
+        one at a time. driver_part_s: for each partition besides. startup_s: from the start of a job to its first
+        launch, and from the last answer to the end. latency_s: of a message between driver and worker on this machine.
+        spread: of executions that are alike, see `Shape`.
     """
 
     source: str
@@ -125,7 +127,9 @@ class Calibration:
         try:
             raw = json.loads(text)
             if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-                raise InputError(f"a calibration is a JSON object of format {FORMAT}: make one with quoreduce simulate calibrate")
+                raise InputError(
+                    f"a calibration is a JSON object of format {FORMAT}: make one with quoreduce simulate calibrate"
+                )
             jobs = {str(name): _job(dict(cost)) for name, cost in raw.pop("jobs").items()}
             source = str(raw.pop("source"))
             found = cls(source, jobs, **{name: _number(name, value) for name, value in raw.items()})
@@ -167,7 +171,8 @@ def _number(name: str, value: Any, most: float = RATE_MAX) -> float:
 
 
 def _usual(  # CPU seconds and bytes for each byte: a map's plain and voted, what it makes; the same of a reduce
-    map_s: float, map_voted_s: float, mapped: float, reduce_s: float, reduce_voted_s: float, reduced: float, stages: int = 1,
+    map_s: float, map_voted_s: float, mapped: float, reduce_s: float, reduce_voted_s: float, reduced: float,
+    stages: int = 1,
 ) -> JobCost:  # fmt: skip
     map_, reduce_ = (
         Work(Rate(1e-3, plain), Rate(1e-3, voted), Rate(1e-3, voted))
@@ -176,7 +181,8 @@ def _usual(  # CPU seconds and bytes for each byte: a map's plain and voted, wha
     return JobCost(map_, reduce_, Curve(((1.0, mapped),)), Curve(((1.0, mapped * reduced),)), stages)
 
 
-# Round figures of the order of what one core does; only so that there is something to simulate with before anything is measured.
+# Round figures of the order of what one core does; only so that there is something to simulate with before anything is
+# measured.
 USUAL = Calibration(
     source="assumed",
     jobs={

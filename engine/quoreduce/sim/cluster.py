@@ -1,4 +1,4 @@
-"""What there is: nodes with slots, a disk and a network card, in racks, some of them slow."""
+"""The simulated cluster: nodes with slots, a disk and a network card, in racks, some of them slow."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX or not 1 <= self.slots <= SLOTS_MAX or self.rack < 1:
-            raise UsageError(f"a cluster has 1 to {NODES_MAX:,} nodes of 1 to {SLOTS_MAX:,} slots, in racks of at least 1 node")
+            raise UsageError(
+                f"a cluster has 1 to {NODES_MAX:,} nodes of 1 to {SLOTS_MAX:,} slots, in racks of at least 1 node"
+            )
         if self.domain not in ("core", "node", "rack"):
             raise UsageError(f"what fails together is a core, a node or a rack, not {self.domain!r}")
         if min(self.disk_bps, self.net_bps, *self.speeds) <= 0 or min(self.latency_s, self.restart_s) < 0:
@@ -62,7 +64,7 @@ class Shape:
 
 
 @dataclass(slots=True)
-class Line:
+class FifoDevice:
     """A disk or a network card: it serves one request after the other, so that its bandwidth is never exceeded."""
 
     bps: float
@@ -75,24 +77,30 @@ class Line:
 
 
 @dataclass(slots=True)
-class Node:
-    """A node; ``speed`` 1.0 is that of the calibration. ``domain`` is of all of it, if its cores are none of their own."""
+class SimulatedNode:
+    """A node; ``speed`` 1.0 is that of the calibration. ``domain`` is of all of it, if its cores are none of their
+    own.
+    """
 
     number: int
     domain: str
     rack: int
-    disk: Line
-    net: Line
+    disk: FifoDevice
+    net: FifoDevice
     speed: float
     alive: bool = True
 
 
-def build(shape: Shape, slow: dict[int, float]) -> list[Node]:
+def build(shape: Shape, slow: dict[int, float]) -> list[SimulatedNode]:
     """Make the nodes; ``slow``: node -> how many times slower it is."""
     nodes = []
     for n in range(shape.nodes):
         rack, factor = n // shape.rack, slow.get(n, 1.0)
         domain = f"rack{rack}" if shape.domain == "rack" else f"n{n}"
         speed = shape.speeds[n % len(shape.speeds)] / factor
-        nodes.append(Node(n, domain, rack, Line(shape.disk_bps / factor), Line(shape.net_bps / factor), speed))
+        nodes.append(
+            SimulatedNode(
+                n, domain, rack, FifoDevice(shape.disk_bps / factor), FifoDevice(shape.net_bps / factor), speed
+            )
+        )
     return nodes

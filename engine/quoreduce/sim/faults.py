@@ -1,4 +1,4 @@
-"""What goes wrong, when and where: decided by hashes of the seed, so that a fault leaves everything else as it was."""
+"""Faults, with their times and places: hashes of the seed decide, so that a fault leaves everything else as it was."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ KINDS = {
     "wrong-map": "N or P% of the map tasks are wrong in one of their first executions, each in a way of its own",
     "wrong-reduce": "the same of reduces",
     "bad": "N nodes give a wrong answer with probability DETAIL (1), always the same one to the same task",
-    "collude": "N nodes give the same wrong answer as each other with probability DETAIL (1): more than f break the model",
-    "crash": "N or P% of the map tasks kill a worker in one of their first executions; what it stored stays on its node",
+    "collude": "N nodes give the same wrong answer as each other with probability DETAIL (1): "
+    "more than f break the model",
+    "crash": "N or P% of the map tasks kill a worker in one of their first executions; "
+    "what it stored stays on its node",
     "node": "N nodes are lost for good at some moment, with what they stored",
     "rack": "N racks are lost in the same way",
     "slow": "N nodes are DETAIL (4) times slower",
@@ -36,7 +38,7 @@ _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SimulatedFault:
     """One kind of fault: ``amount`` of tasks or nodes, or, if ``share``, a share of them from 0 to 1."""
 
     kind: str
@@ -49,7 +51,7 @@ class Fault:
         return f"{self.kind}:{amount}" + (f":{self.detail:g}" if self.kind in DETAIL_USUAL else "")
 
 
-def parse_fault(text: str) -> Fault:
+def parse_fault(text: str) -> SimulatedFault:
     """Parse ``KIND:AMOUNT[%][:DETAIL]``; raise UsageError."""
     match = re.fullmatch(r"([a-z-]+):(\d{1,9}(?:\.\d{1,9})?)(%?)(?::(\d{1,6}(?:\.\d{1,9})?))?", text)
     if match is None or match[1] not in KINDS:
@@ -59,7 +61,9 @@ def parse_fault(text: str) -> Fault:
     if (share and amount > 1) or (not share and not amount.is_integer()):
         raise UsageError(f"{text!r}: an amount is a whole number, or 0% to 100%")
     if share != (kind in PROBABILITIES) and (kind in PROBABILITIES or kind in NODE_KINDS):
-        raise UsageError(f"{text!r}: the amount of {kind} is a {'share, with %' if kind in PROBABILITIES else 'number of them'}")
+        raise UsageError(
+            f"{text!r}: the amount of {kind} is a {'share, with %' if kind in PROBABILITIES else 'number of them'}"
+        )
     if match[4] is not None and kind not in DETAIL_USUAL:
         raise UsageError(f"{text!r}: {kind} has no detail")
     detail = float(match[4]) if match[4] is not None else DETAIL_USUAL.get(kind, 0.0)
@@ -67,12 +71,14 @@ def parse_fault(text: str) -> Fault:
         raise UsageError(f"{text!r}: a probability is from 0 to 1")
     if kind == "slow" and detail < 1:
         raise UsageError(f"{text!r}: slower means by a factor of 1 or more")
-    return Fault(kind, amount, share, detail)
+    return SimulatedFault(kind, amount, share, detail)
 
 
 def draw(seed: int, stream: int, a: int = 0, b: int = 0) -> float:
     """A number from 0 to less than 1 that depends on nothing but its arguments (splitmix64)."""
-    x = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + a * 0x8CB92BA72F3D8DD7 + b * 0xABC98388FB8FAC03 + 1) & _MASK
+    x = (
+        seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + a * 0x8CB92BA72F3D8DD7 + b * 0xABC98388FB8FAC03 + 1
+    ) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return ((x ^ (x >> 31)) >> 11) / (1 << 53)
@@ -87,12 +93,14 @@ class Faults:
         beyond: why no promise is made of the result, or empty.
     """
 
-    def __init__(self, faults: Sequence[Fault], shape: Shape, plan: Plan, seed: int) -> None:
+    def __init__(self, faults: Sequence[SimulatedFault], shape: Shape, plan: Plan, seed: int) -> None:
         self.injected: Counter[str] = Counter()
         self._seed, self._plan = seed, plan
         self._tasks: dict[str, dict[int, int]] = {}  # kind -> task -> replica that it strikes
         self._nodes: dict[str, dict[int, float]] = {}
-        self._chances: dict[str, Fault] = {fault.kind: fault for fault in faults if fault.kind in PROBABILITIES}
+        self._chances: dict[str, SimulatedFault] = {
+            fault.kind: fault for fault in faults if fault.kind in PROBABILITIES
+        }
         self.lost_nodes: dict[int, float] = {}
         self.messages = bool(self._chances)
         for fault in faults:
@@ -113,7 +121,7 @@ class Faults:
         if plan.need == 1 and any(fault.kind in WRONG_KINDS for fault in faults):
             self.beyond = "there are wrong answers, and one wins"
 
-    def _lose_nodes(self, fault: Fault, shape: Shape, rng: Random) -> None:
+    def _lose_nodes(self, fault: SimulatedFault, shape: Shape, rng: Random) -> None:
         size = shape.rack if fault.kind == "rack" else 1
         units = -(-shape.nodes // size)
         for unit in rng.sample(range(units), min(int(fault.amount), units)):
@@ -121,7 +129,7 @@ class Faults:
             for n in range(unit * size, min((unit + 1) * size, shape.nodes)):
                 self.lost_nodes[n] = min(moment, self.lost_nodes.get(n, 1.0))
 
-    def _choose_tasks(self, fault: Fault, rng: Random) -> None:
+    def _choose_tasks(self, fault: SimulatedFault, rng: Random) -> None:
         tasks = self._plan.reduces if fault.kind == "wrong-reduce" else self._plan.maps
         count = round(fault.amount * tasks) if fault.share else min(int(fault.amount), tasks)
         self._tasks[fault.kind] = {t: rng.randrange(self._plan.first) for t in rng.sample(range(tasks), count)}
@@ -132,7 +140,7 @@ class Faults:
         return struck
 
     def wrong(self, c: Launch, node: int) -> bytes:
-        """What is wrong with what this execution produces: a name of the error, or nothing."""
+        """The name of the error in the output of this execution; empty if it is right."""
         number = c.task.index * 3 + ("sample", "map", "reduce").index(c.task.kind)
         for kind, stream in (("collude", 1), ("bad", 2)):
             chance = self._nodes.get(kind, {}).get(node) if self._nodes else None

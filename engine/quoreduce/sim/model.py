@@ -1,7 +1,8 @@
-"""What a job costs, in closed form: time, CPU, bytes by f, maps, reduces, nodes and faults. The formulas: docs/simulator.md.
+"""The cost of a job in closed form: time, CPU, bytes by f, maps, reduces, nodes and faults. See
+docs/design/simulator.md.
 
-PURE. It is the simulator's model without its queues: each phase is waves of executions that are all alike. Where the two differ
-much, something queues.
+PURE. It is the simulator's model without its queues: each phase is waves of executions that are all alike. Where the
+two differ much, something queues.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from statistics import fmean
 
 from quoreduce.sim.calibration import Calibration
 from quoreduce.sim.cluster import Shape
-from quoreduce.sim.simulation import Load, execution_cpu_s
+from quoreduce.sim.load import Load, execution_cpu_s
 from quoreduce.tracker import Kind, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds, CPU seconds of workers, expected executions, and bytes that workers store and that reduces are to read."""
+    """Seconds, CPU seconds of workers, expected executions, and bytes that workers store and that reduces are to
+    read.
+    """
 
     time_s: float
     cpu_s: float
@@ -38,7 +41,9 @@ class _Phase:
     driver_s: float
 
     def time_s(self, shape: Shape) -> float:
-        """Waves over all slots; those of a node wait for each other at its card and its disk, and all of them for the driver."""
+        """Waves over all slots; those of a node wait for each other at its card and its disk, and all of them for the
+        driver.
+        """
         alone_s = self.cpu_s + self.net_s + self.disk_s + self.driver_s + 2 * shape.latency_s
         line_s = max(self.net_s, self.disk_s)
         slots = shape.nodes * shape.slots
@@ -50,7 +55,9 @@ class _Phase:
         return max(time_s, self.count * self.driver_s)
 
 
-def estimate(shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", wrong: float = 0.0) -> Estimate:
+def estimate(
+    shape: Shape, load: Load, calibration: Calibration, f: int = 1, mode: str = "bft", wrong: float = 0.0
+) -> Estimate:
     """Estimate a job of one stage.
 
     Args:
@@ -71,12 +78,15 @@ def estimate(shape: Shape, load: Load, calibration: Calibration, f: int = 1, mod
 
     mapping = _Phase(
         maps, cpu_s("map"), split * (1 - near) / shape.net_bps,
-        (split * near + load.mapped_bytes * stored / replicas) / shape.disk_bps, c.driver_s + load.reduces * c.driver_part_s,
+        (split * near + load.mapped_bytes * stored / replicas) / shape.disk_bps,
+        c.driver_s + load.reduces * c.driver_part_s,
     )  # fmt: skip
     check_s = (c.check_s + part * c.digest_s_per_byte) / speed * voted
     fetched = load.reduce_bytes * stored
     count = load.reduces * replicas
-    between = max(0.0, 1 - shape.nodes * shape.slots / count) * voted / replicas  # checks for each reduce before the last wave
+    between = (
+        max(0.0, 1 - shape.nodes * shape.slots / count) * voted / replicas
+    )  # checks for each reduce before the last wave
     reducing = _Phase(
         count, cpu_s("reduce") + check_s * between, (fetched + part * between) / shape.net_bps,
         part * stored / replicas / shape.disk_bps, c.driver_s * (1 + 1 / replicas) + load.maps * c.driver_part_s,
@@ -87,7 +97,8 @@ def estimate(shape: Shape, load: Load, calibration: Calibration, f: int = 1, mod
     if samples:
         time_s += c.driver_s * samples + 2 * shape.latency_s + load.cost.sample_s / speed
     return Estimate(
-        time_s, maps * cpu_s("map") + count * cpu_s("reduce") + load.reduces * check_s + samples * load.cost.sample_s / speed,
+        time_s,
+        maps * cpu_s("map") + count * cpu_s("reduce") + load.reduces * check_s + samples * load.cost.sample_s / speed,
         maps + count + samples, stored * (load.maps * load.mapped_bytes + load.reduces * part),
         count * fetched,
     )  # fmt: skip

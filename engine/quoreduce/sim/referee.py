@@ -1,4 +1,4 @@
-"""What no tracker may do, watched from outside: it believes messages only, and counts votes itself."""
+"""A referee that checks the rules from outside: it sees only messages, and counts votes itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Referee:
         asked = self._asked.setdefault(c.task, set())
         if spare:
             self._spares[c.task] += 1
-            if self._domain[c.worker] in asked and c.task.kind != "reduce":  # a reduce that begins anew (R5) has asked nobody
+            if (
+                self._domain[c.worker] in asked and c.task.kind != "reduce"
+            ):  # a reduce that begins anew (R5) has asked nobody
                 self.note(f"{c.task}: a spare on {c.worker}, in a domain that was asked before (R9)")
             if self._spares[c.task] > self._plan.need:
                 self.note(f"{c.task} has {self._spares[c.task]} spares (R9)")
@@ -91,7 +93,9 @@ class Referee:
             self.note(f"done with {len(self._published)} of {self._plan.reduces} outputs published (R8)")
         spares = self._spares.total()
         if planned is not None and planned + spares != executed:
-            self.note(f"{executed} executions without a fault, {planned} were planned, and {spares} spares launched (R2)")
+            self.note(
+                f"{executed} executions without a fault, {planned} were planned, and {spares} spares launched (R2)"
+            )
 
     def note(self, what: str) -> None:
         """Add a violation."""

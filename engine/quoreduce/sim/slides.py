@@ -1,4 +1,5 @@
-"""Published experiments, repeated by simulation: slides 24-26, and FTMR's share of faulty map tasks. Every figure is *simulated*.
+"""Published experiments, repeated by simulation: slides 24-26, and FTMR's share of faulty map tasks. Every figure is
+*simulated*.
 
 The published figures are of other machines, programs and years; they stand beside ours, and are not fitted to.
 """
@@ -13,7 +14,9 @@ from quoreduce.errors import QuoreduceError
 from quoreduce.sim.calibration import Calibration
 from quoreduce.sim.cluster import Shape
 from quoreduce.sim.faults import parse_fault
-from quoreduce.sim.simulation import Load, Outcome, simulate
+from quoreduce.sim.load import Load
+from quoreduce.sim.outcome import Outcome
+from quoreduce.sim.simulation import simulate
 
 APPS = ("streamSort", "javaSort", "combiner", "monsterQuery", "webdataScan", "webdataSort")
 REDUCES = dict(zip(APPS, (15, 15, 10, 5, 15, 15), strict=True))  # GridMix 2, small jobs
@@ -59,8 +62,8 @@ class Ratio:
 class Other:
     """Voted by plain time of one application on 20 nodes under other assumptions than those of slide 26's bars.
 
-    ``free_reading``: disks and networks take no time. ``few_splits``: of SPLITS_FEW splits. ``twice_nodes``: voted on 20 nodes,
-    plain on 10, as FTMR compared them.
+    ``free_reading``: disks and networks take no time. ``few_splits``: of SPLITS_FEW splits. ``twice_nodes``: voted on
+    20 nodes, plain on 10, as FTMR compared them.
     """
 
     app: str
@@ -97,7 +100,8 @@ class Slides:
         """All figures, ours and published, for JSON."""
         published = {
             "time_ratio_10_nodes": PUBLISHED_10_NODES, "time_20_nodes": PUBLISHED_20_NODES, "cpu_ratio": PUBLISHED_CPU,
-            "times_10_nodes": PUBLISHED_TIMES_10_NODES, "time_ratio_twice_the_nodes": PUBLISHED_TWICE_THE_NODES, "ftmr_s": FTMR_S,
+            "times_10_nodes": PUBLISHED_TIMES_10_NODES, "time_ratio_twice_the_nodes": PUBLISHED_TWICE_THE_NODES,
+            "ftmr_s": FTMR_S,
         }  # fmt: skip
         return {**asdict(self), "published": published}
 
@@ -118,7 +122,7 @@ def points(calibration: Calibration, seed: int = 0) -> tuple[Point, ...]:
 
 
 def ratios(calibration: Calibration, seed: int = 0) -> tuple[Ratio, ...]:
-    """What voting costs each application on 10 and on 20 nodes (slides 25 and 26): the same job, f=1."""
+    """The cost of voting for each application on 10 and on 20 nodes (slides 25 and 26): the same job, f=1."""
     found = []
     for app in APPS:
         for nodes in (10, 20):
@@ -128,7 +132,7 @@ def ratios(calibration: Calibration, seed: int = 0) -> tuple[Ratio, ...]:
 
 
 def others(calibration: Calibration, seed: int = 0) -> tuple[Other, ...]:
-    """What slide 26's ratio is under other assumptions: see :class:`Other`."""
+    """Slide 26's ratio under other assumptions: see :class:`Other`."""
     found, ten, twenty = [], Shape(nodes=10), Shape(nodes=20)
     at_once = Shape(nodes=20, disk_bps=math.inf, net_bps=math.inf)
     for app in APPS:
@@ -142,7 +146,9 @@ def others(calibration: Calibration, seed: int = 0) -> tuple[Other, ...]:
 
 
 def shares(calibration: Calibration, seed: int = 0, app: str = "javaSort") -> tuple[Share, ...]:
-    """Time by share of map tasks that are wrong in one of their first executions (FTMR: 500 splits, f=1), on 20 nodes."""
+    """Time by share of map tasks that are wrong in one of their first executions (FTMR: 500 splits, f=1), on 20
+    nodes.
+    """
     load = Load(app, calibration.job(app), SPLITS_FTMR, REDUCES[app])
     found: list[Share] = []
     for percent in SHARES:
@@ -150,7 +156,9 @@ def shares(calibration: Calibration, seed: int = 0, app: str = "javaSort") -> tu
         out = _ended(simulate(Shape(nodes=20), load, calibration, faults=faults, seed=seed))
         base = found[0].time_s if found else out.makespan_s
         published = FTMR_S[percent] / FTMR_S[0]
-        found.append(Share(percent, out.makespan_s, out.makespan_s / base, published, out.reexecutions, len(out.quarantined)))
+        found.append(
+            Share(percent, out.makespan_s, out.makespan_s / base, published, out.reexecutions, len(out.quarantined))
+        )
     return tuple(found)
 
 

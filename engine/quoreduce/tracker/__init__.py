@@ -1,8 +1,9 @@
 """The job tracker: pure, complete, and told everything by events (slides 11-22).
 
-`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language, `vote`
-for who wins, `placement` for who runs what, `pace` for who is slow, `suspicion` for who is not trusted, `ledger` for what it
-cost. No clock, no randomness, no I/O.
+`JobTracker(plan)` takes events and returns commands; see `tracker` for how it decides, `messages` for the language,
+`vote` for who wins, `schedule` for what is launched when, `placement` for who runs what, `executions` for what is under
+way, `copies` for where outputs are stored, `pace` for who is slow, `accusations` and `suspicion` for who is not
+trusted, `reasons` for why a job failed, `ledger` for what it cost. No clock, no randomness, no I/O.
 """
 
 from quoreduce.tracker.ledger import Ledger
@@ -37,11 +38,12 @@ from quoreduce.tracker.messages import (
     WorkerLost,
 )
 from quoreduce.tracker.pace import Pace
-from quoreduce.tracker.state import Mode, Plan
+from quoreduce.tracker.state import MODES, Mode, Plan, domains_needed, replicas_planned
 from quoreduce.tracker.suspicion import Standing
 from quoreduce.tracker.tracker import JobTracker
 
 __all__ = [
+    "MODES",
     "Accused",
     "Agreed",
     "BlockLost",
@@ -76,4 +78,6 @@ __all__ = [
     "Task",
     "WorkerJoined",
     "WorkerLost",
+    "domains_needed",
+    "replicas_planned",
 ]

@@ -19,7 +19,7 @@ class Ledger:
     Attributes:
         launched: executions, by kind of task.
         first_plan: those that belong to the task's first f+1 (or 1, or 2f+1) replicas.
-        spares: those that were to overtake a slow one (R9).
+        speculative: those that were to overtake a slow one (R9).
         votes: results that were counted, errors among them.
         errors: votes that were errors of the user's code.
         lost_votes: votes against the agreed output: the faults that were detected.
@@ -35,13 +35,14 @@ class Ledger:
         shipped_nbytes: handed to reduces as sources, over all copies they read.
         tests: known-answer tests that were asked for (R11).
         suspicion: domain -> number of tasks on which it lost a vote (R11).
-        suspects: domain -> why it was named: test, votes, probation or record; `suspicion` of the tracker says what that means.
+        suspects: domain -> why it was named: test, votes, probation or record; `suspicion` of the tracker says what
+            that means.
         quarantined: domains that are quarantined at the end: suspects, while f+1 others are there.
     """
 
     launched: dict[Kind, int] = field(default_factory=_per_kind)
     first_plan: dict[Kind, int] = field(default_factory=_per_kind)
-    spares: int = 0
+    speculative: int = 0
     votes: int = 0
     errors: int = 0
     lost_votes: int = 0
@@ -67,19 +68,19 @@ class Ledger:
 
     @property
     def re_executions(self) -> int:
-        """Executions beyond the first plan, without spares: what faults have cost."""
-        return max(0, self.executions - self.spares - sum(self.first_plan.values()))
+        """Executions beyond the first plan, without speculative ones: what faults have cost."""
+        return max(0, self.executions - self.speculative - sum(self.first_plan.values()))
 
-    def launch(self, kind: Kind, first: bool, spare: bool) -> None:
+    def launch(self, kind: Kind, first: bool, speculative: bool) -> None:
         """Count one execution; `first` if it belongs to the first plan."""
         self.launched[kind] += 1
         self.first_plan[kind] += first
-        self.spares += spare
+        self.speculative += speculative
 
-    def refuse(self, kind: Kind, spare: bool) -> None:
+    def refuse(self, kind: Kind, speculative: bool) -> None:
         """Take back a launch whose sources were refused: the task's function never ran."""
         self.launched[kind] -= 1
-        self.spares -= spare
+        self.speculative -= speculative
         self.refused += 1
 
     def store(self, output: Output) -> None:

@@ -58,9 +58,6 @@ class Source:
     worker: str
 
 
-# ---- events -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
     """A worker is ready for `slots` executions at a time. Its domain is what fails together (R1).
@@ -130,14 +127,18 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """From the driver: an attempt, wanted or cancelled, is overdue, and there are idle workers (R9). It may say so repeatedly."""
+    """From the driver: an attempt, wanted or cancelled, is overdue, and there are idle workers (R9). It may say so
+    repeatedly.
+    """
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retested:
-    """From the driver: the known-answer test of a `Retest` is over, and the worker's answers were right, or not (R11)."""
+    """From the driver: the known-answer test of a `Retest` is over, and the worker's answers were right, or not
+    (R11).
+    """
 
     test: int
     passed: bool
@@ -145,10 +146,10 @@ class Retested:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """From the driver, before the start: this was agreed on in an earlier life of the job, by these domains of then.
+    """From the driver, before the start: this was agreed on in an earlier run of the job, by these domains of then.
 
-    `attempt` is the number it had, below the plan's `first_attempt`. If it is `stored`, its output can still be read: from
-    where no worker of this life keeps it, so that it goes with none of them. Reduces are recovered after all maps.
+    `attempt` is the number it had, below the plan's `first_attempt`. If it is `stored`, its output can still be read:
+    from where no worker of this run keeps it, so that it goes with none of them. Reduces are recovered after all maps.
     """
 
     task: Task
@@ -164,12 +165,19 @@ class Stalled:
 
 
 Event: TypeAlias = (
-    WorkerJoined | WorkerLost | Executed | Finished | Failed | Refused | BlockLost | Published | Slow | Retested | Recovered
+    WorkerJoined
+    | WorkerLost
+    | Executed
+    | Finished
+    | Failed
+    | Refused
+    | BlockLost
+    | Published
+    | Slow
+    | Retested
+    | Recovered
     | Stalled
 )
-
-
-# ---- commands -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class Launch:
     Attributes:
         attempt: unique in the job.
         replica: running number of the execution of this task: 0, 1, 2...
-        store: keep the output for readers (the carrier, R6), or compute it for its digest only.
+        store: keep the output for readers (the storing replica, R6), or compute it for its digest only.
         sources: for a reduce, the copies to read of each map: one, or all there are without digest outputs.
     """
 
@@ -221,7 +229,9 @@ class Agreed:
 
 @dataclass(frozen=True, slots=True)
 class Accused:
-    """An attempt's vote is lost against the agreed output of its task (R11). Its stored copy is discarded after this."""
+    """An attempt's vote is lost against the agreed output of its task (R11). Its stored copy is discarded after
+    this.
+    """
 
     task: Task
     attempt: int
@@ -230,7 +240,8 @@ class Accused:
 
 @dataclass(frozen=True, slots=True)
 class Retest:
-    """Give a worker a known-answer test, between two tasks: its domain contradicts others (R11). `Retested` is to follow.
+    """Give a worker a known-answer test, between two tasks: its domain contradicts others (R11). `Retested` is to
+    follow.
 
     Tests of a job are numbered: 0, 1, 2...
     """

@@ -1,8 +1,9 @@
 """Which executions are overdue, by how long others of their kind took. Times are arguments: there is no clock here.
 
-An execution is overdue when it runs for longer than FACTOR times the median of those that finished, and than FLOOR_S. One that
-has more to read than the median is given more time in proportion; one that has less is not given less. The first execution of
-a kind in a worker is compared with first ones only, for it may load or compile what the later ones find.
+An execution is overdue when it runs for longer than FACTOR times the median of those that finished, and than FLOOR_S.
+One that has more to read than the median is given more time in proportion; one that has less is not given less. The
+first execution of a kind in a worker is compared with first ones only, for it may load or compile what the later ones
+find.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Pace:
 
     def __init__(self) -> None:
         self._samples: dict[tuple[Kind, bool], deque[tuple[float, float]]] = {}
-        self._typical: dict[tuple[Kind, bool], tuple[float, float]] = {}  # medians of seconds and of sizes, made when asked for
+        self._typical: dict[
+            tuple[Kind, bool], tuple[float, float]
+        ] = {}  # medians of seconds and of sizes, made when asked for
         self._seen: set[tuple[Kind, str]] = set()
 
     def finished(self, kind: Kind, worker: str, size: float, took_s: float) -> None:
@@ -34,7 +37,9 @@ class Pace:
         self._typical.pop(key, None)
 
     def overdue(self, kind: Kind, worker: str, size: float, so_far_s: float) -> bool:
-        """Whether an execution that is to read ``size`` bytes takes too long; never, as long as too few have finished."""
+        """Whether an execution that is to read ``size`` bytes takes too long; never, as long as too few have
+        finished.
+        """
         if so_far_s <= FLOOR_S:
             return False
         limit_s = self._limit_s(kind, (kind, worker) not in self._seen, size)

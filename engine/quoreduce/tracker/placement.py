@@ -11,11 +11,11 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from quoreduce.tracker.suspicion import Group, Known, Suspicion
-from quoreduce.tracker.vote import Ballot, Camp
+from quoreduce.tracker.vote import Ballot, Candidate
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class LiveWorker:
     """A live worker and what occupies its slots; cancelled attempts do until they answer."""
 
     name: str
@@ -29,8 +29,8 @@ class Domain:
     """What fails together: the live workers of one core, node or rack. `idle` are those with a free slot."""
 
     name: str
-    workers: dict[str, Worker] = field(default_factory=dict)
-    idle: OrderedDict[str, Worker] = field(default_factory=OrderedDict)
+    workers: dict[str, LiveWorker] = field(default_factory=dict)
+    idle: OrderedDict[str, LiveWorker] = field(default_factory=OrderedDict)
 
 
 class Pool:
@@ -45,9 +45,11 @@ class Pool:
     """
 
     def __init__(self, need: int, known: Mapping[str, Known] | None = None) -> None:
-        """Make an empty pool. `need` (f+1) is how many open domains quarantine must leave; `known`: from earlier jobs."""
+        """Make an empty pool. `need` (f+1) is how many open domains quarantine must leave; `known`: from earlier
+        jobs.
+        """
         self.need = need
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, LiveWorker] = {}
         self.domains: dict[str, Domain] = {}
         self.open: dict[str, Domain] = {}
         self.suspicion = Suspicion(known or {})
@@ -67,7 +69,7 @@ class Pool:
             self.open[domain_name] = domain
         if self.types.setdefault(domain_name, cpu) != cpu:
             self.types[domain_name] = ""
-        worker = Worker(name, domain, slots)
+        worker = LiveWorker(name, domain, slots)
         self.workers[name] = domain.workers[name] = domain.idle[name] = worker
         if domain_name in self.open:
             self.free[domain_name] = domain
@@ -116,7 +118,9 @@ class Pool:
         if domain.name in self.open:
             self.free[domain.name] = domain
 
-    def choose(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> Domain | None:
+    def choose(
+        self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Candidate | None
+    ) -> Domain | None:
         """The domain for a task's next replica, or None when the right one has no free slot now.
 
         A domain that the task has not used comes first, and is waited for while it is busy (R1).
@@ -133,7 +137,9 @@ class Pool:
                 return domain
         return None
 
-    def _again(self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Camp | None) -> str:
+    def _again(
+        self, asked: Mapping[str, int], running: Container[str], ballot: Ballot, winner: Candidate | None
+    ) -> str:
         """Which domain to ask again (R1): the one asked least, and among those the one that `rank` puts first.
 
         Re-asking who challenged the first output keeps the work that tentative reduces have done on it, and with two

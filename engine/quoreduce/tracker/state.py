@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from quoreduce.tracker.messages import Reason, Source, Task
-from quoreduce.tracker.vote import Ballot, Camp
+from quoreduce.tracker.vote import Ballot, Candidate
 
 Mode = Literal["original", "basic", "bft"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 Status = Literal["running", "cancelled", "over"]
+
+
+def domains_needed(f: int, mode: Mode) -> int:
+    """Distinct failure domains that must agree on a task: f+1 (R1)."""
+    return 1 if mode == "original" else f + 1
+
+
+def planned_upfront(mode: Mode, deferred: bool) -> bool:
+    """Whether 2f+1 replicas are always executed, rather than f+1 and more on demand (R2, slide 19)."""
+    return mode == "basic" or (mode == "bft" and not deferred)
+
+
+def replicas_planned(f: int, mode: Mode, deferred: bool) -> int:
+    """Replicas of a task in the first plan: f+1 or 2f+1."""
+    return 2 * f + 1 if planned_upfront(mode, deferred) else domains_needed(f, mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +36,15 @@ class Plan:
         maps, reduces: number of tasks. Without maps, reduces start at once and read nothing.
         f: wrong replicas of a task that are outvoted for certain; taken as 0 in mode `original`.
         mode: `original` (one execution, crash recovery), `basic` (2f+1 up front, reduces read all copies of voted
-            maps), or `bft`, whose four modifications (slide 18) can be switched off one by one:
-        deferred: f+1 replicas first, more when they disagree (slide 19); else 2f+1 up front.
+            maps), or `bft`, whose four modifications (slide 18) can be switched off one by one: deferred: f+1 replicas
+            first, more when they disagree (slide 19); else 2f+1 up front.
         tentative: reduces start on unvoted map outputs (slide 20); else when every map has won its vote.
-        digest_outputs: one replica stores, the others only compute digests (slide 21); else all store, reduces read
-            all copies.
+        digest_outputs: one replica stores, the others only compute digests (slide 21); else all store, reduces read all
+            copies.
         tight_storage: one copy of the agreed output (slide 22). For the driver; the tracker does not care.
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
-        first_attempt: number of the first attempt; in a later life of a job it is beyond those of all earlier ones.
+        first_attempt: number of the first attempt; in a later run of a job it is beyond those of all earlier ones.
         max_attempts: bound on executions of one task until it wins its vote, and as many more until the job is done,
             for copies that are lost (R3); None: 4(f+1)+8.
 
@@ -58,17 +74,17 @@ class Plan:
     @property
     def need(self) -> int:
         """Distinct domains that must agree: f+1."""
-        return 1 if self.mode == "original" else self.f + 1
+        return domains_needed(self.f, self.mode)
 
     @property
     def upfront(self) -> bool:
-        """Whether 2f+1 replicas are always executed, rather than f+1 and more on demand (slide 19)."""
-        return self.mode == "basic" or (self.mode == "bft" and not self.deferred)
+        """Whether 2f+1 replicas are always executed."""
+        return planned_upfront(self.mode, self.deferred)
 
     @property
     def first(self) -> int:
         """Replicas of a task in the first plan."""
-        return 2 * self.f + 1 if self.upfront else self.need
+        return replicas_planned(self.f, self.mode, self.deferred)
 
     @property
     def eager(self) -> bool:
@@ -77,7 +93,7 @@ class Plan:
 
     @property
     def stores_all(self) -> bool:
-        """Whether every replica stores its output, rather than the carrier alone (slide 21)."""
+        """Whether every replica stores its output, rather than one alone (slide 21)."""
         return self.mode != "bft" or not self.digest_outputs
 
     @property
@@ -92,10 +108,11 @@ class Attempt:
 
     Attributes:
         sources: what it was told to read; the tuple is shared by all reduces launched on the same copies.
-        camp: where its vote went, once it has voted.
+        candidate: where its vote went, once it has voted.
         stored: its output was stored and is not known to be lost.
         seated: it occupies a slot of its worker; false once it is executed and only its answer is awaited.
-        slow: it is overdue, says the driver. spare: it was launched to overtake one that is.
+        slow: it is overdue, says the driver.
+        speculative: it was launched to overtake one that is.
     """
 
     id: int
@@ -106,11 +123,11 @@ class Attempt:
     store: bool
     sources: tuple[tuple[Source, ...], ...]
     status: Status = "running"
-    camp: Camp | None = None
+    candidate: Candidate | None = None
     stored: bool = False
     seated: bool = True
     slow: bool = False
-    spare: bool = False
+    speculative: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -123,10 +140,10 @@ class TaskState:
         executions: launched so far; the next replica's number.
         tries: launched until the vote was won, then since: what R3 bounds.
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
-        spares: launched to overtake slow ones; not among the tries.
+        speculative: attempts launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
-        winner: the camp that won, for good.
-        shown: a map's camp that reduces were given to read before the vote was won (R5).
+        winner: the candidate that won, for good.
+        shown: a map's candidate that reduces were given to read before the vote was won (R5).
         offered: a map's copies that a reduce launched now would read; empty while there are none or a dispute.
         published: a sample's or reduce's stored attempt that was announced by `Agreed`.
         confirmed: the driver has published that attempt, so its loss matters no more.
@@ -140,11 +157,11 @@ class TaskState:
     asked: dict[str, int] = field(default_factory=dict)
     executions: int = 0
     tries: int = 0
-    spares: int = 0
+    speculative: int = 0
     crashed: int = 0
     refused: int = 0
-    winner: Camp | None = None
-    shown: Camp | None = None
+    winner: Candidate | None = None
+    shown: Candidate | None = None
     offered: tuple[Source, ...] = ()
     published: int | None = None
     confirmed: bool = False
@@ -160,23 +177,23 @@ class TaskState:
     def fruitless(self) -> Reason:
         """Why the bound was reached (R3).
 
-        Stored copies are lost: the task's own, after its vote, or those that it reads. Else there is no quorum: the job's
-        fault, if outputs differ within domains and agree across none (R11).
+        Stored copies are lost: the task's own, after its vote, or those that it reads. Else there is no quorum: the
+        job's fault, if outputs differ within domains and agree across none (R11).
         """
-        if self.winner is not None or (not self.ballot.camps and self.refused > self.crashed):
+        if self.winner is not None or (not self.ballot.candidates and self.refused > self.crashed):
             return "copies_lost"
-        alone = all(len(camp.domains) < 2 for camp in self.ballot.camps)
+        alone = all(len(candidate.domains) < 2 for candidate in self.ballot.candidates)
         return "not_deterministic" if alone and self.ballot.wavering() > 1 else "no_quorum"
 
     def story(self) -> str:
         """What was seen, for the message of a job that failed."""
         seen = [
-            f"{', '.join(camp.domains)} {'raised ' + camp.error if camp.output is None else 'produced'}"
-            f" {camp.digest.hex()[:12]} ({len(camp.attempts)}x)"
-            for camp in self.ballot.camps[:8]
+            f"{', '.join(candidate.domains)} {'raised ' + candidate.error if candidate.output is None else 'produced'}"
+            f" {candidate.digest.hex()[:12]} ({len(candidate.attempts)}x)"
+            for candidate in self.ballot.candidates[:8]
         ]
-        if len(self.ballot.camps) > 8:
-            seen.append(f"{len(self.ballot.camps) - 8} more results")
+        if len(self.ballot.candidates) > 8:
+            seen.append(f"{len(self.ballot.candidates) - 8} more results")
         if self.crashed:
             seen.append(f"{self.crashed} crashed")
         if self.refused:

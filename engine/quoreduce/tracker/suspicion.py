@@ -1,15 +1,16 @@
 """Whom to suspect (R11): from tasks won and lost, and from tests whose right answers are known beforehand.
 
-Losing votes alone makes nobody a suspect: transient faults strike healthy domains too, and if all of them are struck often,
-then nobody is worse than the others. There are three ways to be *named*:
+Losing votes alone makes nobody a suspect: transient faults strike healthy domains too, and if all of them are struck
+often, then nobody is worse than the others. There are three ways to be *named*:
 
-- ``test``: the domain failed a known-answer test. It is asked for one when its answers contradict others', on its first,
-  fourth, sixteenth... such task: as many as the logarithm of their number, and none in a job without faults.
-- ``votes``: it lost so much more often than all others together that chance explains it with a probability below CHANCE_MOST.
-  Like is compared with like: votes of the same kind of task and the same number of replica, of the first plan only, on the same
-  type of CPU. Who is asked for a third opinion is asked because somebody else was wrong, faults may strike maps and not reduces,
-  and a job that depends on the CPU makes the rarer type lose.
-- ``probation``: it lost a vote, or failed a test, though it was let back on probation; ``record``: it begins as a suspect.
+- ``test``: the domain failed a known-answer test. It is asked for one when its answers contradict others', on its
+  first, fourth, sixteenth... such task: as many as the logarithm of their number, and none in a job without faults.
+- ``votes``: it lost so much more often than all others together that chance explains it with a probability below
+  CHANCE_MOST. Like is compared with like: votes of the same kind of task and the same number of replica, of the first
+  plan only, on the same type of CPU. Who is asked for a third opinion is asked because somebody else was wrong, faults
+  may strike maps and not reduces, and a job that depends on the CPU makes the rarer type lose.
+- ``probation``: it lost a vote, or failed a test, though it was let back on probation; ``record``: it begins as a
+  suspect.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def chance(lost: int, judged: int, others_lost: int, others_judged: int) -> floa
 def _distance(lost: int, judged: int, rate: float) -> float:
     """The relative entropy of lost/judged to the rate, times judged."""
     won = judged - lost
-    return (lost * math.log(lost / judged / rate) if lost else 0.0) + (won * math.log(won / judged / (1 - rate)) if won else 0.0)
+    return (lost * math.log(lost / judged / rate) if lost else 0.0) + (
+        won * math.log(won / judged / (1 - rate)) if won else 0.0
+    )
 
 
 def stands_out(lost: int, judged: int, others_lost: int, others_judged: int) -> bool:
@@ -112,7 +115,9 @@ class Suspicion:
         return standing
 
     def judge(self, name: str, judged: bool, lost: bool) -> bool:
-        """Count a task that was judged, or lost, for the first time, or both; whether the suspects are to be reviewed."""
+        """Count a task that was judged, or lost, for the first time, or both; whether the suspects are to be
+        reviewed.
+        """
         standing = self.of(name)
         standing.judged += judged
         standing.lost += lost

@@ -1,6 +1,6 @@
-"""Who agrees with whom: replicas' outputs in, camps out (slides 12 and 19; R1-R4).
+"""Who agrees with whom: replicas' outputs in, candidates out (slides 12 and 19; R1-R4).
 
-A *camp* is all replicas of a task that produced the same thing. It wins with f+1 distinct domains behind it; a domain
+A *candidate* is what one or more replicas of a task produced. It wins with f+1 distinct domains behind it; a domain
 that repeats itself still counts once (R1), so asking a bad core twice never outvotes a good one.
 
 Nothing here knows of workers, of time or of which task it is about.
@@ -16,8 +16,8 @@ from quoreduce.tracker.messages import Output
 
 
 @dataclass(slots=True, eq=False)
-class Camp:
-    """Replicas of one task that produced the same output, or raised the same error.
+class Candidate:
+    """An output of one task, or an error, and the replicas that produced it.
 
     Attributes:
         output: what they produced; None when they raised.
@@ -25,7 +25,7 @@ class Camp:
         digest: of the output or of the error: the two are voted on in namespaces of their own.
         attempts: attempt -> its domain, in order of arrival.
         domains: domain -> number of its latest vote. Their count is what wins (R1).
-        copies: attempts whose stored output can still be read; the first is the carrier (R6).
+        copies: attempts whose stored output can still be read; the first is the one that readers use first (R6).
     """
 
     output: Output | None
@@ -49,43 +49,45 @@ class Camp:
 
 @dataclass(slots=True, eq=False)
 class Ballot:
-    """All votes on one task. Camps are in order of their first vote."""
+    """All votes on one task. Candidates are in order of their first vote."""
 
-    camps: list[Camp] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
     votes: int = 0
 
     @property
     def disputed(self) -> bool:
         """Whether replicas have contradicted each other."""
-        return len(self.camps) > 1
+        return len(self.candidates) > 1
 
-    def cast(self, attempt: int, domain: str, digest: bytes, output: Output | None, error: str = "") -> Camp:
-        """Count one replica's result and return its camp. `output` is None for an error."""
-        for camp in self.camps:
-            if camp.holds(digest, output):
+    def cast(self, attempt: int, domain: str, digest: bytes, output: Output | None, error: str = "") -> Candidate:
+        """Count one replica's result and return its candidate. `output` is None for an error."""
+        for candidate in self.candidates:
+            if candidate.holds(digest, output):
                 break
         else:
-            camp = Camp(output, error, digest)
-            self.camps.append(camp)
-        camp.attempts[attempt] = domain
-        camp.domains[domain] = self.votes
+            candidate = Candidate(output, error, digest)
+            self.candidates.append(candidate)
+        candidate.attempts[attempt] = domain
+        candidate.domains[domain] = self.votes
         self.votes += 1
-        return camp
+        return candidate
 
     def withdraw(self, stale: Collection[int]) -> None:
         """Take back the votes of these attempts: they rest on inputs that lost their own vote (R5)."""
-        for camp in self.camps:
-            camp.attempts = {a: domain for a, domain in camp.attempts.items() if a not in stale}
-            camp.copies = [a for a in camp.copies if a not in stale]
-            left = set(camp.attempts.values())
-            camp.domains = {domain: nth for domain, nth in camp.domains.items() if domain in left}
-        self.camps = [camp for camp in self.camps if camp.attempts]
+        for candidate in self.candidates:
+            candidate.attempts = {a: domain for a, domain in candidate.attempts.items() if a not in stale}
+            candidate.copies = [a for a in candidate.copies if a not in stale]
+            left = set(candidate.attempts.values())
+            candidate.domains = {domain: nth for domain, nth in candidate.domains.items() if domain in left}
+        self.candidates = [candidate for candidate in self.candidates if candidate.attempts]
 
-    def leader(self) -> Camp | None:
-        """The camp of most distinct domains; of several such one with a stored copy (the carrier's), then the first."""
-        return max(self.camps, key=lambda camp: (len(camp.domains), bool(camp.copies)), default=None)
+    def leader(self) -> Candidate | None:
+        """The candidate of most distinct domains; of several such one with a stored copy, then the first."""
+        return max(
+            self.candidates, key=lambda candidate: (len(candidate.domains), bool(candidate.copies)), default=None
+        )
 
-    def winner(self, need: int) -> Camp | None:
+    def winner(self, need: int) -> Candidate | None:
         """The leader, if `need` = f+1 distinct domains stand behind it (R1)."""
         leader = self.leader()
         return leader if leader is not None and len(leader.domains) >= need else None
@@ -98,29 +100,30 @@ class Ballot:
             need: f+1.
         """
         lacking = need - len(running)
-        for camp in self.camps:
-            lacking = min(lacking, need - len(camp.domains.keys() | running))
+        for candidate in self.candidates:
+            lacking = min(lacking, need - len(candidate.domains.keys() | running))
         return max(0, lacking)
 
     def split_along(self, types: Mapping[str, str]) -> bool:
-        """Whether camps are types of CPU: each of one type, no type in two, two domains at least in each (R11).
+        """Whether candidates are types of CPU: each of one type, no type in two, two domains at least in each (R11).
 
-        Two domains that are wrong in the same way are no accident. That all of their type are, and no other, is no fault.
+        Two domains that are wrong in the same way are no accident. That all of their type are, and no other, is no
+        fault.
         """
-        sides = [{types.get(domain, "") for domain in camp.domains} for camp in self.camps]
+        sides = [{types.get(domain, "") for domain in candidate.domains} for candidate in self.candidates]
         apart = len(set().union(*sides)) == len(sides) > 1 and all(len(side) == 1 and "" not in side for side in sides)
-        return apart and all(len(camp.domains) > 1 for camp in self.camps)
+        return apart and all(len(candidate.domains) > 1 for candidate in self.candidates)
 
     def latest(self, domain: str) -> int:
         """Number of the domain's latest vote, or -1."""
         latest = -1
-        for camp in self.camps:
-            nth = camp.domains.get(domain, -1)
+        for candidate in self.candidates:
+            nth = candidate.domains.get(domain, -1)
             if nth > latest:
                 latest = nth
         return latest
 
     def wavering(self) -> int:
         """How many domains contradicted themselves: the mark of a job that is not deterministic (R11)."""
-        seen = [domain for camp in self.camps for domain in camp.domains]
+        seen = [domain for candidate in self.candidates for domain in candidate.domains]
         return len({domain for domain in seen if seen.count(domain) > 1})

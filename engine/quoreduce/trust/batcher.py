@@ -1,15 +1,16 @@
 """Batches of measurements: one extend and one quote of the µTPM for many leaves. Pure: time comes in as an argument.
 
-**The commit rule.** A leaf counts (a task's vote is counted) only when the batch that holds it is extended *and* quoted and
-the quote was checked. Until then the leaf is not measured at all, and whoever controls the batcher could still leave it out.
+**The commit rule.** A leaf counts (a task's vote is counted) only when the batch that holds it is extended *and* quoted
+and the quote was checked. Until then the leaf is not measured at all, and the batcher could still leave it
+out.
 
 Three ways to bind the leaves of a batch:
 
 ``none``       a batch is one leaf; its root is the leaf's hash.
-``aggregate``  the root is one hash over all leaves; whoever checks one leaf needs all of them.
+``aggregate``  the root is one hash over all leaves; a check of one leaf needs all of them.
 ``merkle``     the root of a tree; each leaf has an inclusion proof of its own.
 
-What is extended is not the root alone but SHA-256 of the batch event, so that number and count are measured too::
+SHA-256 of the batch event is extended, not the root alone, so that number and count are measured, too::
 
     b"quoreduce batch event 1" || number u64 || mode u8 (0 none, 1 aggregate, 2 merkle) || leaves u64 || root 32 bytes
 
@@ -50,7 +51,7 @@ class Batch:
 
     @cached_property
     def root(self) -> bytes:
-        """What stands for all leaves, 32 bytes; errors as of :func:`batch_root`."""
+        """The root over all leaves, 32 bytes; raises as :func:`batch_root`."""
         return self.tree.root if self.mode == "merkle" else batch_root(self.mode, self.leaves)
 
     @property
@@ -60,7 +61,7 @@ class Batch:
 
 
 def batch_root(mode: Mode, leaves: Sequence[bytes]) -> bytes:
-    """Return the root of a batch; ValueError for no leaves, or more than one in mode ``none``."""
+    """Return the root of a batch. Raises ValueError for no leaves, or more than one in mode ``none``."""
     if mode == "none" and len(leaves) != 1:
         raise ValueError(f"without batching a batch is one leaf, not {len(leaves)}")
     if not leaves:
@@ -102,7 +103,7 @@ class Batcher:
         return self._first_ms + self.age_ms if self._leaves else None
 
     def add(self, leaf: bytes, now_ms: int) -> bool:
-        """Take a leaf; return whether the batch is due. A full batch that was not closed takes no more: ValueError."""
+        """Take a leaf; return whether the batch is due. Raises ValueError for a full batch."""
         if len(self._leaves) >= self.size:
             raise ValueError(f"the batch is full ({self.size}): close it first")
         if not self._leaves:
@@ -117,7 +118,7 @@ class Batcher:
     def close(self) -> Batch | None:
         """Return the batch, due or not, and begin the next one; None if there is no leaf.
 
-        Its leaves count when it was extended, quoted and checked, not before (the commit rule).
+        Its leaves count once it is extended, quoted and checked (the commit rule).
         """
         if not self._leaves:
             return None

@@ -1,6 +1,7 @@
 """The chain of an endorsement key's certificate, up to a CA that a policy names. Pure: the time is an argument.
 
-Apart from :mod:`quoreduce.trust.evidence`, for what reads certificates takes long to import, and workers need none of it.
+It is apart from :mod:`quoreduce.trust.evidence` because reading certificates takes long to import, and workers do not
+need it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from quoreduce.errors import EvidenceError
 
-_BROKEN: Final = (  # what is raised for certificates that are none; not all of these are ValueErrors
+_BROKEN: Final = (  # raised for malformed certificates; not all are ValueErrors
     ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )  # fmt: skip
@@ -30,7 +31,7 @@ def check_ek_chain(chain: Sequence[bytes], roots: Sequence[x509.Certificate], at
         at: the time at which all have to be valid.
 
     Raises:
-        EvidenceError: with the first thing that does not hold.
+        EvidenceError: the first check that fails.
     """
     try:
         certificates = [x509.load_der_x509_certificate(raw) for raw in chain]
@@ -49,7 +50,9 @@ def check_ek_chain(chain: Sequence[bytes], roots: Sequence[x509.Certificate], at
 def _check_validity(certificate: x509.Certificate, at: datetime) -> None:
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if at < first:
-        raise EvidenceError(f"the certificate of {_subject(certificate)} is not valid before {first:%Y-%m-%d}: is a clock wrong?")
+        raise EvidenceError(
+            f"the certificate of {_subject(certificate)} is not valid before {first:%Y-%m-%d}: is a clock wrong?"
+        )
     if at > last:
         raise EvidenceError(f"the certificate of {_subject(certificate)} expired on {last:%Y-%m-%d}")
 

@@ -1,7 +1,7 @@
 """TPM 2.0 commands and responses as bytes.
 
-Source: *TCG TPM 2.0 Library Specification*, Part 3 (Commands); the chapter is given with each command. Headers are those
-of Part 1, 18; response codes those of Part 2, 6.6. Pure: a transport (a socket, a device) carries the bytes.
+Source: *TCG TPM 2.0 Library Specification*, Part 3 (Commands); the chapter is given with each command. Headers are
+those of Part 1, 18; response codes those of Part 2, 6.6. Pure: a transport (a socket, a device) carries the bytes.
 
 Every function of a command returns the bytes to send; :func:`answer` checks what came back and gives what it holds.
 """
@@ -15,7 +15,7 @@ from typing import Final
 
 from quoreduce.errors import AttestationError, EvidenceError, HostError
 from quoreduce.trust import wire
-from quoreduce.trust.wire import PcrSelection, Public, Reader, sized
+from quoreduce.trust.wire import PcrSelection, Public, TpmReader, sized
 
 HEADER_BYTES: Final = 10
 MESSAGE_BYTES_MAX: Final = 4096  # of a command or response: TPM_PT_MAX_COMMAND_SIZE of every TPM known
@@ -38,8 +38,9 @@ RC_LOCKOUT: Final = 0x921
 SEND_AGAIN: Final = frozenset({0x908, 0x90A, 0x922})  # YIELDED, TESTING, RETRY: the TPM did not start the command
 _FORMAT_ONE: Final = {
     0x82: "ATTRIBUTES", 0x83: "HASH", 0x84: "VALUE", 0x85: "HIERARCHY", 0x87: "KEY_SIZE", 0x8A: "TYPE", 0x8B: "HANDLE",
-    0x8E: "AUTH_FAIL", 0x92: "SCHEME", 0x95: "SIZE", 0x96: "SYMMETRIC", 0x97: "TAG", 0x98: "SELECTOR", 0x9A: "INSUFFICIENT",
-    0x9C: "KEY", 0x9D: "POLICY_FAIL", 0x9F: "INTEGRITY", 0xA1: "RESERVED_BITS", 0xA2: "BAD_AUTH", 0xA4: "POLICY_CC",
+    0x8E: "AUTH_FAIL", 0x92: "SCHEME", 0x95: "SIZE", 0x96: "SYMMETRIC", 0x97: "TAG", 0x98: "SELECTOR",
+    0x9A: "INSUFFICIENT", 0x9C: "KEY", 0x9D: "POLICY_FAIL", 0x9F: "INTEGRITY", 0xA1: "RESERVED_BITS",
+    0xA2: "BAD_AUTH", 0xA4: "POLICY_CC",
     0xA6: "CURVE", 0xA7: "ECC_POINT",
 }  # fmt: skip
 _FORMAT_ZERO: Final = {
@@ -47,7 +48,8 @@ _FORMAT_ZERO: Final = {
     0x128: "PCR_CHANGED", 0x12F: "AUTH_UNAVAILABLE", 0x142: "COMMAND_SIZE", 0x143: "COMMAND_CODE", 0x146: "NV_RANGE",
     0x148: "NV_LOCKED", 0x149: "NV_AUTHORIZATION", 0x14A: "NV_UNINITIALIZED", 0x902: "OBJECT_MEMORY",
     0x903: "SESSION_MEMORY", 0x904: "MEMORY", 0x905: "SESSION_HANDLES", 0x906: "OBJECT_HANDLES", 0x907: "LOCALITY",
-    0x908: "YIELDED", 0x90A: "TESTING", 0x920: "NV_RATE", RC_LOCKOUT: "LOCKOUT", 0x922: "RETRY", 0x923: "NV_UNAVAILABLE",
+    0x908: "YIELDED", 0x90A: "TESTING", 0x920: "NV_RATE", RC_LOCKOUT: "LOCKOUT", 0x922: "RETRY",
+    0x923: "NV_UNAVAILABLE",
 }  # fmt: skip
 
 RH_NULL: Final = 0x40000007
@@ -62,7 +64,12 @@ _SE_POLICY: Final = 1
 # PolicySecret of the endorsement hierarchy
 _EK_POLICY: Final = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 _EK_ATTRIBUTES: Final = (
-    wire.FIXED_TPM | wire.FIXED_PARENT | wire.SENSITIVE_DATA_ORIGIN | wire.ADMIN_WITH_POLICY | wire.RESTRICTED | wire.DECRYPT
+    wire.FIXED_TPM
+    | wire.FIXED_PARENT
+    | wire.SENSITIVE_DATA_ORIGIN
+    | wire.ADMIN_WITH_POLICY
+    | wire.RESTRICTED
+    | wire.DECRYPT
 )
 _AES_128: Final = (wire.ALG_AES, 128, wire.ALG_CFB)
 EK_RSA: Final = Public(
@@ -72,8 +79,8 @@ EK_P256: Final = Public(
     wire.ALG_ECC, wire.ALG_SHA256, _EK_ATTRIBUTES, _EK_POLICY, _AES_128, wire.ALG_NULL, 0, (bytes(32), bytes(32)),
     curve=wire.CURVE_P256,
 )  # fmt: skip
-# NO_DA: its authorization is empty, so there is nothing to guess; without it a TPM whose owner was killed while it was in
-# use would count a failure each time, and end in lockout (Part 1, 19.8).
+# NO_DA: its authorization is empty, so there is nothing to guess; without it a TPM whose owner was killed while it was
+# in use would count a failure each time, and end in lockout (Part 1, 19.8).
 _AK_ATTRIBUTES: Final = wire.RESTRICTED_SIGNING | wire.NO_DA
 AK_TEMPLATES: Final = {
     "ecdsa": Public(
@@ -109,22 +116,24 @@ class TpmRefusal(AttestationError):
 
 
 def reason(code: int) -> str:
-    """Name a response code without ``TPM_RC_`` and its parameter, handle or session number; unknown ones: in hexadecimal."""
+    """Name a response code without ``TPM_RC_`` and its parameter, handle or session number; unknown ones: in
+    hexadecimal.
+    """
     if code & 0x80:  # bit 7: format one, whose bits 0 to 5 are the error (Part 2, 6.6.2)
         return _FORMAT_ONE.get(code & 0xBF, f"{code:#05x}")
     return _FORMAT_ZERO.get(code, f"{code:#05x}")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TpmResponse:
     """A response that succeeded: its handle (0 if the command returns none), its parameters, in order."""
 
     handle: int
-    parameters: Reader
+    parameters: TpmReader
 
 
-def answer(command: bytes, response: bytes, *, handle: bool = False) -> Answer:
-    """Check a response to a command and take it apart.
+def answer(command: bytes, response: bytes, *, handle: bool = False) -> TpmResponse:
+    """Check and decode the response to a command.
 
     Args:
         command: what was sent, made by a function below.
@@ -136,7 +145,7 @@ def answer(command: bytes, response: bytes, *, handle: bool = False) -> Answer:
         HostError: it is in lockout.
         EvidenceError: the response is malformed.
     """
-    reader = Reader(response, "TPM response")
+    reader = TpmReader(response, "TPM response")
     tag, size, code = reader.u16(), reader.u32(), reader.u32()
     if size != len(response) or size > MESSAGE_BYTES_MAX:
         raise reader.error(f"it says that it has {size} bytes, it has {len(response)}")
@@ -146,7 +155,7 @@ def answer(command: bytes, response: bytes, *, handle: bool = False) -> Answer:
         raise reader.error(f"tag {tag:#06x} does not answer the command's {command[:2].hex()}")
     number = reader.u32() if handle else 0
     parameters = reader.take(reader.u32()) if tag == SESSIONS else reader.rest()
-    return Answer(number, Reader(parameters, f"response to {command_name(command)}"))
+    return TpmResponse(number, TpmReader(parameters, f"response to {command_name(command)}"))
 
 
 def response_code(response: bytes) -> int:
@@ -158,8 +167,8 @@ def refusal(command: str, code: int) -> AttestationError | HostError:
     """Make the error that a response code other than 0 stands for."""
     if code == RC_LOCKOUT:
         return HostError(
-            f"the TPM is in lockout after too many failed authorizations and refuses {command}: wait until it recovers, "
-            "or clear it with tpm2_dictionarylockout --clear-lockout"
+            f"the TPM is in lockout after too many failed authorizations and refuses {command}: wait until it "
+            "recovers, or clear it with tpm2_dictionarylockout --clear-lockout"
         )
     return TpmRefusal(command, code)
 
@@ -199,7 +208,7 @@ def policy(session: int) -> bytes:
 EMPTY: Final = password()  # keys and hierarchies here have no password
 
 
-# ------------------------------------------------------------------------------------------- PCRs (Part 3, 22)
+# PCRs (Part 3, 22)
 def pcr_extend(pcr: int, digest: bytes) -> bytes:
     """PCR_Extend (22.2) of the SHA-256 bank."""
     return extend_head(pcr) + digest
@@ -221,8 +230,8 @@ def pcr_read(selection: PcrSelection) -> bytes:
     return build("PCR_Read", parameters=selection.encode())
 
 
-def read_pcr_read(reader: Reader) -> dict[int, bytes]:
-    """Return the values of the SHA-256 bank that a PCR_Read's response holds; EvidenceError if it is malformed."""
+def read_pcr_read(reader: TpmReader) -> dict[int, bytes]:
+    """Return the values of the SHA-256 bank in a PCR_Read's response. Raises EvidenceError if malformed."""
     reader.u32()  # pcrUpdateCounter
     selection = PcrSelection.decode(reader)
     count = reader.u32()
@@ -244,14 +253,16 @@ def quote(key: int, selection: PcrSelection, nonce: bytes) -> bytes:
     return build("Quote", [key], parameters, [EMPTY])
 
 
-def read_quote(reader: Reader) -> tuple[bytes, bytes]:
+def read_quote(reader: TpmReader) -> tuple[bytes, bytes]:
     """Return (TPMS_ATTEST, TPMT_SIGNATURE) of a Quote's response."""
     return reader.sized(), reader.rest()
 
 
-# ------------------------------------------------------------------------- keys and sealed secrets (Part 3, 12, 24, 28)
+# Keys and sealed secrets (Part 3, 12, 24, 28)
 def create_primary(hierarchy: int, template: Public) -> bytes:
-    """CreatePrimary (24.1); the same template gives the same key until the hierarchy's seed changes. Returns a handle."""
+    """CreatePrimary (24.1); the same template gives the same key until the hierarchy's seed changes. Returns a
+    handle.
+    """
     return build("CreatePrimary", [hierarchy], _no_sensitive() + _template(template), [EMPTY])
 
 
@@ -260,7 +271,7 @@ def create(parent: int, secret: bytes, template: Public) -> bytes:
     return build("Create", [parent], sized(sized(b"") + sized(secret)) + _template(template), [EMPTY])
 
 
-def read_create(reader: Reader) -> tuple[bytes, bytes]:
+def read_create(reader: TpmReader) -> tuple[bytes, bytes]:
     """Return (TPM2B_PRIVATE's contents, TPMT_PUBLIC) of a Create's response."""
     return reader.sized(), reader.sized()
 
@@ -306,7 +317,7 @@ def _template(template: Public) -> bytes:
     return sized(template.encode()) + sized(b"") + bytes(4)
 
 
-# --------------------------------------------------------------------- sessions, policies, credentials (Part 3, 11, 12, 23)
+# Sessions, policies, credentials (Part 3, 11, 12, 23)
 def start_policy_session(nonce: bytes, hash_alg: int) -> bytes:
     """StartAuthSession (11.1), neither salted nor bound. ``nonce`` has at least 16 bytes. Returns a handle."""
     parameters = sized(nonce) + sized(b"") + struct.pack(">BHH", _SE_POLICY, wire.ALG_NULL, hash_alg)
@@ -328,7 +339,7 @@ def activate_credential(key: int, ek: int, ek_session: bytes, credential: bytes,
     return build("ActivateCredential", [key, ek], sized(credential) + sized(encrypted_secret), [EMPTY, ek_session])
 
 
-# ----------------------------------------------------------------------------------------- what else a TPM holds
+# Random bytes, shutdown, handles, NV indices
 def get_random(size: int) -> bytes:
     """GetRandom (16.1); a TPM may give fewer bytes."""
     return build("GetRandom", parameters=size.to_bytes(2, "big"))
@@ -344,7 +355,7 @@ def get_persistent_handles() -> bytes:
     return build("GetCapability", parameters=struct.pack(">III", _CAPABILITY_HANDLES, PERSISTENT, _HANDLES_MAX))
 
 
-def read_handles(reader: Reader) -> list[int]:
+def read_handles(reader: TpmReader) -> list[int]:
     """Return the handles in a GetCapability's response."""
     reader.u8()  # moreData
     kind, count = reader.u32(), reader.u32()
@@ -360,9 +371,11 @@ def nv_read_public(index: int) -> bytes:
     return build("NV_ReadPublic", [index])
 
 
-def read_nv_size(reader: Reader) -> int:
-    """Return the size in bytes of the index that an NV_ReadPublic's response describes (Part 2, 13.5: TPMS_NV_PUBLIC)."""
-    public = Reader(reader.sized(), "TPMS_NV_PUBLIC")
+def read_nv_size(reader: TpmReader) -> int:
+    """Return the size in bytes of the index that an NV_ReadPublic's response describes (Part 2, 13.5:
+    TPMS_NV_PUBLIC).
+    """
+    public = TpmReader(reader.sized(), "TPMS_NV_PUBLIC")
     public.take(10)  # nvIndex, nameAlg, attributes
     public.sized(wire.DIGEST_BYTES_MAX)  # authPolicy
     size = public.u16()
@@ -376,7 +389,9 @@ def nv_read(index: int, offset: int, size: int) -> bytes:
 
 
 def message_size(message: bytes) -> int:
-    """Return how many bytes the message has whose first 10 bytes these are; EvidenceError if it is out of bounds."""
+    """Return how many bytes the message has whose first 10 bytes these are. Raises EvidenceError if it is out of
+    bounds.
+    """
     size = int.from_bytes(message[2:6], "big")
     if not HEADER_BYTES <= size <= MESSAGE_BYTES_MAX:
         raise EvidenceError(f"TPM response: {size} bytes, where {HEADER_BYTES} to {MESSAGE_BYTES_MAX} can be")

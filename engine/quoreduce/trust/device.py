@@ -1,7 +1,7 @@
 """A hardware TPM 2.0, through the TCG's software stack: ``/dev/tpmrm0``, or any other TCTI.
 
-Needs the package tpm2-pytss (the extra ``quoreduce[tpm]``), of which only the transport is used. Behind ``/dev/tpmrm0`` the
-kernel keeps our objects apart from others'. Software speaks from locality 0: nothing here can extend PCRs 17 to 22.
+Needs the package tpm2-pytss (the extra ``quoreduce[tpm]``), of which only the transport is used. With ``/dev/tpmrm0``
+the kernel separates our objects from others'. Software speaks from locality 0: nothing here can extend PCRs 17 to 22.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ class DeviceTpm(Tpm2):
     """A TPM behind a TCTI.
 
     Args:
-        tcti: name and configuration of the transport, as tpm2-tools take it: ``device:/dev/tpmrm0``, ``swtpm:path=...``.
-        scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048).
-        ek: the endorsement key that vouches for it: ecc or rsa.
-        timeout_s: for one answer.
+        tcti: name and configuration of the transport, as tpm2-tools take it: ``device:/dev/tpmrm0``,
+        ``swtpm:path=...``. scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048). ek: the endorsement key that vouches
+        for it: ecc or rsa. timeout_s: for one answer.
 
     Raises:
         UsageError: an unknown scheme or kind of EK.
         HostError: tpm2-pytss is not installed, there is no such device, it does not answer.
     """
 
-    def __init__(self, tcti: str = DEVICE, scheme: str = "ecdsa", ek: str = "ecc", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, tcti: str = DEVICE, scheme: str = "ecdsa", ek: str = "ecc", timeout_s: float = TIMEOUT_S
+    ) -> None:
         check_kinds(scheme, ek)
         self._tcti, self._error = _open(tcti)
         self._where = tcti
@@ -59,7 +60,7 @@ class DeviceTpm(Tpm2):
                 self._drop()
 
     def _exchange(self, command: bytes) -> bytes:
-        """Send and receive in a thread of its own, for most TCTIs wait without end, and no signal reaches them."""
+        """Send and receive in a thread of its own, because most TCTIs wait forever, and no signal reaches them."""
         tcti = self._tcti
         if tcti is None:
             raise HostError(f"the TPM at {self._where} is closed")
@@ -93,7 +94,7 @@ def _open(tcti: str) -> tuple[Any, type[Exception]]:
     """Return the transport, and the class of its errors."""
     try:
         pytss = importlib.import_module("tpm2_pytss")
-    except (ImportError, NotImplementedError, RuntimeError) as error:  # the latter: a TSS too old, or without libraries
+    except (ImportError, NotImplementedError, RuntimeError) as error:  # RuntimeError: TSS too old or missing
         raise HostError(f"a TPM device needs tpm2-pytss: pip install 'quoreduce[tpm]' ({error})") from error
     os.environ.setdefault("TSS2_LOG", "all+none")  # the errors below say it in one line
     name, _, configuration = tcti.partition(":")

@@ -1,10 +1,11 @@
-"""The dynamic root of trust (DRTM) of swtpm: what a CPU's late launch would do, through swtpm's control channel.
+"""The dynamic root of trust (DRTM) of swtpm: a CPU's late launch, played through swtpm's control channel.
 
-A late launch resets PCRs 17 to 22 and extends PCR 17 with the hash of what is launched; no software can do that, because
-it is done from locality 4, which hardware alone speaks from (PC Client Platform TPM Profile, 2.3.4 and 4.6). swtpm's control
-channel (``swtpm_ioctls``) stands for that hardware. PCR 19 is extended from locality 2: that of the launched environment.
+A late launch resets PCRs 17 to 22 and extends PCR 17 with the hash of what is launched; no software can do that,
+because it is done from locality 4, from which only hardware speaks (PC Client Platform TPM Profile, 2.3.4 and 4.6).
+swtpm's control channel (``swtpm_ioctls``) stands for that hardware. PCR 19 is extended from locality 2: that of the
+launched environment.
 
-What PCR 17 holds afterwards: :func:`quoreduce.trust.pcr.launched`.
+Afterwards PCR 17 holds :func:`quoreduce.trust.pcr.launched`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Control:
         self._ask(_HASH_END)
 
     def set_locality(self, locality: int) -> None:
-        """Let the commands that follow come from this locality, 0 to 4."""
+        """Set the locality, 0 to 4, of the commands that follow."""
         self._ask(_SET_LOCALITY, bytes([locality]))
 
     def shutdown(self) -> None:

@@ -1,12 +1,13 @@
 """Enrolment: proof that an attestation key (AK) lives in the TPM that a maker's certificate names, and its record.
 
 1. The node shows the certificate of its endorsement key (EK), the EK's and the AK's public areas.
-2. The registrar checks the certificate up to a CA, that it is for this EK, that the AK is one; it encrypts a secret to the EK
-   and the AK's name (:func:`make_credential`). Only the TPM that holds both gives the secret back (ActivateCredential).
+2. The registrar checks the certificate up to a CA, that it is for this EK, that the AK is one; it encrypts a secret to
+   the EK and the AK's name (:func:`make_credential`). Only the TPM that holds both gives the secret back
+   (ActivateCredential).
 3. For the right secret it binds the EK to the AK, once and for all, and signs the pair
    (:func:`quoreduce.trust.evidence.enrolment_record`) with its Ed25519 key.
 
-:func:`make_credential` has no effects but randomness; :class:`Registrar` keeps a folder.
+:func:`make_credential` has no effects besides randomness; :class:`Registrar` keeps a folder.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from quoreduce.errors import AttestationError, EvidenceError, HostError
+from quoreduce.files import write_whole
 from quoreduce.trust import wire
 from quoreduce.trust.chain import check_ek_chain
 from quoreduce.trust.evidence import enrolment_record
@@ -59,7 +61,7 @@ class Credential:
 
 
 def make_credential(ek: Public, ak_name: bytes, secret: bytes) -> Credential:
-    """Encrypt ``secret`` so that only the TPM with this EK gives it back, if it holds the object named ``ak_name`` too.
+    """Encrypt ``secret`` so that only the TPM with this EK and the object named ``ak_name`` gives it back.
 
     TPM 2.0 Library, Part 1, 24 (credential protection), B.10.4 (RSA: OAEP) and C.6.1 (ECC: one-pass ECDH).
 
@@ -72,9 +74,13 @@ def make_credential(ek: Public, ak_name: bytes, secret: bytes) -> Credential:
         EvidenceError: not an endorsement key: it could leave its TPM, or decrypt for anyone.
     """
     if ek.attributes & _EK_ATTRIBUTES != _EK_ATTRIBUTES or ek.symmetric is None or ek.name_alg not in _HASHES:
-        raise EvidenceError("the EK is not a storage key of its TPM: it is restricted to decryption, with AES and SHA-256 or 384")
+        raise EvidenceError(
+            "the EK is not a storage key of its TPM: it is restricted to decryption, with AES and SHA-256 or 384"
+        )
     if len(secret) > wire.DIGEST_BYTES[ek.name_alg]:
-        raise EvidenceError(f"a credential for this EK holds at most {wire.DIGEST_BYTES[ek.name_alg]} bytes, not {len(secret)}")
+        raise EvidenceError(
+            f"a credential for this EK holds at most {wire.DIGEST_BYTES[ek.name_alg]} bytes, not {len(secret)}"
+        )
     bits = wire.DIGEST_BYTES[ek.name_alg] * 8
     seed, encrypted_secret = _make_seed(ek, bits)
     hash_name = _HASHES[ek.name_alg][0]
@@ -122,8 +128,8 @@ def _make_seed(ek: Public, bits: int) -> tuple[bytes, bytes]:
 
 
 def _aes_cfb(key: bytes, data: bytes) -> bytes:
-    """Encrypt with AES in CFB mode, IV zero (SP 800-38A, 6.3; full blocks); ``cryptography`` is about to drop that mode."""
-    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # one block at a time: the building stone of CFB
+    """Encrypt with AES in CFB mode, IV zero (SP 800-38A, 6.3; full blocks), which ``cryptography`` deprecates."""
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # one block at a time, as CFB needs it
     made, register = b"", bytes(_BLOCK_BYTES)
     for at in range(0, len(data), _BLOCK_BYTES):
         pad = block.update(register)
@@ -148,7 +154,7 @@ class _Pending:
 
 
 class Registrar:
-    """Binds each EK to one AK, for good. Several may share a folder; a challenge is answered to the one that made it.
+    """Binds each EK to one AK, for good. Several may share a folder; the one that made a challenge takes its answer.
 
     Its folder (mode 0700) holds ``registrar.key`` (Ed25519, 32 bytes, mode 0600) and ``bindings.json``.
 
@@ -177,7 +183,7 @@ class Registrar:
         return self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
     def challenge(self, chain: Sequence[bytes], ek: Public, ak: Public, at: datetime) -> Credential:
-        """Check what a node shows, and make the credential that it has to open; a later one replaces it.
+        """Check the keys of a node, and make the credential that it has to open; a later one replaces it.
 
         Args:
             chain: certificate of the EK, then intermediate CAs; DER.
@@ -201,14 +207,15 @@ class Registrar:
         return credential
 
     def enrol(self, certificate: bytes, ak: Public, secret: bytes) -> bytes:
-        """Bind the EK of a certificate (DER) to an AK, for the secret that the TPM gave; a challenge can be answered once.
+        """Bind the EK of a certificate (DER) to an AK, for the secret that the TPM gave; a challenge can be answered
+        once.
 
         Returns:
             The Ed25519 signature, 64 bytes, over :func:`quoreduce.trust.evidence.enrolment_record`.
 
         Raises:
-            AttestationError: no challenge was made for this EK, it was made for another AK, the secret is wrong, or the EK
-                has been bound to another AK.
+            AttestationError: no challenge was made for this EK, it was made for another AK, the secret is wrong, or the
+            EK has been bound to another AK.
         """
         identity = _identity(certificate)
         pending = self._pending.pop(identity, None)
@@ -240,14 +247,7 @@ class Registrar:
             raise HostError(f"cannot read the registrar's {path}: {error}") from error
 
     def _write(self, name: str, data: bytes) -> None:
-        """Replace a file at once: a crash leaves the old one or the new one."""
-        path = self._folder / name
-        new = path.with_suffix(".new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        write_whole(self._folder / name, data, mode=0o600)
 
     def _load_key(self) -> Ed25519PrivateKey:
         path = self._folder / "registrar.key"
@@ -265,7 +265,7 @@ class Registrar:
 
 
 def enrol(registrar: Registrar, tpm: EndorsedTpm, intermediates: Sequence[bytes], at: datetime) -> bytes:
-    """Enrol a TPM that is at hand; return the registrar's signature. Errors as of the registrar and of the TPM.
+    """Enrol a TPM of this machine; return the registrar's signature. Errors as of the registrar and of the TPM.
 
     Args:
         registrar: that binds its EK to its AK.
@@ -279,7 +279,9 @@ def enrol(registrar: Registrar, tpm: EndorsedTpm, intermediates: Sequence[bytes]
 
 
 def _identity(certificate: bytes) -> str:
-    """Name an EK by its key, which another certificate for it does not change; EvidenceError if it is no certificate."""
+    """Name an EK by its key, which another certificate for it does not change. Raises EvidenceError if it is no
+    certificate.
+    """
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
     except (ValueError, TypeError, x509.InvalidVersion) as error:

@@ -1,15 +1,16 @@
-"""Event logs: what was extended into PCRs, in formats that others read.
+"""Event logs: what was extended into PCRs, in the TCG's formats.
 
-*TCG binary* (TCG PC Client Platform Firmware Profile 1.05, 10): little-endian; a header event of the old format that names the
-hash algorithms (``Spec ID Event03``, here SHA-256 alone), then one TCG_PCR_EVENT2 an event. ``tpm2_eventlog`` shows it and
-``tpm2_checkquote -e`` replays it. All our events have the type EV_EVENT_TAG, whose data is a TCG_PCClientTaggedEvent:
-u32 tag, u32 size, bytes. The digest is over these bytes alone, so the tag, which it does not cover, is always the same.
+*TCG binary* (TCG PC Client Platform Firmware Profile 1.05, 10): little-endian; a header event of the old format that
+names the hash algorithms (``Spec ID Event03``, here SHA-256 alone), then one TCG_PCR_EVENT2 an event. ``tpm2_eventlog``
+shows it and ``tpm2_checkquote -e`` replays it. All our events have the type EV_EVENT_TAG, whose data is a
+TCG_PCClientTaggedEvent: u32 tag, u32 size, bytes. The digest is over these bytes alone, so the tag, which it does not
+cover, is always the same.
 
 *CEL-JSON* (TCG Canonical Event Log Format 1.0, 5.3): an array of records with ``recnum``, ``pcr``, ``digests``,
 ``content_type`` "pcclient_std" and ``content``, which holds the same type and data, in hex.
 
-A log is what a host says; it proves nothing until it replays to the values that a TPM has quoted. Both decoders are strict:
-what was decoded encodes to the same bytes, and each event's digest is that of its data.
+A log is a claim of the host; it proves nothing until it replays to the values that a TPM has quoted. Both decoders are
+strict: what was decoded encodes to the same bytes, and each event's digest is that of its data.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOG_BYTES_MAX: Final = 16 << 20
 EVENTS_MAX: Final = 1 << 16
 EV_NO_ACTION: Final = 0x3
 EV_EVENT_TAG: Final = 0x6
-TAG: Final = 0x51520001  # of all our events: what an event is, its PCR says
+TAG: Final = 0x51520001  # of all our events; the PCR says what an event is
 
 _SPEC_ID: Final = struct.pack("<16sIBBBBIHHB", b"Spec ID Event03", 0, 0, 2, 0, 2, 1, ALG_SHA256, 32, 0)
 _HEADER: Final = struct.pack("<II20sI", 0, EV_NO_ACTION, bytes(20), len(_SPEC_ID)) + _SPEC_ID
@@ -40,7 +41,7 @@ _TAGGED: Final = struct.Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One extend: into which PCR, the digest that was extended, and the data that it is of."""
+    """One extend: the PCR, the digest that was extended, and the data of this digest."""
 
     pcr: int
     digest: bytes
@@ -61,7 +62,7 @@ def replay(events: Iterable[Event], initial: Mapping[int, bytes] | None = None) 
 
 
 def encode_binary(events: Sequence[Event]) -> bytes:
-    """Encode a TCG binary log; EvidenceError beyond LOG_BYTES_MAX bytes or EVENTS_MAX events."""
+    """Encode a TCG binary log. Raises EvidenceError beyond LOG_BYTES_MAX bytes or EVENTS_MAX events."""
     parts = [_HEADER]
     for event in events:
         data = _tagged(event)
@@ -73,7 +74,8 @@ def decode_binary(raw: bytes) -> tuple[Event, ...]:
     """Decode a TCG binary log.
 
     Raises:
-        EvidenceError: too large, truncated, another header, type or algorithm, or a digest that is not that of its data.
+        EvidenceError: too large, truncated, another header, type or algorithm, or a digest that is not that of its
+        data.
     """
     _bounded(raw, 0)
     if not raw.startswith(_HEADER):
@@ -148,7 +150,7 @@ _RECORDS: Final = msgspec.json.Decoder(Annotated[tuple[_Record, ...], msgspec.Me
 
 
 def encode_cel_json(events: Sequence[Event]) -> bytes:
-    """Encode a CEL-JSON log: one line, UTF-8; EvidenceError beyond LOG_BYTES_MAX bytes or EVENTS_MAX events."""
+    """Encode a CEL-JSON log: one line, UTF-8. Raises EvidenceError beyond LOG_BYTES_MAX bytes or EVENTS_MAX events."""
     records = [
         _Record(
             number, event.pcr, (_Digest("sha256", event.digest.hex()),),
@@ -160,7 +162,7 @@ def encode_cel_json(events: Sequence[Event]) -> bytes:
 
 
 def decode_cel_json(raw: bytes) -> tuple[Event, ...]:
-    """Decode a CEL-JSON log of our own events, in our own form; EvidenceError as :func:`decode_binary`."""
+    """Decode a CEL-JSON log of our own events, in our own form. Raises EvidenceError as :func:`decode_binary`."""
     _bounded(raw, 0)
     try:
         records = _RECORDS.decode(raw)

@@ -2,7 +2,7 @@
 
 All byte layouts are fixed; integers are big-endian; ``challenge`` is the challenger's nonce, 32 bytes::
 
-    job id          SHA-256( "quoreduce job 1" || challenge || canonical JSON of the job )               (receipt.job_id)
+    job id          SHA-256( "quoreduce job 1" || challenge || canonical JSON of the job )     (receipt.job_id)
     task leaf       "quoreduce task 1" || job id 32 || kind u8 (0 sample, 1 map, 2 reduce) || index u64 || attempt u64
                     || input digest 32 || output digest 32
     part's output   BLAKE3( BLAKE3( "quoreduce output 1" || digest 32 || records ) || records read || bytes )
@@ -13,9 +13,9 @@ All byte layouts are fixed; integers are big-endian; ``challenge`` is the challe
     operation       SHA-256( "quoreduce operation 1" || job id || domain, UTF-8 )
     enrolment       "quoreduce enrolment 1" || SHA-256( EK certificate, DER ) || name of the AK
 
-Level 1, a node's TPM: PCR 17 holds the environment (DRTM, from zero), PCR 19 the public area of each µTPM of the node, in the
-order of the node's event log; one quote covers both. Level 2, a worker's µTPM: µPCR 0 holds the environment's digest, µPCR 1
-the operation, µPCR 16 the batches; each quote covers the three.
+Level 1, a node's TPM: PCR 17 holds the environment (DRTM, from zero), PCR 19 the public area of each µTPM of the node,
+in the order of the node's event log; one quote covers both. Level 2, a worker's µTPM: µPCR 0 holds the environment's
+digest, µPCR 1 the operation, µPCR 16 the batches; each quote covers the three.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ENVIRONMENT_PCR: Final = 17
 KEYS_PCR: Final = 19
 LEVEL1_PCRS: Final = (ENVIRONMENT_PCR, KEYS_PCR)
 LEVEL2_PCRS: Final = (CODE_PCR, OPERATION_PCR, BATCH_PCR)
-SOFTWARE: Final = ("utpm", "modelled")  # backends without a TPM that someone else vouches for
+SOFTWARE: Final = ("utpm", "modelled")  # backends without a TPM for which others vouch
 HARDWARE: Final = ("swtpm", "tpm2")
 _LEAF: Final = struct.Struct(">16s32sBQQ32s32s")
 
@@ -60,7 +60,7 @@ Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 24)]
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a TPM that others vouch for adds to a launch.
+    """What a certified TPM adds to a launch.
 
     Attributes:
         ek: the endorsement key's certificate, then intermediate ones, DER.
@@ -76,10 +76,10 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: Small
 
 
-class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LateLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Level 1, once for each node. ``log`` is a TCG binary log: one event of PCR 17, then one of PCR 19 for each µTPM.
 
-    ``hardware`` is None for the backends of SOFTWARE: there the log is what the driver saw, and no TPM confirms it.
+    ``hardware`` is None for the backends of SOFTWARE: there the log is the driver's own, and no TPM confirms it.
     """
 
     node: Name
@@ -134,12 +134,14 @@ def enrolment_record(ek_certificate: bytes, ak: Public) -> bytes:
 
 
 def launch_log(document: bytes, keys: Sequence[bytes]) -> tuple[Event, ...]:
-    """Return the events of a node: its environment document in PCR 17, public areas (TPMT_PUBLIC) of its µTPMs in PCR 19."""
+    """Return the events of a node: its environment document in PCR 17, public areas (TPMT_PUBLIC) of its µTPMs in PCR
+    19.
+    """
     return Event.of(ENVIRONMENT_PCR, document), *(Event.of(KEYS_PCR, key) for key in keys)
 
 
 def begin(tpm: Tpm, document: bytes, job: bytes, domain: str) -> None:
-    """Extend what a µTPM holds before the first batch: µPCR 0 and 1."""
+    """Extend µPCRs 0 and 1 of a µTPM, before its first batch."""
     tpm.extend(CODE_PCR, sha256(document).digest())
     tpm.extend(OPERATION_PCR, operation_digest(job, domain))
 
@@ -152,7 +154,9 @@ def commit(tpm: Tpm, batch: Batch, challenge: bytes) -> QuotedBatch:
 
 
 def check_signature(key: Public | PublicKey, message: bytes, signature: bytes, nonce: bytes) -> Quote:
-    """Check who signed a quote (TPMS_ATTEST, TPMT_SIGNATURE) and that it answers ``nonce``, and return it; EvidenceError."""
+    """Check who signed a quote (TPMS_ATTEST, TPMT_SIGNATURE) and that it answers ``nonce``, and return it;
+    EvidenceError.
+    """
     signatures.verify(key, message, Signature.decode(signature))
     quote = Quote.decode(message)
     if quote.extra != nonce:
@@ -161,9 +165,11 @@ def check_signature(key: Public | PublicKey, message: bytes, signature: bytes, n
 
 
 def check_values(quote: Quote, values: Mapping[int, bytes]) -> None:
-    """Check that a quote covers just these PCRs of the SHA-256 bank, with these values; EvidenceError."""
+    """Check that a quote covers just these PCRs of the SHA-256 bank, with these values. Raises EvidenceError."""
     if quote.selection != PcrSelection.sha256(*values):
-        raise EvidenceError(f"the quote does not cover PCRs {', '.join(map(str, sorted(values)))} of SHA-256, or others too")
+        raise EvidenceError(
+            f"the quote does not cover PCRs {', '.join(map(str, sorted(values)))} of SHA-256, or others too"
+        )
     if quote.pcr_digest != pcr_digest([values[pcr] for pcr in sorted(values)]):
         raise EvidenceError("the quote is over other PCR values than these")
 
@@ -178,7 +184,7 @@ class LaunchLog:
 
     @classmethod
     def decode(cls, raw: bytes) -> LaunchLog:
-        """Decode the log of a launch; EvidenceError if it has other events than a launch makes."""
+        """Decode the log of a launch. Raises EvidenceError if it has other events than a launch makes."""
         events = decode_binary(raw)
         pcrs = [event.pcr for event in events]
         if pcrs[:1] != [ENVIRONMENT_PCR] or set(pcrs[1:]) - {KEYS_PCR}:
@@ -192,14 +198,14 @@ class LaunchLog:
         return sha256(self.document).digest()
 
 
-def check_launch_signature(launch: Launch, hardware: Hardware, job: bytes, challenge: bytes) -> Quote:
-    """Check that the AK signed the quote of a node for this job, and return it; EvidenceError."""
+def check_launch_signature(launch: LateLaunch, hardware: Hardware, job: bytes, challenge: bytes) -> Quote:
+    """Check that the AK signed the quote of a node for this job, and return it. Raises EvidenceError."""
     nonce = launch_nonce(challenge, job, launch.node)
     return check_signature(attestation_key(hardware.ak), hardware.message, hardware.signature, nonce)
 
 
 def attestation_key(ak: bytes) -> Public:
-    """Decode an AK (TPM2B_PUBLIC); EvidenceError if it could sign what no TPM made."""
+    """Decode an AK (TPM2B_PUBLIC). Raises EvidenceError if it could sign what no TPM made."""
     key = Public.decode_sized(ak)
     if not key.is_restricted_signing:
         raise EvidenceError("the AK is not a restricted signing key: it signs anything it is given")
@@ -207,7 +213,7 @@ def attestation_key(ak: bytes) -> Public:
 
 
 def check_enrolment(hardware: Hardware, registrar: bytes) -> None:
-    """Check that the registrar (Ed25519, 32 bytes) has bound this AK to this EK certificate; EvidenceError."""
+    """Check that the registrar (Ed25519, 32 bytes) has bound this AK to this EK certificate. Raises EvidenceError."""
     record = enrolment_record(hardware.ek[0], attestation_key(hardware.ak))
     try:
         Ed25519PublicKey.from_public_bytes(registrar).verify(hardware.enrolment, record)
@@ -216,23 +222,25 @@ def check_enrolment(hardware: Hardware, registrar: bytes) -> None:
 
 
 class Follower:
-    """Follows the quotes of one µTPM: what the driver does while the job runs, and the verifier afterwards.
+    """Checks the quotes of one µTPM in their order, for the driver while the job runs, and for the verifier afterwards.
 
-    After a refused quote it accepts nothing more: a µTPM that was wrong once stays refused.
+    After a refused quote it accepts no other: a µTPM that was wrong once stays refused.
     """
 
-    def __init__(self, public: bytes, environment: bytes, domain: str, job: bytes, challenge: bytes, mode: Mode) -> None:
+    def __init__(
+        self, public: bytes, environment: bytes, domain: str, job: bytes, challenge: bytes, mode: Mode
+    ) -> None:
         """Begin before the first batch.
 
         Args:
             public: of the µTPM, TPMT_PUBLIC.
             environment: digest of the environment's document.
-            domain: that the worker votes for.
+            domain: for which the worker votes.
             job, challenge: 32 bytes each.
             mode: of the batches.
 
         Raises:
-            EvidenceError: not a restricted signing key.
+            EvidenceError: ``public`` is not a restricted signing key.
         """
         self.key = Public.decode(public)
         if not self.key.is_restricted_signing:
@@ -254,7 +262,9 @@ class Follower:
         self.number += 1
 
     def check_seal(self, message: bytes, signature: bytes, body: bytes) -> None:
-        """Check the quote that seals a receipt, after all batches; ``body`` as for :func:`seal_nonce`. EvidenceError."""
+        """Check the quote that seals a receipt, after all batches; ``body`` as for :func:`seal_nonce`.
+        EvidenceError.
+        """
         self._check(message, signature, seal_nonce(self.challenge, body), self._batches)
 
     def _check(self, message: bytes, signature: bytes, nonce: bytes, value: bytes) -> None:
@@ -272,7 +282,7 @@ class Follower:
 
 
 def check_leaves(batch: QuotedBatch, mode: Mode, leaves: Sequence[bytes]) -> None:
-    """Check that these are all the leaves of a batch, in its order; EvidenceError."""
+    """Check that these are all the leaves of a batch, in its order. Raises EvidenceError."""
     if len(leaves) != batch.count:
         raise EvidenceError(f"{len(leaves)} leaves are listed of a batch of {batch.count}")
     if (mode == "none" and batch.count != 1) or batch_root(mode, leaves) != batch.root:

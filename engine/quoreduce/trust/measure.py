@@ -1,11 +1,11 @@
-"""The measurement of an environment: what a worker is made of, as one document whose SHA-256 is its *configuration*.
+"""The measurement of a worker's environment: one document, whose SHA-256 is its *configuration*.
 
-The document is a JSON object in canonical form (keys sorted, no spaces). It holds hashes (BLAKE3) of files as they lie on this
-machine: the interpreter, our sources, the machine code that numba made of the kernels; and versions of the packages that results
-depend on. Compiled code holds paths and times, so that two machines have two configurations even with the same sources; a policy
-names both.
+The document is a JSON object in canonical form (keys sorted, no spaces). It holds hashes (BLAKE3) of files on this
+machine: the interpreter, our sources, the machine code that numba made of the kernels; and versions of the
+packages that results depend on. Compiled code holds paths and times, so that two machines have two configurations even
+with the same sources; a policy names both.
 
-What it does not say: that memory holds what the files held. Whoever can write to the worker's memory is outside of it.
+It does not say that memory holds what the files held. It does not cover writes to the worker's memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from typing import Any
 
 from blake3 import blake3
 
+from quoreduce import machine
+
 FORMAT = "quoreduce environment 1"
 OURS = ("quoreduce", "quoreduce_kernels", "quoreduce_gridmix")
 PACKAGES = (
-    "blake3", "cloudpickle", "cryptography", "isal", "llvmlite", "msgspec", "numba", "numpy", "pyarrow", "ray", "zstandard",
+    "blake3", "cloudpickle", "cryptography", "isal", "llvmlite", "msgspec", "numba", "numpy", "pyarrow", "ray",
+    "zstandard",
 )  # fmt: skip
 VARIABLES = ("LC_ALL", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME", "NUMBA_DISABLE_JIT", "PYTHONHASHSEED", "TZ")
 
@@ -64,7 +67,9 @@ def hash_files(files: Iterable[Path], folder: Path) -> str:
 
 
 def hash_contents(files: Iterable[Path]) -> str:
-    """BLAKE3, in hex, over the hashes of files in their own order: names, which numba makes of paths, do not matter."""
+    """BLAKE3, in hex, over the hashes of files in their own order: names, which numba derives from paths, do not
+    matter.
+    """
     return blake3("".join(sorted(map(hash_file, files))).encode()).hexdigest()
 
 
@@ -90,8 +95,8 @@ def _folder(name: str) -> Path | None:
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of those of these packages (names in lower case) that are installed; of several, the first on the path.
 
-    By the names of their folders, ``NAME-VERSION.dist-info``: ``importlib.metadata`` says the same, and takes longer than
-    all the rest of a measurement.
+    By the names of their folders, ``NAME-VERSION.dist-info``: ``importlib.metadata`` says the same, and takes longer
+    than all the rest of a measurement.
     """
     found: dict[str, str] = {}
     for entry in sys.path:
@@ -99,7 +104,9 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
             names = os.listdir(entry)
         except OSError:
             continue
-        for name, _, version in (one.removesuffix(".dist-info").partition("-") for one in names if one.endswith(".dist-info")):
+        for name, _, version in (
+            one.removesuffix(".dist-info").partition("-") for one in names if one.endswith(".dist-info")
+        ):
             if name.lower() in packages:
                 found.setdefault(name.lower(), version)
     return found
@@ -107,8 +114,4 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _cpu() -> str:
     """The model of the CPU: honest machines of two types may differ in the last bits of sums that were vectorised."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return machine.cpu_model() or platform.processor()

@@ -4,11 +4,11 @@
     node        SHA-256( 0x01 || left || right )
     tree        of n leaves: the left one holds the greatest power of two below n
 
-A root says nothing about how many leaves there are: proofs of the first leaves of 3 and of 4 are alike. So whoever signs
-a root signs the count with it (:func:`quoreduce.trust.batcher.batch_event` does).
+A root says nothing about how many leaves there are: proofs of the first leaves of 3 and of 4 are alike. So the count
+is signed together with the root (:func:`quoreduce.trust.batcher.batch_event`).
 
-One quote serves many challengers: the quote's nonce (``extraData``) is the root over their nonces, and each of them gets the
-proof of his own (:func:`verify`).
+One quote serves many challengers: the quote's nonce (``extraData``) is the root over their nonces, and each gets
+the proof of its own nonce (:func:`verify`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def leaf_hash(leaf: bytes) -> bytes:
 
 
 class Tree:
-    """All nodes of a tree, each hashed once: its root, and the inclusion proofs of its leaves. ValueError if there are none."""
+    """All nodes of a tree, each hashed once: its root, and the inclusion proofs of its leaves. Raises ValueError if
+    there are none.
+    """
 
     __slots__ = ("_levels",)
 
@@ -36,13 +38,19 @@ class Tree:
         return self._levels[-1][0]
 
     def proof(self, index: int) -> tuple[bytes, ...]:
-        """Return the inclusion proof of the leaf at ``index``: sibling hashes, bottom up (RFC 9162, 2.1.3.1); IndexError."""
+        """Return the inclusion proof of the leaf at ``index``: sibling hashes, bottom up (RFC 9162, 2.1.3.1);
+        IndexError.
+        """
         if not 0 <= index < len(self._levels[0]):
             raise IndexError(f"no leaf {index} among {len(self._levels[0])}")
-        return tuple(level[(index >> up) ^ 1] for up, level in enumerate(self._levels) if (index >> up) ^ 1 < len(level))
+        return tuple(
+            level[(index >> up) ^ 1] for up, level in enumerate(self._levels) if (index >> up) ^ 1 < len(level)
+        )
 
     def proofs(self) -> list[tuple[bytes, ...]]:
-        """Return the inclusion proofs of all leaves: from the root down, each is its parent's with one hash before it."""
+        """Return the inclusion proofs of all leaves: from the root down, each is its parent's with one hash before
+        it.
+        """
         paths: list[tuple[bytes, ...]] = [()]
         for level in self._levels[-2::-1]:
             pairs = zip(level[::2], level[1::2], paths, strict=False)
@@ -52,7 +60,7 @@ class Tree:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """Return the root over ``leaves``, 32 bytes; ValueError if there are none."""
+    """Return the root over ``leaves``, 32 bytes. Raises ValueError if there are none."""
     return Tree(leaves).root
 
 
@@ -72,7 +80,7 @@ def verify(leaf: bytes, index: int, count: int, path: Sequence[bytes], root: byt
     Args:
         leaf: the leaf's hash (:func:`leaf_hash`), not the leaf.
         index: its place, from 0.
-        count: number of leaves, of which the caller has other proof than this root.
+        count: number of leaves, which the caller knows from elsewhere than this root.
         path: the proof, from :func:`proof`.
         root: of the tree.
     """
@@ -98,7 +106,9 @@ def aggregate(leaves: Sequence[bytes]) -> bytes:
 
 
 def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
-    """All levels of the tree, bottom up. A node without a sibling moves up as it is, which gives the shape of RFC 9162."""
+    """All levels of the tree, bottom up. A node without a sibling moves up as it is, which gives the shape of RFC
+    9162.
+    """
     if not leaves:
         raise ValueError("a tree has at least one leaf")
     levels = [[sha256(b"\x00" + leaf).digest() for leaf in leaves]]

@@ -1,7 +1,8 @@
-"""A model of a hardware TPM: a µTPM that computes the values, and published latencies that are *added up*, not waited for.
+"""A model of a hardware TPM: a µTPM that computes the values, and published latencies that are *added up*, not waited
+for.
 
-Every time that it gives is modelled, and has to be labelled so. Only extends and quotes take time in it, for only of those
-are there published figures; what else a TPM does is counted as nothing, so that the model flatters the hardware.
+All its times are modelled, and have to be labelled so. Only extends and quotes take time in it, because only they have
+published figures; all else takes no time, so that the model favours the hardware.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Final
 
 from quoreduce.errors import UsageError
 from quoreduce.trust.utpm import MicroTpm, Scheme
-from quoreduce.trust.wire import Public, Quoted
+from quoreduce.trust.wire import Public, QuoteResponse
 
 _ATTESTATIONS: Final = "2 attestations a second: the talk that this work follows, slide 33"
 
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """Published latencies of a TPM, in milliseconds, and where they were published."""
+    """Published latencies of a TPM, in milliseconds, and their source."""
 
     name: str
     extend_ms: float
@@ -28,7 +29,7 @@ class Chip:
 
     @property
     def label(self) -> str:
-        """What stands beside each figure of it."""
+        """The label of each of its figures."""
         return f"modelled: {self.name}, {self.extend_ms:g} ms an extend, {self.quote_ms:g} ms a quote"
 
 
@@ -39,7 +40,12 @@ CHIPS: Final = {
         Chip("infineon-1.2", 40.0, 500.0, f"TPM 1.2, Linux since commit 9f3fc7bc; {_ATTESTATIONS}"),
         Chip("stm-2.0-polling", 20.0, 500.0, f"TPM 2.0, Linux before commit 9f3fc7bc; {_ATTESTATIONS}"),
         Chip("stm-2.0", 7.0, 500.0, f"TPM 2.0, Linux since commit 9f3fc7bc; {_ATTESTATIONS}"),
-        Chip("stm-2.0-p256", 7.0, 200.0, "TPM 2.0, Linux since commit 9f3fc7bc; median of P-256 signatures in a field study"),
+        Chip(
+            "stm-2.0-p256",
+            7.0,
+            200.0,
+            "TPM 2.0, Linux since commit 9f3fc7bc; median of P-256 signatures in a field study",
+        ),
         Chip("boot-log", 3.0, 500.0, f"spacing of systemd's log of extends; {_ATTESTATIONS}"),
     )
 }
@@ -50,7 +56,7 @@ class ModelledTpm:
     """A TPM whose time is virtual. Values, quotes and seals are those of a µTPM.
 
     Args:
-        chip: one of :data:`CHIPS`; UsageError for another.
+        chip: one of :data:`CHIPS`. Raises UsageError for another.
         scheme: of the AK: ecdsa or rsassa.
 
     Attributes:
@@ -85,7 +91,7 @@ class ModelledTpm:
         """Reset PCR 16 or 23; takes no time here."""
         self._inner.reset(pcr)
 
-    def quote(self, pcrs: Sequence[int], nonce: bytes) -> Quoted:
+    def quote(self, pcrs: Sequence[int], nonce: bytes) -> QuoteResponse:
         """Quote, in the chip's time; the clock in the quote is the virtual one at its beginning."""
         quoted = self._inner.quote(pcrs, nonce)
         self.elapsed_ms += self.chip.quote_ms

@@ -2,7 +2,7 @@
 
 The state folder (mode 0700) is made by ``quoreduce attest setup``::
 
-    policy.json      what this node's own jobs are verified by
+    policy.json      the policy for verifying this node's own jobs
     enrolment.json   for hardware backends: the registrar's signature that binds the AK of each scheme to the EK
     registrar/       the registrar of this node, see :mod:`quoreduce.trust.enrol`; a cluster has one on another machine
     swtpm/           the state of swtpm, see :mod:`quoreduce.trust.swtpm`
@@ -20,6 +20,7 @@ import msgspec
 
 from quoreduce import machine
 from quoreduce.errors import AttestationError, HostError
+from quoreduce.files import write_whole
 from quoreduce.ownership import why_foreign
 from quoreduce.reading import read_regular
 from quoreduce.trust.evidence import KEYS_PCR, LEVEL1_PCRS, Hardware, launch_log
@@ -35,7 +36,7 @@ TURN_S: Final = 20.0  # for other workers of the node to finish their launches; 
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the registrar gave: its signature over the EK certificate and the AK, and certificates above the EK's, DER."""
+    """The registrar's signature over the EK certificate and the AK, and the certificates above the EK's, DER."""
 
     backend: str
     signature: bytes
@@ -52,7 +53,8 @@ def setup_node(state: Path, backend: Backend, environments: Sequence[str]) -> Po
         environments: digests (hex) of environment documents.
 
     Raises:
-        HostError: swtpm is missing, or the folder cannot be written. AttestationError: an environment is no digest, or none.
+        HostError: swtpm is missing, or the folder cannot be written. AttestationError: an environment is no digest, or
+        there is none.
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ def setup_node(state: Path, backend: Backend, environments: Sequence[str]) -> Po
         roots, registrar = _enrol_swtpm(state) if backend == "swtpm" else ((), None)
         policy = Policy(environments=tuple(environments), backends=(backend,), roots=roots, registrar=registrar)
         checked = decode_policy(policy.encode())
-        _replace(state / POLICY, checked.encode())
+        write_whole(state / POLICY, checked.encode())
     except OSError as error:
         raise HostError(f"cannot write {state}: {error.strerror}; choose another folder with --state") from error
     return checked
@@ -77,15 +79,11 @@ def _enrol_swtpm(state: Path) -> tuple[tuple[str, ...], str]:
     made = setup(state / "swtpm")
     registrar = Registrar(state / "registrar", [x509.load_pem_x509_certificate(root.encode()) for root in made.roots])
     with Swtpm(state / "swtpm", SCHEME) as tpm:
-        signature = enrol(registrar, tpm, made.intermediates, datetime.now(UTC))  # the certificate may be a second old
-    _replace(state / ENROLMENT, msgspec.json.encode(Enrolment("swtpm", signature, made.intermediates)))
+        signature = enrol(
+            registrar, tpm, made.intermediates, datetime.now(UTC)
+        )  # the certificate may be only a second old
+    write_whole(state / ENROLMENT, msgspec.json.encode(Enrolment("swtpm", signature, made.intermediates)))
     return made.roots, registrar.public.hex()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_suffix(".new")
-    new.write_bytes(data)
-    new.replace(path)
 
 
 class NodeTpm(Protocol):
@@ -95,7 +93,7 @@ class NodeTpm(Protocol):
         """Launch an environment, extend the public areas of its µTPMs (TPMT_PUBLIC), and quote PCRs 17 and 19."""
 
     def close(self) -> None:
-        """Let go of the TPM."""
+        """Release the TPM."""
 
 
 def state_folder(name: str | None = None) -> Path:
@@ -105,7 +103,7 @@ def state_folder(name: str | None = None) -> Path:
 
 
 def read_policy(path: str) -> Policy:
-    """Read a policy file; AttestationError says what is wrong with it, or how to make one."""
+    """Read a policy file. Raises AttestationError, which says what is wrong with it, or how to make one."""
     try:
         raw = read_regular(path, POLICY_BYTES_MAX)
         foreign = why_foreign(Path(path).resolve(), ours_only=False)
@@ -114,7 +112,9 @@ def read_policy(path: str) -> Policy:
     except (OSError, ValueError) as error:
         raise AttestationError(f"cannot read the policy {path}: {getattr(error, 'strerror', None) or error}") from error
     if foreign:
-        raise AttestationError(f"the policy {path} {foreign}, so it says what others want to be trusted: use one of your own")
+        raise AttestationError(
+            f"the policy {path} {foreign}, so it says what others want to be trusted: use one of your own"
+        )
     try:
         return decode_policy(raw)
     except AttestationError as error:
@@ -122,14 +122,16 @@ def read_policy(path: str) -> Policy:
 
 
 def open_node(backend: str, state: Path) -> NodeTpm:
-    """Open the TPM of this node; HostError says what is missing."""
+    """Open the TPM of this node. Raises HostError, which says what is missing."""
     if backend != "swtpm":
-        raise HostError(f"backend {backend} cannot launch environments: software on it speaks from locality 0; use swtpm or utpm")
+        raise HostError(
+            f"backend {backend} cannot launch environments: software on it speaks from locality 0; use swtpm or utpm"
+        )
     return SwtpmNode(state)
 
 
 class SwtpmNode:
-    """swtpm as the TPM of a node: its control channel stands for the CPU's late launch."""
+    """swtpm as the TPM of a node: its control channel plays the CPU's late launch."""
 
     def __init__(self, state: Path) -> None:
         from quoreduce.trust.swtpm import Swtpm
@@ -153,7 +155,7 @@ class SwtpmNode:
 
 
 def read_enrolment(state: Path, backend: str) -> Enrolment:
-    """Read what the registrar gave this node; HostError if it is not enrolled."""
+    """Read the enrolment of this node. Raises HostError if it is not enrolled."""
     try:
         found = msgspec.json.decode(read_regular(state / ENROLMENT, POLICY_BYTES_MAX), type=Enrolment)
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:

@@ -2,12 +2,13 @@
 
 Two profiles say what a bank starts with and who may extend or reset which register:
 
-- :data:`PC_CLIENT`, the hardware's (*TCG PC Client Platform TPM Profile*, 4.6.2, "PCR attributes"): 0-15 are never reset
-  while the power is on; 17-22 hold ones until a dynamic launch (DRTM) resets them to zeros, and belong to localities 1-4.
+- :data:`PC_CLIENT`, the hardware's (*TCG PC Client Platform TPM Profile*, 4.6.2, "PCR attributes"): 0-15 are never
+  reset while the power is on; 17-22 hold ones until a dynamic launch (DRTM) resets them to zeros, and belong to
+  localities 1-4.
 - :data:`MICRO`, ours: a µTPM lives in one execution environment, so that there are no localities; all start at zero,
   only 16 and 23 can be reset.
 
-Locality 0 is everyone; 4 is the CPU itself at a dynamic launch; 3 its launch code, 2 the launched environment.
+Locality 0 is any software; 4 the CPU itself at a dynamic launch; 3 its launch code, 2 the launched environment.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ZEROS: Final = bytes(DIGEST_BYTES)
 ONES: Final = b"\xff" * DIGEST_BYTES
 LAUNCH: Final = 17  # holds the measurement of what a dynamic launch started
 DYNAMIC: Final = range(17, 23)  # those that a dynamic launch resets
-RESETTABLE: Final = (16, 23)  # by everyone: debug, application
+RESETTABLE: Final = (16, 23)  # by any software: debug, application
 
 
 class Attributes(NamedTuple):
@@ -60,7 +61,7 @@ def launched(data: bytes) -> bytes:
 class PcrBank:
     """One bank of registers, SHA-256, by a profile.
 
-    Every method raises AttestationError for a register that is not 0..23 and for what the profile does not allow.
+    Its methods raise AttestationError for a register that is not 0..23 and for what the profile forbids.
     """
 
     __slots__ = ("_profile", "_values")

@@ -1,13 +1,13 @@
-"""What a verifier trusts: a JSON file that its owner writes.
+"""A policy, what a verifier trusts: a JSON file of its owner.
 
-    {"format": "quoreduce policy 1",
-     "environments": ["<SHA-256 of an environment document, hex>", ...],   never empty
-     "backends": ["swtpm", "tpm2", "utpm", "modelled"],                    kinds of TPM that are accepted
-     "roots": ["-----BEGIN CERTIFICATE-----...", ...],                     CAs of EK certificates; needed for swtpm and tpm2
-     "registrar": "<Ed25519 public key, hex>" or null,                     who binds AKs to EKs; needed for swtpm and tpm2
-     "max_age_s": 86400,                                                   since the end of the job; default a day
-     "clock_skew_s": 300,                                                  between the driver's clock and this one
-     "f_min": 0}                                                           least number of faults that the job masked
+{"format": "quoreduce policy 1",
+ "environments": ["<SHA-256 of an environment document, hex>", ...],   never empty
+ "backends": ["swtpm", "tpm2", "utpm", "modelled"],                    kinds of TPM that are accepted
+ "roots": ["-----BEGIN CERTIFICATE-----...", ...],                     CAs of EK certificates; needed for swtpm and tpm2
+ "registrar": "<Ed25519 public key, hex>" or null,                     who binds AKs to EKs; needed for swtpm and tpm2
+ "max_age_s": 86400,                                                   since the end of the job; default a day
+ "clock_skew_s": 300,                                                  between the driver's clock and this one
+ "f_min": 0}                                                           least number of faults that the job masked
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is accepted; the fields are those of the file. Make one with :func:`decode_policy` or :meth:`checked`."""
+    """What a verifier accepts; the fields are those of the file. Make one with :func:`decode_policy` or
+    :meth:`checked`.
+    """
 
     format: Literal["quoreduce policy 1"] = FORMAT
     environments: tuple[Hex32, ...]
@@ -40,7 +42,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     f_min: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 0
 
     def checked(self) -> Policy:
-        """Return this policy; AttestationError if nothing could ever be accepted under it."""
+        """Return this policy. Raises AttestationError if nothing could ever be accepted under it."""
         if not self.environments:
             raise AttestationError("the policy allows no environment: list the digests of those that may vote")
         if not self.backends:
@@ -58,7 +60,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self
 
     def authorities(self) -> list[x509.Certificate]:
-        """Return the CA certificates; ValueError if one is none."""
+        """Return the CA certificates. Raises ValueError if one is malformed."""
         from cryptography import x509  # here: it takes long to import, and a root in software has none
 
         return [x509.load_pem_x509_certificate(root.encode()) for root in self.roots]
@@ -72,7 +74,9 @@ _DECODER: Final = msgspec.json.Decoder(Policy)
 
 
 def decode_policy(raw: bytes) -> Policy:
-    """Decode a policy file; AttestationError says in one line what is wrong with it, or that it allows nothing."""
+    """Decode a policy file. Raises AttestationError, which says in one line what is wrong with it, or that it allows
+    nothing.
+    """
     if len(raw) > POLICY_BYTES_MAX:
         raise AttestationError(f"the policy has {len(raw)} bytes, over the bound of {POLICY_BYTES_MAX}")
     try:

@@ -1,8 +1,8 @@
-"""The port behind which every TPM stands: the µTPM, swtpm, a hardware TPM, and the model of one.
+"""The interface of every TPM: the µTPM, swtpm, a hardware TPM, and the model of one.
 
 PCRs are those of the SHA-256 bank. All errors are :class:`~quoreduce.errors.AttestationError` (the TPM refuses: a PCR
-that this locality may not extend, a secret whose PCRs changed) or :class:`~quoreduce.errors.HostError` (there is no TPM,
-it does not answer, it is in lockout).
+that this locality may not extend, a secret whose PCRs changed) or :class:`~quoreduce.errors.HostError` (there is no
+TPM, it does not answer, it is in lockout).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from quoreduce.trust.wire import Public, Quoted
+from quoreduce.trust.wire import Public, QuoteResponse
 
 SCHEMES: Final = ("ecdsa", "rsassa")  # of an attestation key: P-256 or RSA-2048, SHA-256
 SECRET_BYTES_MAX: Final = 128  # TPM 2.0 Library, Part 2, Annex A: MAX_SYM_DATA
@@ -21,7 +21,7 @@ class Tpm(Protocol):
 
     @property
     def name(self) -> str:
-        """Which backend it is: utpm, swtpm, tpm2 or modelled."""
+        """Its backend: utpm, swtpm, tpm2 or modelled."""
 
     @property
     def modelled(self) -> bool:
@@ -40,8 +40,10 @@ class Tpm(Protocol):
     def reset(self, pcr: int) -> None:
         """Set PCR 16 or 23 to zeros; the others are refused."""
 
-    def quote(self, pcrs: Sequence[int], nonce: bytes) -> Quoted:
-        """Sign the values of ``pcrs`` and ``nonce`` (at most 64 bytes) with the AK; the values returned are those signed."""
+    def quote(self, pcrs: Sequence[int], nonce: bytes) -> QuoteResponse:
+        """Sign the values of ``pcrs`` and ``nonce`` (at most 64 bytes) with the AK; the values returned are those
+        signed.
+        """
 
     def random(self, size: int) -> bytes:
         """Return ``size`` random bytes."""
@@ -53,7 +55,7 @@ class Tpm(Protocol):
         """Return the secret of a blob; refused if its PCRs changed, or it is another TPM's or tampered with."""
 
     def close(self) -> None:
-        """Let go of the TPM; may be called again."""
+        """Release the TPM; may be called again."""
 
 
 class EndorsedTpm(Tpm, Protocol):

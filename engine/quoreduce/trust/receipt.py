@@ -1,27 +1,30 @@
-"""The receipt of a job, ``_RECEIPT.json`` beside ``_SUCCESS``: all that a verifier needs who was not there.
+"""The receipt of a job, ``_RECEIPT.json`` beside ``_SUCCESS``: all that a verifier needs later.
 
-One JSON document in one canonical form: the members in the order given here, no spaces, no member missing, bytes in base64 with
-padding, times in UTC (``2026-01-31T12:00:00Z``). A document that is not equal to its own re-encoding is refused, so that no two
-receipts say the same thing. Nothing in it is compressed. Bounds: 64 MiB, 4,000,000 lists and objects::
+One JSON document in one canonical form: the members in the order given here, no spaces, no member missing, bytes in
+base64 with padding, times in UTC (``2026-01-31T12:00:00Z``). A document that is not equal to its own re-encoding is
+refused, so that no two receipts say the same thing. Nothing in it is compressed. Bounds: 64 MiB, 4,000,000 lists and
+objects::
 
     format      "quoreduce receipt 1"
-    job         name, f, need (votes that win), mode, digest (of outputs), batch (mode), samples, maps, reduces (numbers of
-                tasks), options (strings by name)
+    job         name, f, need (votes that win), mode, digest (of outputs), batch (mode), samples, maps, reduces (numbers
+                of tasks), options (strings by name)
     challenge   the challenger's nonce, 32 bytes
     started, ended
-    launches    level 1, a node each: see evidence.Launch
+    launches    level 1, a node each: see evidence.LateLaunch
     utpms       level 2, a worker each: launch (place in the list above), domain, public (TPMT_PUBLIC), sealed,
-                batches: lists of count, root, quote (TPMS_ATTEST), signature (TPMT_SIGNATURE), in order of their numbers
-    tasks       an entry for each (kind, index, input, output) that was seen, ascending: kind (0 sample, 1 map, 2 reduce),
-                index, agreed (1: this output won the vote, else 0), digest of the input, digest of the output, and its leaves,
-                ascending by attempt: utpm, batch, position, attempt. Leaves of losing replicas are here too: all are.
+                batches: lists of count, root, quote (TPMS_ATTEST), signature (TPMT_SIGNATURE), in order of their
+                numbers
+    tasks       an entry for each (kind, index, input, output) that was seen, ascending: kind (0 sample, 1 map, 2
+                reduce), index, agreed (1: this output won the vote, else 0), digest of the input, digest of the output,
+                and its leaves, ascending by attempt: utpm, batch, position, attempt. All leaves are here, those of
+                losing replicas too.
     reads       for each reduce in order: records that it read (part of what was voted on)
     manifest    BLAKE3 of the bytes of ``_SUCCESS``
-    seals       for each µTPM that is ``sealed``, in order: utpm, quote, signature, with the nonce of evidence.seal_nonce
+    seals       for each µTPM that is ``sealed``, in order: utpm, quote, signature; the nonce is evidence.seal_nonce
 
-A leaf's bytes are evidence.task_leaf. The job's id is over ``job`` and the challenge. **Seals** bind all that no leaf holds
-(times, the manifest, who took part, the end of each list): they are quoted when all the rest is known. A µTPM that died before
-has none, and is not ``sealed``.
+A leaf's bytes are evidence.task_leaf. The job's id is over ``job`` and the challenge. **Seals** bind all that no leaf
+holds (times, the manifest, the participants, the end of each list): they are quoted when all the rest is known. A µTPM
+that ended before has no seal, and is not ``sealed``.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import msgspec
 
 from quoreduce.errors import EvidenceError
 from quoreduce.trust.batcher import Mode
-from quoreduce.trust.evidence import KINDS, Count, Hash, Index, Kind, Launch, Name, QuotedBatch, Small, task_leaf
+from quoreduce.trust.evidence import KINDS, Count, Hash, Index, Kind, LateLaunch, Name, QuotedBatch, Small, task_leaf
 
 FILE: Final = "_RECEIPT.json"
 RECEIPT_BYTES_MAX: Final = 64 << 20
@@ -79,7 +82,7 @@ class Leaf(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     attempt: Count
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TaskEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The executions of a task that had the same input and output."""
 
     kind: Annotated[int, msgspec.Meta(ge=0, lt=len(KINDS))]
@@ -106,15 +109,15 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     challenge: Hash
     started: Utc
     ended: Utc
-    launches: tuple[Launch, ...]
+    launches: tuple[LateLaunch, ...]
     utpms: tuple[Utpm, ...]
-    tasks: tuple[Entry, ...]
+    tasks: tuple[TaskEntry, ...]
     reads: tuple[Count, ...]
     manifest: Hash
     seals: tuple[Seal, ...] = ()
 
     def encode(self) -> bytes:
-        """Return the canonical bytes; EvidenceError if they are more than a verifier would read."""
+        """Return the canonical bytes. Raises EvidenceError if they are more than a verifier would read."""
         return _bounded(_ENCODER.encode(self))
 
     def sealed(self, seals: Iterable[Seal]) -> Receipt:
@@ -122,7 +125,9 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return msgspec.structs.replace(self, seals=tuple(seals))
 
     def body(self) -> bytes:
-        """Return SHA-256 of the canonical bytes without seals: what :func:`quoreduce.trust.evidence.seal_nonce` takes."""
+        """Return SHA-256 of the canonical bytes without seals: what :func:`quoreduce.trust.evidence.seal_nonce`
+        takes.
+        """
         return sha256(_ENCODER.encode(self.sealed(()))).digest()
 
 
@@ -135,7 +140,7 @@ def job_id(challenge: bytes, job: JobRecord) -> bytes:
 
 
 def decode_receipt(raw: bytes) -> Receipt:
-    """Decode a receipt; EvidenceError if it is too large, malformed, or not in canonical form."""
+    """Decode a receipt. Raises EvidenceError if it is too large, malformed, or not in canonical form."""
     _bounded(raw)
     try:
         receipt = _DECODER.decode(raw)
@@ -159,14 +164,15 @@ def _bounded(raw: bytes) -> bytes:
 
 
 class TaskLog:
-    """What the driver keeps of each execution that was measured: from it come the receipt's entries."""
+    """The measured executions that the driver knows: they become the receipt's entries."""
 
     def __init__(self) -> None:
         self._leaves: dict[tuple[int, int, bytes, bytes], list[Leaf]] = {}
         self._agreed: dict[tuple[int, int], tuple[bytes, bytes]] = {}
 
     def measured(
-        self, kind: Kind, index: int, input: bytes, output: bytes, *, utpm: int, batch: int, position: int, attempt: int  # noqa: A002
+        self, kind: Kind, index: int, input: bytes, output: bytes, *,  # noqa: A002
+        utpm: int, batch: int, position: int, attempt: int,
     ) -> None:  # fmt: skip
         """Note a leaf of a batch that was checked."""
         key = (KINDS.index(kind), index, input, output)
@@ -176,10 +182,15 @@ class TaskLog:
         """Note which output of a task won the vote, and of which input; the last call for a task counts."""
         self._agreed[KINDS.index(kind), index] = (input, output)
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TaskEntry, ...]:
         """Return the entries in canonical order."""
         return tuple(
-            Entry(*key[:2], int(self._agreed.get(key[:2]) == key[2:]), *key[2:], tuple(sorted(leaves, key=attrgetter("attempt"))))
+            TaskEntry(
+                *key[:2],
+                int(self._agreed.get(key[:2]) == key[2:]),
+                *key[2:],
+                tuple(sorted(leaves, key=attrgetter("attempt"))),
+            )
             for key, leaves in sorted(self._leaves.items())
         )
 
@@ -188,7 +199,7 @@ def batch_leaves(receipt: Receipt) -> dict[tuple[int, int], list[bytes]]:
     """Return the leaves of each (utpm, batch), in the order of their positions, from the entries of the receipt.
 
     Raises:
-        EvidenceError: entries or attempts out of order, or twice; two leaves in one place; a place that is left empty.
+        EvidenceError: entries or attempts out of order, or twice; two leaves in one place; an empty place.
     """
     job = job_id(receipt.challenge, receipt.job)
     found: dict[tuple[int, int], dict[int, bytes]] = {}
@@ -207,11 +218,13 @@ def batch_leaves(receipt: Receipt) -> dict[tuple[int, int], list[bytes]]:
             places = found.setdefault((leaf.utpm, leaf.batch), {})
             if leaf.position in places:
                 raise EvidenceError(f"two leaves at position {leaf.position} of batch {leaf.batch} of µTPM {leaf.utpm}")
-            places[leaf.position] = task_leaf(job, KINDS[entry.kind], entry.index, leaf.attempt, entry.input, entry.output)
+            places[leaf.position] = task_leaf(
+                job, KINDS[entry.kind], entry.index, leaf.attempt, entry.input, entry.output
+            )
     return {place: _in_order(place, leaves) for place, leaves in found.items()}
 
 
-def task_name(entry: Entry) -> str:
+def task_name(entry: TaskEntry) -> str:
     """Return a name of an entry's task for people: ``map 3``."""
     return f"{KINDS[entry.kind]} {entry.index}"
 

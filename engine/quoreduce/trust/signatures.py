@@ -1,6 +1,6 @@
 """Signatures over evidence: ECDSA on P-256 with SHA-256, and RSASSA-PKCS1-v1_5 with RSA-2048 and SHA-256. Nothing else.
 
-Everything that TPM 2.0 leaves open is fixed here, so that a signature has no second meaning: the curve, the size of the
+All that TPM 2.0 leaves open is fixed here, so that a signature has no second meaning: the curve, the size of the
 modulus, its exponent (65537), the hash, the length of each value. (ECDSA stays malleable: (r, n - s) verifies too.)
 """
 
@@ -46,7 +46,7 @@ def load_pem(data: bytes) -> PublicKey:
 
 
 def verify(public: Public | PublicKey, message: bytes, signature: Signature) -> None:
-    """Return if ``signature`` is one of ``message`` by ``public``.
+    """Check that ``signature`` is one of ``message`` by ``public``.
 
     Args:
         public: a public area, which must name the signature's scheme and hash as its own; or a key (:func:`load_pem`).
@@ -54,7 +54,7 @@ def verify(public: Public | PublicKey, message: bytes, signature: Signature) -> 
         signature: as decoded from its TPMT_SIGNATURE.
 
     Raises:
-        EvidenceError: it is not; or the key or the signature is of a kind that is not accepted. The reason is said.
+        EvidenceError: it is not, or the kind of the key or of the signature is not accepted; with the reason.
     """
     key = public.key() if isinstance(public, Public) else public
     scheme = _scheme_of(key)
@@ -74,11 +74,13 @@ def verify(public: Public | PublicKey, message: bytes, signature: Signature) -> 
 
 
 def _scheme_of(key: PublicKey) -> int:
-    """Return the one scheme that goes with a key; EvidenceError for a key that is not accepted."""
+    """Return the one scheme that goes with a key. Raises EvidenceError for a key that is not accepted."""
     if isinstance(key, rsa.RSAPublicKey):
         exponent = key.public_numbers().e
         if (key.key_size, exponent) != (RSA_BITS, RSA_EXPONENT):
-            raise EvidenceError(f"key: RSA with {key.key_size} bits and exponent {exponent}, not {RSA_BITS} and {RSA_EXPONENT}")
+            raise EvidenceError(
+                f"key: RSA with {key.key_size} bits and exponent {exponent}, not {RSA_BITS} and {RSA_EXPONENT}"
+            )
         return ALG_RSASSA
     if not isinstance(key.curve, ec.SECP256R1):
         raise EvidenceError(f"key: curve {key.curve.name}, not P-256")

@@ -1,4 +1,5 @@
-"""swtpm, a TPM 2.0 in software, started and stopped by us: it behaves as hardware does, but whoever owns the machine owns it.
+"""swtpm, a TPM 2.0 in software, started and stopped by us: it behaves as hardware does, but root of the machine
+controls it.
 
 A state folder (mode 0700) holds the TPM's state and, by default, the certificate authority that certified it::
 
@@ -6,8 +7,8 @@ A state folder (mode 0700) holds the TPM's state and, by default, the certificat
     ca/     the authority: a root, and the one below it that signs EK certificates (several states may share one)
     lock    held while a process uses this state
 
-The TPM's commands and its control channel go over socket pairs: no path, no port, no other process can connect, and swtpm
-ends when the thread that started it does. Needs the programs of :data:`PACKAGES`.
+The TPM's commands and its control channel go over socket pairs: no path, no port, no other process can connect, and
+swtpm ends when the thread that started it does. Needs the programs of :data:`PACKAGES`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ _STOP_TIMEOUT_S: Final = 5.0
 _LOCK_PAUSE_S: Final = 0.005
 _LOG_BYTES: Final = 500  # of swtpm's last words, in errors
 _DONE: Final = "setup-done"
+_NO_CAPABILITIES: Final = (
+    "--inh-caps=-all",
+    "--ambient-caps=-all",
+    "--bounding-set=-all",
+)  # of setpriv: root without its rights
 
 _SETUP_CONF: Final = """\
 create_certs_tool = {localca}
@@ -57,8 +63,8 @@ _LOCALCA_OPTIONS: Final = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """A state that was set up.
+class SwtpmSetup:
+    """A TPM state, set up.
 
     Attributes:
         state: its folder.
@@ -71,8 +77,9 @@ class Setup:
     intermediates: tuple[bytes, ...]
 
 
-def setup(state: Path, ca: Path | None = None) -> Setup:
-    """Make a TPM with endorsement keys (RSA-2048, ECC P-384) and a certificate for each; one that was made is left alone.
+def setup(state: Path, ca: Path | None = None) -> SwtpmSetup:
+    """Make a TPM with endorsement keys (RSA-2048, ECC P-384) and a certificate for each; an existing one
+    stays.
 
     Args:
         state: its folder; made if it is missing. Nothing is written elsewhere, except to ``ca``.
@@ -94,8 +101,8 @@ def setup(state: Path, ca: Path | None = None) -> Setup:
     return read_setup(state)
 
 
-def read_setup(state: Path) -> Setup:
-    """Return what :func:`setup` made; HostError if it was not run on this folder."""
+def read_setup(state: Path) -> SwtpmSetup:
+    """Return what :func:`setup` made. Raises HostError if it was not run on this folder."""
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -105,17 +112,18 @@ def read_setup(state: Path) -> Setup:
         issuer = x509.load_pem_x509_certificate((ca / "issuercert.pem").read_bytes())
     except (OSError, ValueError) as error:
         raise HostError(f"{state} holds no TPM: make one with `quoreduce attest setup` ({error})") from error
-    return Setup(state, (root,), (issuer.public_bytes(Encoding.DER),))
+    return SwtpmSetup(state, (root,), (issuer.public_bytes(Encoding.DER),))
 
 
 class Swtpm(Tpm2):
-    """A running swtpm. Only one can run on a state; it is stopped by :meth:`close`, and at the latest when this process ends.
+    """A running swtpm. Only one can run on a state; it is stopped by :meth:`close`, and at the latest when this process
+    ends.
 
     Args:
         state: a folder that :func:`setup` made.
         scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048).
         ek: the endorsement key that vouches for it: ecc (P-384) or rsa (2048).
-        timeout_s: for one answer. wait_s: for another process to let go of the state.
+        timeout_s: for one answer. wait_s: for another process to release the state.
 
     Raises:
         UsageError: an unknown scheme or kind of EK.
@@ -129,7 +137,7 @@ class Swtpm(Tpm2):
         if not (state / _DONE).exists():
             raise HostError(f"{state} holds no TPM: make one with `quoreduce attest setup`")
         self._state = state
-        self._running = _Running(state, timeout_s, wait_s)
+        self._running = _SwtpmProcess(state, timeout_s, wait_s)
         self._stop = weakref.finalize(self, self._running.stop)
         try:
             super().__init__(self._running.transmit, "swtpm", scheme, ek)
@@ -144,7 +152,7 @@ class Swtpm(Tpm2):
         self.close()
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> SwtpmSetup:
         """What :func:`setup` made."""
         return read_setup(self._state)
 
@@ -176,7 +184,7 @@ class Swtpm(Tpm2):
             self._stop()
 
 
-class _Running:
+class _SwtpmProcess:
     """The process, the connections to it, the lock on its state."""
 
     def __init__(self, state: Path, timeout_s: float, wait_s: float) -> None:
@@ -201,10 +209,11 @@ class _Running:
         line = [
             program, "socket", "--tpm2", "--tpmstate", "dir=tpm,mode=0600", "--fd", str(commands_fd),
             "--ctrl", f"type=unixio,clientfd={control_fd}", "--flags", "not-need-init,startup-clear",
-            "--log", "file=swtpm.log,level=1,truncate",
+            "--log", "file=swtpm.log,level=1,truncate", "--seccomp", "action=kill",
         ]  # fmt: skip
         # killed with the thread that started it: without its owner it can spin for ever on a closed connection
-        line[:0] = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
+        rights = ["--no-new-privs", *(_NO_CAPABILITIES if os.geteuid() == 0 else ())]
+        line[:0] = [setpriv, "--pdeathsig", "KILL", *rights] if (setpriv := shutil.which("setpriv")) else []
         try:
             # the lock goes along: the state is in use until swtpm has ended, even if this process dies first
             return subprocess.Popen(
@@ -215,14 +224,16 @@ class _Running:
             raise HostError(f"cannot start {program}: {error}") from error
 
     def transmit(self, command: bytes) -> bytes:
-        """Send one command and return its response; after an error nothing more is sent."""
+        """Send one command and return its response; after an error no other can be sent."""
         if self._commands.fileno() < 0:
             raise HostError("swtpm is gone: it was stopped, or failed before")
         try:
             return exchange(self._commands, command)
         except TimeoutError as error:
             self._commands.close()
-            raise HostError(f"swtpm did not answer {commands.command_name(command)} within {self._timeout_s:g} s") from error
+            raise HostError(
+                f"swtpm did not answer {commands.command_name(command)} within {self._timeout_s:g} s"
+            ) from error
         except EvidenceError:
             self._commands.close()
             raise
@@ -231,7 +242,7 @@ class _Running:
             raise HostError(f"swtpm is gone: {error}; its log says: {self._last_words()}") from error
 
     def stop(self) -> None:
-        """End swtpm, kill it if it does not end, and let go of the state. In a forked child: nothing."""
+        """End swtpm, kill it if it does not end, and release the state. In a forked child it does nothing."""
         if os.getpid() != self._owner:
             return
         self._commands.close()
@@ -256,7 +267,7 @@ def exchange(connection: socket.socket, command: bytes) -> bytes:
 
     Raises:
         OSError: the connection is closed or broken, or (TimeoutError) silent for longer than its timeout.
-        EvidenceError: what came is no response.
+        EvidenceError: the response is malformed.
     """
     connection.sendall(command)
     response = _receive(connection, commands.MESSAGE_BYTES_MAX)
@@ -284,7 +295,9 @@ def _program(name: str) -> str:
 
 @contextlib.contextmanager
 def _locked(state: Path, wait_s: float = 0.0) -> Iterator[int]:
-    """Hold the lock on a state; give its file descriptor. HostError if another process holds it for longer than ``wait_s``."""
+    """Hold the lock on a state; give its file descriptor. Raises HostError if another process holds it for longer than
+    ``wait_s``.
+    """
     try:
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -315,8 +328,8 @@ def _manufacture(state: Path, ca: Path, localca: str) -> None:
     (state / "localca.conf").write_text(_LOCALCA_CONF.format(ca=where), encoding="utf-8")
     (state / "localca.options").write_text(_LOCALCA_OPTIONS, encoding="utf-8")
     line = [
-        _program("swtpm_setup"), "--tpm2", "--tpmstate", "tpm", "--createek", "--ecc", "--create-ek-cert", "--lock-nvram",
-        "--overwrite", "--pcr-banks", "sha256", "--config", "setup.conf", "--logfile", "setup.log",
+        _program("swtpm_setup"), "--tpm2", "--tpmstate", "tpm", "--createek", "--ecc", "--create-ek-cert",
+        "--lock-nvram", "--overwrite", "--pcr-banks", "sha256", "--config", "setup.conf", "--logfile", "setup.log",
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -328,4 +341,4 @@ def _manufacture(state: Path, ca: Path, localca: str) -> None:
     if done.returncode:
         words = (done.stderr + done.stdout)[-_LOG_BYTES:].decode(errors="replace").strip()
         raise HostError(f"swtpm_setup failed; {state / 'setup.log'} says why. {words}")
-    (state / _DONE).write_text(where, encoding="utf-8")  # last: without it, it is made anew
+    (state / _DONE).write_text(where, encoding="utf-8")  # last: without this file it is made anew

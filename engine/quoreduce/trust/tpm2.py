@@ -1,8 +1,8 @@
-"""A TPM 2.0 behind the port, whatever carries its bytes: the socket of swtpm, or a device.
+"""A TPM 2.0 behind the port, with any transport: the socket of swtpm, or a device.
 
-The attestation key (AK) is a restricted signing primary key of the endorsement hierarchy, so the same TPM makes the same
-AK after each start. At most three objects are in the TPM at a time (the slots that a TPM must have): the AK, a storage
-key and a sealed secret.
+The attestation key (AK) is a restricted signing primary key of the endorsement hierarchy, so the same TPM makes the
+same AK after each start. At most three objects are in the TPM at a time (the slots that a TPM must have): the AK, a
+storage key and a sealed secret.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Final, NamedTuple, TypeAlias
 
 from quoreduce.errors import AttestationError, EvidenceError, HostError, UsageError
 from quoreduce.trust import commands, wire
-from quoreduce.trust.commands import Answer
+from quoreduce.trust.commands import TpmResponse
 from quoreduce.trust.port import SCHEMES, SECRET_BYTES_MAX
-from quoreduce.trust.wire import PcrSelection, Public, Quoted, Reader, sized
+from quoreduce.trust.wire import PcrSelection, Public, QuoteResponse, TpmReader, sized
 
 Transmit: TypeAlias = Callable[[bytes], bytes]  # a command in, its response out; HostError if none comes
 
-# NV indices of EK certificates, in order of preference (TCG EK Credential Profile 2.5, 2.2.1.4): each with the template of
-# a key that no persistent handle holds; the P-384 key is always persistent on swtpm
+# NV indices of EK certificates, in order of preference (TCG EK Credential Profile 2.5, 2.2.1.4): each with the template
+# of a key that no persistent handle holds; the P-384 key is always persistent on swtpm
 _CERTIFICATES: Final = {
     "ecc": ((0x01C00016, None), (0x01C0000A, commands.EK_P256)),
     "rsa": ((0x01C00002, commands.EK_RSA),),
 }
-_NV_CHUNK_BYTES: Final = 512  # any TPM reads so many at once
+_NV_CHUNK_BYTES: Final = 512  # any TPM reads this many at once
 _CERTIFICATE_BYTES_MAX: Final = 8192
 _QUOTE_TRIES: Final = 16
 _SENDS: Final = 5  # of one command: a TPM asks for it again, say after the first use of a key since its start
@@ -92,7 +92,7 @@ class Tpm2:
         """Set PCR 16 or 23 to zeros; the others are refused."""
         self._send(commands.pcr_reset(_checked(pcr)))
 
-    def quote(self, pcrs: Sequence[int], nonce: bytes) -> Quoted:
+    def quote(self, pcrs: Sequence[int], nonce: bytes) -> QuoteResponse:
         """Sign the values of ``pcrs`` and ``nonce``; read and quoted again if a PCR was extended in between."""
         if len(nonce) > wire.NONCE_BYTES_MAX:
             raise UsageError(f"a nonce has at most {wire.NONCE_BYTES_MAX} bytes, not {len(nonce)}")
@@ -107,14 +107,18 @@ class Tpm2:
             if quoted.selection != selection:
                 raise AttestationError(f"the TPM quotes {quoted.selection.banks}, asked for {selection.banks}")
             if quoted.pcr_digest == wire.pcr_digest([values[pcr] for pcr in sorted(values)]):
-                return Quoted(message, signature, values)
-        raise AttestationError(f"PCRs {sorted(set(pcrs))} changed during each of {_QUOTE_TRIES} quotes: who else extends them?")
+                return QuoteResponse(message, signature, values)
+        raise AttestationError(
+            f"PCRs {sorted(set(pcrs))} changed during each of {_QUOTE_TRIES} quotes: who else extends them?"
+        )
 
     def random(self, size: int) -> bytes:
         """Return ``size`` random bytes."""
         found = b""
         while len(found) < size:
-            more = self._send(commands.get_random(min(size - len(found), _RANDOM_BYTES))).parameters.sized(_RANDOM_BYTES)
+            more = self._send(commands.get_random(min(size - len(found), _RANDOM_BYTES))).parameters.sized(
+                _RANDOM_BYTES
+            )
             if not more:
                 raise HostError("the TPM gives no random bytes")
             found += more
@@ -133,7 +137,7 @@ class Tpm2:
 
     def unseal(self, blob: bytes) -> bytes:
         """Return the secret of a blob; refused if its PCRs changed, or it is another TPM's or tampered with."""
-        reader = Reader(blob, "sealed blob")
+        reader = TpmReader(blob, "sealed blob")
         selection, private, public = PcrSelection.decode(reader), reader.sized(), reader.sized()
         reader.end()
         with (
@@ -162,13 +166,13 @@ class Tpm2:
             return self._send(command).parameters.sized(wire.DIGEST_BYTES_MAX)
 
     def close(self) -> None:
-        """Take the AK out of the TPM; the transport is closed by whoever made it."""
+        """Take the AK out of the TPM; the caller closes the transport."""
         with self._lock:
             handle, self._ak = self._ak, 0
             if handle:
                 self._send(commands.flush(handle))
 
-    def _send(self, command: bytes, *, handle: bool = False) -> Answer:
+    def _send(self, command: bytes, *, handle: bool = False) -> TpmResponse:
         with self._lock:
             response = self._transmit(command)
             for _ in range(_SENDS - 1):
@@ -188,7 +192,9 @@ class Tpm2:
 
     @contextmanager
     def _policy_session(self, hash_alg: int) -> Iterator[int]:
-        """Start a policy session, for one command; it is taken out of the TPM if that command does not come or is refused."""
+        """Start a policy session, for one command; it is taken out of the TPM if that command is not sent or is
+        refused.
+        """
         nonce = self.random(_SESSION_NONCE_BYTES)
         session = self._send(commands.start_policy_session(nonce, hash_alg), handle=True).handle
         try:
@@ -242,7 +248,9 @@ class Tpm2:
                 return None  # no such index
             raise
         if size > _CERTIFICATE_BYTES_MAX:
-            raise EvidenceError(f"the EK certificate at {index:#x} has {size} bytes, more than {_CERTIFICATE_BYTES_MAX}")
+            raise EvidenceError(
+                f"the EK certificate at {index:#x} has {size} bytes, more than {_CERTIFICATE_BYTES_MAX}"
+            )
         data = b""
         while len(data) < size:
             part = min(_NV_CHUNK_BYTES, size - len(data))
@@ -253,7 +261,9 @@ class Tpm2:
         return commands.read_handles(self._send(commands.get_persistent_handles()).parameters)
 
     def _public_of(self, source: int | Public) -> Public | None:
-        """Read the public area of a persistent key, or of the key that a template makes; None if it is of no kind known here."""
+        """Read the public area of a persistent key, or of the key that a template makes; None if its kind is
+        unknown here.
+        """
         if isinstance(source, Public):
             made = self._send(commands.create_primary(wire.RH_ENDORSEMENT, source), handle=True)
             self._send(commands.flush(made.handle))
@@ -266,7 +276,7 @@ class Tpm2:
 
 
 def check_kinds(scheme: str, ek: str) -> None:
-    """Raise UsageError for a scheme of AK, or a kind of EK, that is unknown."""
+    """Raise UsageError for an unknown scheme of AK or kind of EK."""
     if scheme not in SCHEMES:
         raise UsageError(f"unknown signature scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
     if ek not in _CERTIFICATES:
@@ -274,7 +284,9 @@ def check_kinds(scheme: str, ek: str) -> None:
 
 
 def certifies(certificate: bytes, public: Public) -> bool:
-    """Tell whether an X.509 certificate (DER) is for the key of this public area; EvidenceError if either is malformed."""
+    """Tell whether an X.509 certificate (DER) is for the key of this public area. Raises EvidenceError if either is
+    malformed.
+    """
     if public.kind == wire.ALG_KEYEDHASH:
         return False
     from cryptography import x509

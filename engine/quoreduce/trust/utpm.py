@@ -1,11 +1,11 @@
-"""The µTPM: a TPM in software that lives in one execution environment and attests what happens there, fast.
+"""The µTPM: a TPM in software that lives in one execution environment and attests, fast, what happens there.
 
 Its quotes are TPM 2.0 quotes: ``tpm2_checkquote`` accepts them. Its root is the environment's measurement: a hardware
 TPM that measured the environment (PCR 17) and then the hash of this µTPM's public area (PCR 19) vouches for its key.
-Without one nothing outside the process does, and evidence says so.
+Without one, nothing outside the process vouches for it, and evidence says so.
 
-Its key is made with it and dies with it; it can be neither copied nor pickled, and does not work in a forked child: two
-environments with one µTPM could each tell another story.
+Its key is made with it and ends with it. It can be neither copied nor pickled, and does not work in a forked child: two
+environments with one µTPM could contradict each other.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from quoreduce.trust.wire import (
     PcrSelection,
     Public,
     Quote,
-    Quoted,
-    Reader,
+    QuoteResponse,
     Signature,
+    TpmReader,
     pcr_digest,
 )
 
@@ -63,8 +63,8 @@ class MicroTpm:
 
     Args:
         scheme: of its attestation key: ``ecdsa`` (P-256) or ``rsassa`` (RSA-2048), with SHA-256.
-        clock_ms: its clock, milliseconds, never going back; by default since it was made.
-        random: gives so many random bytes; secrets are made with it.
+        clock_ms: its clock, in milliseconds, monotonic; by default since it was made.
+        random: returns this many random bytes, for secrets.
     """
 
     name: Final = "utpm"
@@ -90,8 +90,9 @@ class MicroTpm:
     def instance(self) -> MicroTpm:
         """Return another µTPM with the same key and secrets, and µPCRs of its own, all zeros: for one piece of code.
 
-        As in TrustVisor (McCune et al., IEEE S&P 2010): one root vouches for one key, and what a quote by it says of one piece of
-        code does not depend on what ran before it or beside it. Closing an instance does not close the others.
+        As in TrustVisor (McCune et al., IEEE S&P 2010): one root vouches for one key, and its quote about one
+        piece of code does not depend on what ran before it or beside it. Closing an instance does not close the
+        others.
         """
         self._own_key()
         other = MicroTpm.__new__(MicroTpm)
@@ -102,11 +103,13 @@ class MicroTpm:
 
     @property
     def public(self) -> Public:
-        """The public area of its attestation key: restricted, for signing; a primary key of the endorsement hierarchy."""
+        """The public area of its attestation key: restricted, for signing; a primary key of the endorsement
+        hierarchy.
+        """
         return self._public
 
     def extend(self, pcr: int, digest: bytes) -> None:
-        """Extend ``digest``, 32 bytes, into a µPCR; AttestationError if there is none of that number."""
+        """Extend ``digest``, 32 bytes, into a µPCR. Raises AttestationError if there is none of that number."""
         with self._lock:
             self._bank.extend(pcr, digest)
 
@@ -116,11 +119,11 @@ class MicroTpm:
             return self._bank.read_all(pcrs)
 
     def reset(self, pcr: int) -> None:
-        """Set µPCR 16 or 23 to zeros; AttestationError for another."""
+        """Set µPCR 16 or 23 to zeros. Raises AttestationError for another."""
         with self._lock:
             self._bank.reset(pcr)
 
-    def quote(self, pcrs: Iterable[int], nonce: bytes) -> Quoted:
+    def quote(self, pcrs: Iterable[int], nonce: bytes) -> QuoteResponse:
         """Sign the values of these µPCRs together with the challenger's nonce.
 
         Args:
@@ -137,7 +140,7 @@ class MicroTpm:
         clock = Clock(self._clock_ms(), 1, 0, True)
         quoted = pcr_digest(tuple(values.values()))
         message = Quote(self._signer, nonce, clock, FIRMWARE, PcrSelection.sha256(*values), quoted).encode()
-        return Quoted(message, _sign(key, message).encode(), values)
+        return QuoteResponse(message, _sign(key, message).encode(), values)
 
     def random(self, size: int) -> bytes:
         """Return ``size`` random bytes."""
@@ -151,14 +154,19 @@ class MicroTpm:
             ciphertext and tag, with all before it as associated data; 88 bytes more than the secret.
 
         Raises:
-            AttestationError: the secret is not of 1 to 128 bytes, there is no such µPCR, or the µTPM is closed or another
-                process's.
+            AttestationError: the secret is not of 1 to 128 bytes, there is no such µPCR, or the µTPM is closed or
+            another process's.
         """
         self._own_key()
         if not 0 < len(secret) <= SECRET_BYTES_MAX:
             raise AttestationError(f"a secret of 1 to {SECRET_BYTES_MAX} bytes can be sealed, not one of {len(secret)}")
         values = self.read(pcrs)
-        head = SEALED + PcrSelection.sha256(*values).encode() + pcr_digest(tuple(values.values())) + self._random(_IV_BYTES)
+        head = (
+            SEALED
+            + PcrSelection.sha256(*values).encode()
+            + pcr_digest(tuple(values.values()))
+            + self._random(_IV_BYTES)
+        )
         return head + self._cipher(head).encrypt(head[-_IV_BYTES:], secret, head)
 
     def unseal(self, blob: bytes) -> bytes:
@@ -169,7 +177,7 @@ class MicroTpm:
                 closed or another process's.
         """
         self._own_key()
-        reader = Reader(blob, "sealed secret")
+        reader = TpmReader(blob, "sealed secret")
         if reader.take(len(SEALED)) != SEALED:
             raise reader.error("not sealed by a µTPM")
         selection, wanted, iv = PcrSelection.decode(reader), reader.take(32), reader.take(_IV_BYTES)

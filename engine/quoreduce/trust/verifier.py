@@ -1,11 +1,12 @@
-"""The verifier: claims in order, each with its reason; the first that fails ends it. Pure: time and all bytes are arguments.
+"""The verifier: claims in order, each with its reason; the first that fails ends it. Pure: time and all bytes are
+arguments.
 
-It fails closed: evidence is accepted only if every claim was checked and holds, except for those that the caller gave no means
-to check (a nonce, the parts' digests) and those that a software root cannot make (the policy has to allow it). Whatever is
-raised on the way is a failed claim.
+It fails closed: evidence is accepted only if every claim was checked and holds, except for those that the caller gave
+no means to check (a nonce, the parts' digests) and those that a software root cannot make (the policy has to allow it).
+An exception on the way is a failed claim.
 
-What is not proved: that memory held what the measured files held; that reduces read the outputs of the maps that won (the
-driver is trusted with that); anything about a root that is software only, beyond that one µTPM signed all of it.
+It does not prove that memory held what the measured files held; nor that reduces read the outputs of the maps that won
+(the driver is trusted with that); nor anything about a root in software, except that one µTPM signed all of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from quoreduce.trust.evidence import (
     Count,
     Follower,
     Hardware,
-    Launch,
+    LateLaunch,
     LaunchLog,
     attestation_key,
     check_enrolment,
@@ -40,7 +41,7 @@ from quoreduce.trust.evidence import (
 )
 from quoreduce.trust.pcr import ONES, ZEROS
 from quoreduce.trust.policy import Policy
-from quoreduce.trust.receipt import Entry, Receipt, batch_leaves, decode_receipt, job_id, task_name
+from quoreduce.trust.receipt import Receipt, TaskEntry, batch_leaves, decode_receipt, job_id, task_name
 from quoreduce.trust.signatures import load_pem
 from quoreduce.trust.wire import ALG_SHA256, PcrSelection, Public, PublicKey, Quote, decode_pcrs_file
 
@@ -51,7 +52,7 @@ MANIFEST_BYTES_MAX: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One link of the chain and what was found."""
+    """One link of the chain, and the result of its check."""
 
     name: str
     status: Status
@@ -59,7 +60,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class VerifiedNode:
     """A node of the evidence: its backend, its environment (hex), and whether the policy lets it vote."""
 
     name: str
@@ -69,11 +70,11 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a verifier found: the claims in order, and the nodes if it came so far."""
+class Verification:
+    """The result of a verifier: the claims in order, and the nodes if they were checked."""
 
     claims: tuple[Claim, ...]
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[VerifiedNode, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -88,11 +89,15 @@ class Verdict:
     def as_text(self) -> str:
         """Return a line for each claim, and one for the result."""
         width = max((len(claim.name) for claim in self.claims), default=0)
-        lines = [f"{claim.status.replace('_', ' '):<11}  {claim.name:<{width}}  {claim.detail}" for claim in self.claims]
+        lines = [
+            f"{claim.status.replace('_', ' '):<11}  {claim.name:<{width}}  {claim.detail}" for claim in self.claims
+        ]
         return "\n".join([*lines, "accepted" if self.accepted else f"REFUSED: {self.reason}"]) + "\n"
 
     def as_json(self) -> str:
-        """Return it as JSON with the members of an EAT Attestation Result (draft-ietf-rats-ear) that apply, and the claims."""
+        """Return it as JSON with the members of an EAT Attestation Result (draft-ietf-rats-ear) that apply, and the
+        claims.
+        """
         status = {True: "affirming", False: "contraindicated"}
         nodes = {
             node.name: {
@@ -108,7 +113,7 @@ class Verdict:
 
 
 class Unchecked(str):
-    """The detail of a claim that there was no means to check."""
+    """The detail of a claim that could not be checked."""
 
     __slots__ = ()
 
@@ -123,7 +128,7 @@ def verify_receipt(
     now: datetime,
     nonce: bytes | None = None,
     part_digests: Mapping[str, str] | None = None,
-) -> Verdict:
+) -> Verification:
     """Verify a job's receipt. Nothing is raised.
 
     Args:
@@ -131,15 +136,15 @@ def verify_receipt(
         manifest: the bytes of ``_SUCCESS``.
         policy: what is trusted.
         now: the verifier's time, with a time zone.
-        nonce: the challenge that was given to the job, 32 bytes; None: not known, so that age alone tells a replay.
-        part_digests: the digest (hex) of each part as it lies there, by file name; None: the parts were not read.
+        nonce: the challenge that was given to the job, 32 bytes; None: unknown, so only its age can show a replay.
+        part_digests: the digest (hex) of each part on disk, by file name; None: the parts were not read.
     """
     checks = _ReceiptChecks(receipt, manifest, policy, now, nonce, part_digests)
     claims = _run(checks.steps())
-    return Verdict(claims, checks.nodes())
+    return Verification(claims, checks.nodes())
 
 
-def check_launch(launch: Launch, job: bytes, challenge: bytes, policy: Policy, at: datetime) -> LaunchLog:
+def check_launch(launch: LateLaunch, job: bytes, challenge: bytes, policy: Policy, at: datetime) -> LaunchLog:
     """Check level 1 of one node, as a driver does before it counts votes of its workers, and return what its log says.
 
     Args:
@@ -150,7 +155,7 @@ def check_launch(launch: Launch, job: bytes, challenge: bytes, policy: Policy, a
         at: the time now, with a time zone.
 
     Raises:
-        AttestationError: with what does not hold; the node has no vote.
+        AttestationError: the check that fails; the node has no vote.
     """
     _check_backend(launch, policy)
     log = LaunchLog.decode(launch.log)
@@ -165,17 +170,17 @@ def check_launch(launch: Launch, job: bytes, challenge: bytes, policy: Policy, a
 
 def verify_quote(
     key: bytes, message: bytes, signature: bytes, nonce: bytes, pcrs: bytes | None = None, log: bytes | None = None
-) -> Verdict:
+) -> Verification:
     """Verify a quote with files as tpm2-tools name and format them. Nothing is raised.
 
     Args:
-        key: ``ak.pem``, or ``ak.tss`` (TPM2B_PUBLIC), which says more: whether the key signs nothing but quotes.
+        key: ``ak.pem``, or ``ak.tss`` (TPM2B_PUBLIC), which also says whether the key signs only what its TPM made.
         message, signature: ``quote.msg``, ``quote.sig``.
         nonce: that the quote has to answer.
         pcrs: ``quote.pcrs``.
         log: ``eventlog.bin``; every PCR that is quoted has to replay.
     """
-    return Verdict(_run(_QuoteChecks(key, message, signature, nonce, pcrs, log).steps()))
+    return Verification(_run(_QuoteChecks(key, message, signature, nonce, pcrs, log).steps()))
 
 
 def _run(steps: Sequence[Step]) -> tuple[Claim, ...]:
@@ -196,15 +201,17 @@ def _run(steps: Sequence[Step]) -> tuple[Claim, ...]:
 
 
 def _line(text: str) -> str:
-    """One line that a terminal shows as it is: evidence holds names that nobody vouches for."""
+    """One line that is safe to print: nobody vouches for names in evidence."""
     return "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))
 
 
-def _check_backend(launch: Launch, policy: Policy) -> None:
+def _check_backend(launch: LateLaunch, policy: Policy) -> None:
     if launch.backend not in policy.backends:
         raise EvidenceError(f"node {launch.node} has the backend {launch.backend}, which the policy does not accept")
     if (launch.backend in HARDWARE) != (launch.hardware is not None):
-        raise EvidenceError(f"node {launch.node}, of backend {launch.backend}, has a quote of a TPM too much or too little")
+        raise EvidenceError(
+            f"node {launch.node}, of backend {launch.backend}, has a quote of a TPM too much or too little"
+        )
 
 
 class _Part(msgspec.Struct):
@@ -215,7 +222,7 @@ class _Part(msgspec.Struct):
 
 
 class _Manifest(msgspec.Struct):
-    """What of a manifest is compared with the receipt; the rest of it is bound by its digest."""
+    """The members of a manifest that are compared with the receipt; its digest binds the others."""
 
     job: str
     mode: str
@@ -246,7 +253,7 @@ class _ReceiptChecks:
         self._logs: list[LaunchLog] = []
         self._quotes: list[tuple[LaunchLog, Quote]] = []
         self._followers: list[Follower] = []
-        self._agreed: dict[tuple[int, int], Entry] = {}
+        self._agreed: dict[tuple[int, int], TaskEntry] = {}
 
     def steps(self) -> list[Step]:
         return [
@@ -256,9 +263,11 @@ class _ReceiptChecks:
             ("votes", self.votes), ("output", self.output), ("seal", self.seal),
         ]  # fmt: skip
 
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[VerifiedNode, ...]:
         pairs = zip(self._receipt.launches, self._logs, strict=True) if self._logs else ()
-        return tuple(Node(one.node, one.backend, log.environment.hex(), self._allows(log)) for one, log in pairs)
+        return tuple(
+            VerifiedNode(one.node, one.backend, log.environment.hex(), self._allows(log)) for one, log in pairs
+        )
 
     def format(self) -> str:
         self._policy.checked()
@@ -296,7 +305,9 @@ class _ReceiptChecks:
             _check_backend(launch, self._policy)
         roots = self._policy.authorities()
         ended = self._receipt.ended
-        return self._hardware(lambda _, one, __: check_ek_chain(one.ek, roots, ended), "EKs certified by CAs of the policy")
+        return self._hardware(
+            lambda _, one, __: check_ek_chain(one.ek, roots, ended), "EKs certified by CAs of the policy"
+        )
 
     def enrolment(self) -> str:
         registrar = bytes.fromhex(self._policy.registrar or "")
@@ -307,7 +318,7 @@ class _ReceiptChecks:
         return detail
 
     def ak_signature(self) -> str:
-        def check(launch: Launch, hardware: Hardware, log: LaunchLog) -> None:
+        def check(launch: LateLaunch, hardware: Hardware, log: LaunchLog) -> None:
             self._quotes.append((log, check_launch_signature(launch, hardware, self._job, self._receipt.challenge)))
 
         return self._hardware(check, "quotes signed by AKs, for this job")
@@ -331,12 +342,15 @@ class _ReceiptChecks:
         for number, log in enumerate(self._logs):
             keys = tuple(one.public for one in receipt.utpms if one.launch == number)
             if keys != log.keys:
-                raise EvidenceError(f"the µTPMs of node {receipt.launches[number].node} are not those in its log (PCR 19)")
+                raise EvidenceError(
+                    f"the µTPMs of node {receipt.launches[number].node} are not those in its log (PCR 19)"
+                )
         if len({one.public for one in receipt.utpms}) != len(receipt.utpms):
             raise EvidenceError("two µTPMs have the same key")
         self._followers = [
             Follower(
-                one.public, self._logs[one.launch].environment, one.domain, self._job, receipt.challenge, receipt.job.batch
+                one.public, self._logs[one.launch].environment, one.domain, self._job, receipt.challenge,
+                receipt.job.batch,
             ) for one in receipt.utpms
         ]  # fmt: skip
         return f"{len(receipt.utpms)} µTPMs, each in the log of its node"
@@ -391,10 +405,17 @@ class _ReceiptChecks:
             raise EvidenceError("the manifest (_SUCCESS) is not the one of this receipt")
         manifest = _MANIFEST.decode(self._manifest)
         job = receipt.job
-        if (manifest.job, manifest.mode, manifest.f, manifest.digest_algorithm) != (job.name, job.mode, job.f, job.digest):
+        if (manifest.job, manifest.mode, manifest.f, manifest.digest_algorithm) != (
+            job.name,
+            job.mode,
+            job.f,
+            job.digest,
+        ):
             raise EvidenceError("the manifest is of another job than the receipt")
         if len(manifest.parts) != job.reduces or len(receipt.reads) != job.reduces:
-            raise EvidenceError(f"{job.reduces} reduces, but {len(manifest.parts)} parts and {len(receipt.reads)} record counts")
+            raise EvidenceError(
+                f"{job.reduces} reduces, but {len(manifest.parts)} parts and {len(receipt.reads)} record counts"
+            )
         for index, (part, read) in enumerate(zip(manifest.parts, receipt.reads, strict=True)):
             voted = part_output(bytes.fromhex(part.digest), part.records, read, part.bytes)
             if part.name != f"part-r-{index:05d}" or voted != self._agreed[KINDS.index("reduce"), index].output:
@@ -411,14 +432,16 @@ class _ReceiptChecks:
             try:
                 self._followers[seal.utpm].check_seal(seal.message, seal.signature, body)
             except EvidenceError as error:
-                raise EvidenceError(f"the seal of µTPM {seal.utpm} ({receipt.utpms[seal.utpm].domain}): {error}") from error
+                raise EvidenceError(
+                    f"the seal of µTPM {seal.utpm} ({receipt.utpms[seal.utpm].domain}): {error}"
+                ) from error
         domains = {receipt.utpms[number].domain for number in sealed if self._votes(number)}
         if len(domains) < receipt.job.need:
             raise EvidenceError(f"{len(domains)} domains sealed the receipt; {receipt.job.need} are needed")
         return f"{len(sealed)} µTPMs vouch for the receipt as a whole"
 
-    def _hardware(self, check: Callable[[Launch, Hardware, LaunchLog], None], detail: str) -> str:
-        """Run a check on each launch of a TPM that others vouch for; say so if there is none."""
+    def _hardware(self, check: Callable[[LateLaunch, Hardware, LaunchLog], None], detail: str) -> str:
+        """Run a check on each launch with a certified TPM; say so if there is none."""
         software = []
         for launch, log in zip(self._receipt.launches, self._logs, strict=True):
             if launch.hardware is None:
@@ -438,7 +461,7 @@ class _ReceiptChecks:
     def _votes(self, utpm: int) -> bool:
         return self._allows(self._logs[self._receipt.utpms[utpm].launch])
 
-    def _count_votes(self, entry: Entry, need: int) -> None:
+    def _count_votes(self, entry: TaskEntry, need: int) -> None:
         domains = {self._receipt.utpms[leaf.utpm].domain for leaf in entry.leaves if self._votes(leaf.utpm)}
         if len(domains) < need:
             raise EvidenceError(f"{task_name(entry)} has {len(domains)} votes of distinct domains, {need} are needed")
@@ -451,7 +474,9 @@ class _ReceiptChecks:
             return "the manifest names what was voted; the parts themselves were not read"
         for name, digest in wanted.items():
             if self._part_digests.get(name) != digest:
-                raise EvidenceError(f"{name} is not what was voted" if name in self._part_digests else f"{name} is missing")
+                raise EvidenceError(
+                    f"{name} is not what was voted" if name in self._part_digests else f"{name} is missing"
+                )
         return f"{len(wanted)} parts are what was voted"
 
 
@@ -468,7 +493,12 @@ class _QuoteChecks:
         self._values: dict[int, bytes] = {}
 
     def steps(self) -> list[Step]:
-        return [("key", self.key), ("ak_signature", self.ak_signature), ("pcr_values", self.pcr_values), ("log", self.log)]
+        return [
+            ("key", self.key),
+            ("ak_signature", self.ak_signature),
+            ("pcr_values", self.pcr_values),
+            ("log", self.log),
+        ]
 
     def key(self) -> str:
         if self._key.lstrip().startswith(b"-----BEGIN"):

@@ -1,9 +1,9 @@
 """TPM 2.0 structures as bytes: quotes, signatures, public areas, PCR selections, and the PCR file of tpm2-tools.
 
-Sources: *TCG TPM 2.0 Library Specification*, Part 2 (Structures); the section is given with each structure. Integers are
-big-endian; a ``TPM2B`` is a u16 length and that many bytes. Only what a verifier of quotes needs is here, and each
+Sources: *TCG TPM 2.0 Library Specification*, Part 2 (Structures); the section is given with each structure. Integers
+are big-endian; a ``TPM2B`` is a u16 length and that many bytes. Only what a verifier of quotes needs is here, and each
 decoder refuses all else with :class:`~quoreduce.errors.EvidenceError`: unknown algorithms, sizes beyond those of the
-specification, bytes that are left over. What was decoded encodes to the same bytes.
+specification, bytes that are left over. A decoded structure encodes to the same bytes.
 
 PCR selections are those of the PC client: 24 PCRs, three bytes of bitmap for each bank.
 """
@@ -81,8 +81,8 @@ _SCHEMES: Final = {  # those whose details are one hash
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
-class Reader:
-    """Reads big-endian fields off bytes that nobody vouches for; never past their end.
+class TpmReader:
+    """Reads big-endian fields from untrusted bytes, never past their end.
 
     Args:
         data: all the bytes of one structure.
@@ -97,7 +97,7 @@ class Reader:
         self._what = what
 
     def take(self, size: int) -> bytes:
-        """Return the next ``size`` bytes; EvidenceError if there are fewer."""
+        """Return the next ``size`` bytes. Raises EvidenceError if there are fewer."""
         start, stop = self._at, self._at + size
         if size < 0 or stop > len(self._data):
             raise self.error(f"{size} bytes are needed at offset {start}, {len(self._data) - start} are left")
@@ -121,7 +121,7 @@ class Reader:
         return int.from_bytes(self.take(8), "big")
 
     def sized(self, limit: int = 0xFFFF) -> bytes:
-        """Read a TPM2B: the bytes after its length; EvidenceError if it holds more than ``limit``."""
+        """Read a TPM2B: the bytes after its length. Raises EvidenceError if it holds more than ``limit``."""
         size = self.u16()
         if size > limit:
             raise self.error(f"a field of {size} bytes, where at most {limit} can be")
@@ -138,19 +138,19 @@ class Reader:
             raise self.error(f"{left} bytes too many")
 
     def error(self, reason: str) -> EvidenceError:
-        """Make (not raise) the error that says what is wrong with these bytes."""
+        """Make (not raise) an error about these bytes, for this reason."""
         return EvidenceError(f"{self._what}: {reason}")
 
 
 def sized(data: bytes) -> bytes:
-    """Encode a TPM2B: u16 length, bytes; EvidenceError beyond 65535 bytes."""
+    """Encode a TPM2B: u16 length, bytes. Raises EvidenceError beyond 65535 bytes."""
     if len(data) > 0xFFFF:
         raise EvidenceError(f"{len(data)} bytes do not fit in a TPM2B")
     return len(data).to_bytes(2, "big") + data
 
 
 def digest(alg: int, data: bytes) -> bytes:
-    """Hash ``data`` with the TPM's algorithm ``alg`` (ALG_SHA1, 256, 384, 512); EvidenceError for another."""
+    """Hash ``data`` with the TPM's algorithm ``alg`` (ALG_SHA1, 256, 384, 512). Raises EvidenceError for another."""
     if alg not in _HASHES:
         raise EvidenceError(f"hash algorithm {alg:#06x} is unknown")
     return hashlib.new(_HASHES[alg], data).digest()
@@ -172,7 +172,7 @@ class PcrSelection:
 
     @staticmethod
     def sha256(*pcrs: int) -> PcrSelection:
-        """Select these PCRs, in any order, of the SHA-256 bank; EvidenceError for one that is not 0..23."""
+        """Select these PCRs, in any order, of the SHA-256 bank. Raises EvidenceError for one that is not 0..23."""
         if not all(0 <= pcr < PCRS for pcr in pcrs):
             raise EvidenceError(f"PCRs are 0..{PCRS - 1}, not {sorted(pcrs)}")
         return PcrSelection(((ALG_SHA256, tuple(sorted(set(pcrs)))),))
@@ -183,8 +183,10 @@ class PcrSelection:
         return len(self.banks).to_bytes(4, "big") + b"".join(banks)
 
     @classmethod
-    def decode(cls, reader: Reader) -> PcrSelection:
-        """Read one off ``reader``; EvidenceError for unknown hashes, other bitmaps than three bytes, a bank given twice."""
+    def decode(cls, reader: TpmReader) -> PcrSelection:
+        """Read one off ``reader``. Raises EvidenceError for unknown hashes, other bitmaps than three bytes, a bank
+        given twice.
+        """
         count = reader.u32()
         if count > BANKS_MAX:
             raise reader.error(f"{count} PCR banks, where at most {BANKS_MAX} can be")
@@ -192,14 +194,16 @@ class PcrSelection:
         return cls(_distinct(banks, reader))
 
 
-def _decode_bank(reader: Reader) -> tuple[int, tuple[int, ...]]:
+def _decode_bank(reader: TpmReader) -> tuple[int, tuple[int, ...]]:
     alg, size = reader.u16(), reader.u8()
     if size != _BITMAP_BYTES:
         raise reader.error(f"a PCR bitmap of {size} bytes, not {_BITMAP_BYTES}")
     return alg, _pcrs(reader.take(size))
 
 
-def _distinct(banks: tuple[tuple[int, tuple[int, ...]], ...], reader: Reader) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _distinct(
+    banks: tuple[tuple[int, tuple[int, ...]], ...], reader: TpmReader
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
     algorithms = [alg for alg, _ in banks]
     for alg in algorithms:
         if alg not in DIGEST_BYTES:
@@ -260,8 +264,8 @@ class Quote:
 
     @classmethod
     def decode(cls, data: bytes) -> Quote:
-        """Decode; EvidenceError if a TPM did not generate it (magic), it is no quote, or is malformed."""
-        reader = Reader(data, "quote")
+        """Decode. Raises EvidenceError if a TPM did not generate it (magic), it is no quote, or is malformed."""
+        reader = TpmReader(data, "quote")
         magic, kind = reader.u32(), reader.u16()
         if magic != GENERATED:
             raise reader.error(f"magic {magic:#010x}: not generated by a TPM")
@@ -278,8 +282,9 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
-class Quoted:
-    """What a TPM answers to a quote: the signed bytes (TPMS_ATTEST), the TPMT_SIGNATURE, the values of the PCRs covered.
+class QuoteResponse:
+    """What a TPM answers to a quote: the signed bytes (TPMS_ATTEST), the TPMT_SIGNATURE, the values of the PCRs
+    covered.
 
     The values are of the same instant as the quote.
     """
@@ -303,8 +308,8 @@ class Signature:
 
     @classmethod
     def decode(cls, data: bytes) -> Signature:
-        """Decode; EvidenceError for another scheme, an unknown hash, or malformed bytes."""
-        reader = Reader(data, "signature")
+        """Decode. Raises EvidenceError for another scheme, an unknown hash, or malformed bytes."""
+        reader = TpmReader(data, "signature")
         scheme, hash_alg = reader.u16(), reader.u16()
         values: tuple[bytes, ...]
         if scheme == ALG_ECDSA:
@@ -312,7 +317,9 @@ class Signature:
         elif scheme == ALG_RSASSA:
             values = (reader.sized(RSA_BYTES_MAX),)
         else:
-            raise reader.error(f"scheme {scheme:#06x} is neither ECDSA ({ALG_ECDSA:#06x}) nor RSASSA ({ALG_RSASSA:#06x})")
+            raise reader.error(
+                f"scheme {scheme:#06x} is neither ECDSA ({ALG_ECDSA:#06x}) nor RSASSA ({ALG_RSASSA:#06x})"
+            )
         if hash_alg not in DIGEST_BYTES:
             raise reader.error(f"hash algorithm {hash_alg:#06x} is unknown")
         reader.end()
@@ -360,7 +367,9 @@ class Public:
             numbers, size = key.public_numbers(), (key.key_size + 7) // 8
             unique: tuple[bytes, ...] = (numbers.n.to_bytes(size, "big"),)
             exponent = 0 if numbers.e == 65537 else numbers.e
-            return cls(ALG_RSA, ALG_SHA256, attributes, b"", None, ALG_RSASSA, ALG_SHA256, unique, 0, key.key_size, exponent)
+            return cls(
+                ALG_RSA, ALG_SHA256, attributes, b"", None, ALG_RSASSA, ALG_SHA256, unique, 0, key.key_size, exponent
+            )
         curves = {curve.name: code for code, curve in _CURVES.items()}
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in curves:
             raise EvidenceError("a TPM's signing key is one of P-256, P-384 or RSA")
@@ -384,11 +393,12 @@ class Public:
 
     @classmethod
     def decode(cls, data: bytes) -> Public:
-        """Decode a TPMT_PUBLIC; EvidenceError for kinds, schemes, curves that are not listed here, or malformed bytes.
+        """Decode a TPMT_PUBLIC. Raises EvidenceError for kinds, schemes, curves that are not listed here, or malformed
+        bytes.
 
         Whether ``unique`` is a point of the curve is checked by :meth:`key`, not here: templates have none.
         """
-        reader = Reader(data, "public area")
+        reader = TpmReader(data, "public area")
         kind, name_alg, attributes = reader.u16(), reader.u16(), reader.u32()
         if kind not in _SCHEMES:
             raise reader.error(f"an object of type {kind:#06x} is neither ECC, RSA nor KEYEDHASH")
@@ -406,14 +416,16 @@ class Public:
     @classmethod
     def decode_sized(cls, data: bytes) -> Public:
         """Decode a TPM2B_PUBLIC (Part 2, 12.2.5), the format of ``ak.tss``; errors as :meth:`decode`."""
-        reader = Reader(data, "TPM2B_PUBLIC")
+        reader = TpmReader(data, "TPM2B_PUBLIC")
         inner = reader.sized()
         reader.end()
         return cls.decode(inner)
 
     @property
     def is_restricted_signing(self) -> bool:
-        """Whether the TPM made this key, keeps it, and signs with it only what it generated itself: an attestation key."""
+        """Whether the TPM made this key, keeps it, and signs with it only what it generated itself: an attestation
+        key.
+        """
         wanted = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | SIGN
         return self.attributes & (wanted | DECRYPT) == wanted
 
@@ -429,8 +441,9 @@ class Public:
         """Return the key for use with ``cryptography``.
 
         Raises:
-            EvidenceError: it is no key: a point that is not on the curve or not written modulo its prime, a modulus of
-                another size than it says.
+            EvidenceError: a point that is not on the curve or not written modulo its prime, a modulus of another size
+            than
+                it says.
         """
         try:
             if self.kind == ALG_RSA:
@@ -450,7 +463,7 @@ class Public:
 
 
 def _point(curve: ec.EllipticCurve, x: bytes, y: bytes) -> ec.EllipticCurvePublicKey:
-    """Make a key of a point; ValueError if it is not on the curve, or not in its one form."""
+    """Make a key of a point. Raises ValueError if it is not on the curve, or not in its one form."""
     size = curve.key_size // 8
     if max(len(x), len(y)) > size:
         raise ValueError(f"a coordinate of more than {size} bytes")
@@ -461,7 +474,7 @@ def _point(curve: ec.EllipticCurve, x: bytes, y: bytes) -> ec.EllipticCurvePubli
     return key
 
 
-def _decode_symmetric(reader: Reader) -> tuple[int, int, int] | None:
+def _decode_symmetric(reader: TpmReader) -> tuple[int, int, int] | None:
     """TPMT_SYM_DEF_OBJECT (Part 2, 11.1.7): none, or AES in CFB mode."""
     alg = reader.u16()
     if alg == ALG_NULL:
@@ -472,7 +485,7 @@ def _decode_symmetric(reader: Reader) -> tuple[int, int, int] | None:
     return alg, bits, mode
 
 
-def _decode_scheme(reader: Reader, kind: int) -> tuple[int, int]:
+def _decode_scheme(reader: TpmReader, kind: int) -> tuple[int, int]:
     """TPMT_RSA_SCHEME, TPMT_ECC_SCHEME, TPMT_KEYEDHASH_SCHEME (Part 2, 11.2): none, or one with a hash."""
     scheme = reader.u16()
     if scheme == ALG_NULL:
@@ -483,7 +496,7 @@ def _decode_scheme(reader: Reader, kind: int) -> tuple[int, int]:
     return scheme, scheme_hash
 
 
-def _decode_size(reader: Reader, kind: int) -> tuple[int, int, int]:
+def _decode_size(reader: TpmReader, kind: int) -> tuple[int, int, int]:
     """Return (curve, bits, exponent): what else TPMS_ECC_PARMS and TPMS_RSA_PARMS hold (Part 2, 12.2.3)."""
     if kind == ALG_ECC:
         curve, kdf = reader.u16(), reader.u16()
@@ -498,9 +511,9 @@ def _decode_size(reader: Reader, kind: int) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-# The file of PCR values of tpm2-tools (`tpm2_quote --pcr`, format "serialized", lib/pcr.c: pcr_fwrite_serialized): the C
-# structures TPML_PCR_SELECTION, a u32 count, and so many TPML_DIGEST, of at most 8 digests each, all little-endian, with
-# C's padding. What lies beyond their counts means nothing and is not read.
+# The file of PCR values of tpm2-tools (`tpm2_quote --pcr`, format "serialized", lib/pcr.c: pcr_fwrite_serialized): the
+# C structures TPML_PCR_SELECTION, a u32 count, and this many TPML_DIGEST, of at most 8 digests each, all little-endian,
+# with C's padding. Bytes beyond their counts mean nothing and are not read.
 _FILE_BANK: Final = struct.Struct("<HB4sx")
 _FILE_SELECTION_BYTES: Final = 4 + BANKS_MAX * _FILE_BANK.size
 _FILE_DIGEST: Final = struct.Struct("<H64s")
@@ -540,7 +553,7 @@ def decode_pcrs_file(data: bytes) -> tuple[PcrSelection, dict[tuple[int, int], b
     Raises:
         EvidenceError: malformed; a digest of another size than its bank's; more or fewer values than PCRs selected.
     """
-    reader = Reader(data, "PCR file")
+    reader = TpmReader(data, "PCR file")
     selection = _decode_file_selection(reader, reader.take(_FILE_SELECTION_BYTES))
     lists = int.from_bytes(reader.take(4), "little")
     if lists > _FILE_LISTS_MAX:
@@ -557,7 +570,7 @@ def decode_pcrs_file(data: bytes) -> tuple[PcrSelection, dict[tuple[int, int], b
     return selection, values
 
 
-def _decode_file_selection(reader: Reader, data: bytes) -> PcrSelection:
+def _decode_file_selection(reader: TpmReader, data: bytes) -> PcrSelection:
     count = int.from_bytes(data[:4], "little")
     if count > BANKS_MAX:
         raise reader.error(f"{count} PCR banks, where at most {BANKS_MAX} can be")
@@ -570,7 +583,7 @@ def _decode_file_selection(reader: Reader, data: bytes) -> PcrSelection:
     return PcrSelection(_distinct(tuple(banks), reader))
 
 
-def _decode_file_list(reader: Reader, data: bytes) -> list[bytes]:
+def _decode_file_list(reader: TpmReader, data: bytes) -> list[bytes]:
     count = int.from_bytes(data[:4], "little")
     if count > _FILE_DIGESTS_MAX:
         raise reader.error(f"{count} digests in a list, where at most {_FILE_DIGESTS_MAX} can be")

@@ -11,9 +11,9 @@ webdataScan     var      15, 7, 70    load generator, keeps 0.2 % and 5 %
 webdataSort     var      15, 170, 800 load generator, keeps 100 % and 100 %
 =============== ======== ============ ==========================================================================
 
-Input: VARINFLTEXT, FIXCOMPSEQ, VARCOMPSEQ. Numbers of reduces are those of the small, medium and large jobs. Output is text
-everywhere; where Hadoop's load generator writes SequenceFiles, ``loadgen.load_job(..., output="sequence")`` does too, but
-their bytes are those of a machine's zlib, which is no good ground for votes between machines.
+Input: VARINFLTEXT, FIXCOMPSEQ, VARCOMPSEQ. Numbers of reduces are those of the small, medium and large jobs. Output is
+text everywhere; where Hadoop's load generator writes SequenceFiles, ``loadgen.load_job(..., output="sequence")`` does
+too, but their bytes are those of a machine's zlib, which is no good ground for votes between machines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REDUCES: dict[str, dict[str, int]] = {
 
 
 def jobs_of(name: str, stages: Literal["code", "readme"] = "code") -> tuple[Job, ...]:
-    """Return the jobs of an application (KeyError: there is none of this name); ``stages`` is for monsterQuery."""
+    """Return the jobs of an application (KeyError: its name is unknown); ``stages`` is for monsterQuery."""
     return {
         "streamSort": (streamsort.JOB,), "javaSort": (javasort.JOB,), "combiner": (combiner.JOB,),
         "monsterQuery": monsterquery.jobs(stages), "webdataScan": (webdatascan.JOB,), "webdataSort": (webdatasort.JOB,),

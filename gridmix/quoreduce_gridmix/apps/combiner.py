@@ -18,7 +18,7 @@ from quoreduce.jobs.wordcount import map_words, reduce_counts
 
 def map_tokens(data: Any, ctx: Any) -> Sequence[Any]:
     """Count the tokens of a split's records."""
-    from quoreduce_kernels import pairs  # here: whoever only declares the job has no use for kernels
+    from quoreduce_kernels import pairs  # here: to declare the job takes no kernels
 
     if isinstance(data, np.ndarray):
         blocks = map_words(data, ctx)

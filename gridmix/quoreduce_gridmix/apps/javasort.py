@@ -1,4 +1,6 @@
-"""javaSort: identity map and reduce over lines ``key<TAB>value``: hash partitions, each sorted by (key, map, record)."""
+"""javaSort: identity map and reduce over lines ``key<TAB>value``: hash partitions, each sorted by (key, map,
+record).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """monsterQuery: three load generators, each of which reads what the one before wrote.
 
-Percentages kept by map and reduce: the code of GridMix 2 runs 10 and 40 three times; its README says 10/40, 100/77, 116/91.
-Between stages records are lines ``key<TAB>value``, which holds for GridMix's words: they have neither tabs nor line ends.
+Percentages kept by map and reduce: the code of GridMix 2 runs 10 and 40 three times; its README says 10/40, 100/77,
+116/91. Between stages records are lines ``key<TAB>value``, which holds for GridMix's words: they have neither tabs nor
+line ends.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""What users see: progress, tables, demo, doctor, validation."""
