@@ -149,7 +149,8 @@ def say(text: str) -> None:
     global _said
     if not _said:
         _said = True
-        print(f"quoreduce: {text}; process {os.getpid()} compiles its own", file=sys.stderr, flush=True)
+        line = f"quoreduce: {text}; process {os.getpid()} compiles its own\n"
+        sys.stderr.write(line)  # at once: lines of workers do not mix
 
 
 def fill(folder: Path) -> None:

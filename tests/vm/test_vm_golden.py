@@ -304,6 +304,22 @@ def migrate_again_after_it_failed(world: World) -> None:
 
 
 @scenario
+def resume_of_a_migration_that_failed_ends_what_it_left(world: World) -> None:
+    """The source gives up, and the destination does not hear of it: one `resume` ends what came there too."""
+    launched(world)
+    world.request("migrate", to="B")
+    until(world, "Chunk A>B")
+    world.letters.clear()
+    world.tell("relay: it is restarted, and all that was under way is lost")
+    world.request("resolve")
+    until(world, "Order settle user>A")
+    world.letters = [letter for letter in world.letters if letter.what != "Order settle user>B"]
+    world.settle_down()
+    world.tick(3)
+    world.settle_down()
+
+
+@scenario
 def the_destination_burns_down_after_it_took_over(world: World) -> None:
     """The source has not heard of it: it goes on there, as it was when it left."""
     launched(world)
@@ -345,7 +361,9 @@ def test_the_stories_end_where_they_should() -> None:
             "restore_from_another_backup": [], "restore_the_backup_before_one_that_was_lost": ["C"],
             "an_order_is_replayed": ["A"], "launch_fails_to_boot": [], "return_to_a_server_that_lost_it": ["A"],
             "terminate_with_a_copy_at_the_source": [], "terminate_and_the_source_is_silent": [],
-            "migrate_again_after_it_failed": ["B"], "the_destination_burns_down_after_it_took_over": ["A"]}  # fmt: skip
+            "migrate_again_after_it_failed": ["B"],
+            "resume_of_a_migration_that_failed_ends_what_it_left": ["A"],
+            "the_destination_burns_down_after_it_took_over": ["A"]}  # fmt: skip
     for name, where in ends.items():
         world = World(7, recorded=True)
         SCENARIOS[name](world)

@@ -173,7 +173,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "terminate forgets what was left elsewhere": [
-        ("user_answers", 'if vm.left and verdict.end == "done" and vm.phase in ("running", "terminated"):', "if False:")
+        ("user_answers", 'if vm.left and vm.phase in ("running", "terminated"):', "if False:")
     ],
     "a server that says anything has nothing": [
         ("user_judge", "return status.phase in PAST and not status.dirty", "return True")

@@ -264,7 +264,7 @@ def main(argv: list[str]) -> None:
         worker = Worker(name, "local", folder / name)
     except (HostError, OSError) as error:
         if folder.is_dir():  # else the session is over
-            print(f"quoreduce: worker {name}: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"quoreduce: worker {name}: {error}\n")  # at once: lines of workers do not mix
         os._exit(CRASH_STATUS)
     with contextlib.suppress(ConnectionError):  # the driver is gone
         _serve(link, worker)

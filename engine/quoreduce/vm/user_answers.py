@@ -200,10 +200,11 @@ class UserAnswers:
         for server in active.clean if active else ():
             vm = vm.cleared(server)
         keep = self._orders.keep(vm)
-        if vm.left and verdict.end == "done" and vm.phase in ("running", "terminated"):
-            if active is not None and active.sweeps:
-                return [keep, Tell(vm.vmid, text), *self._orders.sweep(vm, at, active.sweeps)]
-            if vm.phase == "terminated":
+        if vm.left and vm.phase in ("running", "terminated"):
+            wanted = active.sweeps if active else ""
+            if wanted == "resolve" or (wanted and verdict.end == "done"):
+                return [keep, Tell(vm.vmid, text), *self._orders.sweep(vm, at, wanted, verdict.end)]
+            if vm.phase == "terminated" and verdict.end == "done":
                 return [keep, Tell(vm.vmid, f"{text}; {left_text(vm)}: terminate it again", "failed")]
         return [keep, Tell(vm.vmid, text, verdict.end)]
 
@@ -218,7 +219,7 @@ class UserAnswers:
         self._orders.active.pop(vm.vmid)
         if active.sweeping == "terminate" and vm.phase == "lost":
             vm = vm.with_(phase="terminated")
-        return [self._orders.keep(vm), Tell(vm.vmid, text, "done")]
+        return [self._orders.keep(vm), Tell(vm.vmid, text, active.outcome)]
 
     def _asked(
         self, vm: Vm, active: Active, server: str, status: wire.Status, found: AttestedFacts
