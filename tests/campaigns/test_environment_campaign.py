@@ -25,6 +25,7 @@ FOUND = (
     "wordcount-inline:driver:close:store:0:EIO:forever", "wordcount-local:workers:mkdir:store:0:EIO:forever",
     "wordcount-local:workers:open:output:0:EMFILE:forever", "durable-local:driver:close:output:4:ESTALE:forever",
     "overwrite-inline:driver:read:output:3:ENOSPC:forever", "sync-inline:driver:read:cache:87:EMFILE:forever",
+    "sort-inline:driver:stat:output:20:EIO:forever",
 )  # fmt: skip
 
 

@@ -145,8 +145,11 @@ def is_done_with(staging: Path, output: Path) -> bool:
     """
     with suppress(OSError):
         restore(staging, output)
-    if (staging / "old").exists() and (staging / "output").exists():
-        return False  # the new output was never moved in, and something else is in the place of the old one
+    try:
+        if (staging / "old").exists() and (staging / "output").exists():
+            return False  # the new output was never moved in, and something else is in the place of the old one
+    except OSError:
+        return False  # a disk that does not say so: a later run looks again
     with suppress(OSError):
         (staging / JOURNAL).unlink()
     return True
