@@ -29,18 +29,19 @@ class Job:
     """A map/reduce job in Python style.
 
     Args:
-        name: what the job is called in messages and in the manifest; letters, digits, ``-``, ``_`` and ``.``. map:
-        ``map(record: bytes)`` yields ``(key, value)``; a record is a line without its end, or ``fixed:N`` bytes; with
-            ``sequence`` it is a tuple ``(key, value)`` of bytes.
-        reduce: ``reduce(key, values)`` yields ``(key, value)``; ``values`` is a list in the total order. combine: like
-        ``reduce``, run on each map's output before it is voted on; must not change the result. partition:
-        ``partition(key, reducers) -> int`` in ``range(reducers)``; default: CRC-32 of the encoded key. sample: block
-        style only, see :meth:`of_blocks`. input: ``lines``, ``words`` (cut where a word begins), ``fixed:N`` (records
-        of N bytes) or ``sequence`` (Hadoop's
-            SequenceFiles of Text, BytesWritable, IntWritable, LongWritable).
+        name: what the job is called in messages and in the manifest; letters, digits, ``-``, ``_`` and ``.``.
+        map: ``map(record: bytes)`` yields ``(key, value)``; a record is a line without its end, or ``fixed:N`` bytes;
+            with ``sequence`` it is a tuple ``(key, value)`` of bytes.
+        reduce: ``reduce(key, values)`` yields ``(key, value)``; ``values`` is a list in the total order.
+        combine: like ``reduce``, run on each map's output before it is voted on; must not change the result.
+        partition: ``partition(key, reducers) -> int`` in ``range(reducers)``; default: CRC-32 of the encoded key.
+        sample: block style only, see :meth:`of_blocks`.
+        input: ``lines``, ``words`` (cut where a word begins), ``fixed:N`` (records of N bytes) or ``sequence``
+            (Hadoop's SequenceFiles of Text, BytesWritable, IntWritable, LongWritable).
         output: ``text`` (``key<TAB>value`` lines), ``fixed:N`` (records of N bytes) or ``sequence`` (a SequenceFile of
-        Text). style: ``python`` or ``blocks``; set by the constructor used. part_bytes: block style only, see
-        :meth:`of_blocks`.
+            Text).
+        style: ``python`` or ``blocks``; set by the constructor used.
+        part_bytes: block style only, see :meth:`of_blocks`.
     """
 
     name: str
@@ -87,22 +88,23 @@ class Job:
         """Make a job in block style.
 
         Args:
-            name: as for :class:`Job`. map: ``map(data, ctx)`` gets the split's records as one u8 array (with
-            ``sequence``: as one :class:`Block` of two
-                binary columns, keys and values) and returns one :class:`Block`, or a list with one for each partition;
-                make them with ``ctx.new_blocks``, which puts them where they will be read.
+            name: as for :class:`Job`.
+            map: ``map(data, ctx)`` gets the split's records as one u8 array (with ``sequence``: as one :class:`Block`
+                of two binary columns, keys and values) and returns one :class:`Block`, or a list with one for each
+                partition; make them with ``ctx.new_blocks``, which puts them where they will be read.
             reduce: ``reduce(blocks, ctx)`` gets the blocks of one partition in map order and calls
                 ``ctx.write(bytes_or_u8_array, records)`` as often as it likes.
-            combine: ``combine(block, ctx) -> Block``, when map returns one block. partition: ``partition(block, ctx) ->
-            array of i64[n]`` in ``range(ctx.reducers)``, when map returns one block;
-                default: by hash of the first column.
-            sample: ``sample(splits, ctx) -> bytes``, at most 1 MiB, agreed on before any map starts; maps and
-                reduces find it in ``ctx.side``. ``splits`` is a list of callables that each open one split as map gets
-                it.
-            input: as for :class:`Job`. output: as for :class:`Job`; the reduce writes bytes of that format
-            (``sequence``: with a ``SequenceWriter``). part_bytes: bytes of input for each part of the output, where the
-            user names no number of reducers; for jobs that
-                write little. Default, 0: as many parts as splits, up to 16, and no part of more than 256 MB of input.
+            combine: ``combine(block, ctx) -> Block``, when map returns one block.
+            partition: ``partition(block, ctx) -> array of i64[n]`` in ``range(ctx.reducers)``, when map returns one
+                block; default: by hash of the first column.
+            sample: ``sample(splits, ctx) -> bytes``, at most 1 MiB, agreed on before any map starts; maps and reduces
+                find it in ``ctx.side``. ``splits`` is a list of callables that each open one split as map gets it.
+            input: as for :class:`Job`.
+            output: as for :class:`Job`; the reduce writes bytes of that format (``sequence``: with a
+                ``SequenceWriter``).
+            part_bytes: bytes of input for each part of the output, where the user names no number of reducers; for jobs
+                that write little. Default, 0: as many parts as splits, up to 16, and no part of more than 256 MB of
+                input.
         """
         return cls(name, map, reduce, combine, partition, sample, input, output, "blocks", part_bytes)
 

@@ -133,10 +133,10 @@ def generate(
     """Make a set of data in ``directory``, which appears complete or not at all.
 
     Args:
-        kind: which set. directory: must not exist, unless ``overwrite`` and it is a set; its parent is made if need be.
+        kind: which set.
+        directory: must not exist, unless ``overwrite`` and it is a set; its parent is made if need be.
         nbytes: size of all keys and values, before compression; each of the parts has an equal share, and is over it by
-        less
-            than a record.
+            less than a record.
         parts: number of part files.
         seed: any integer.
         workers: processes; default: as many as there are cores, but not more than parts. With 1, this process does it.
@@ -144,8 +144,9 @@ def generate(
         overwrite: replace an earlier set.
 
     Raises:
-        UsageError: numbers out of range. OutputError: the directory exists or cannot be written (no space): nothing of
-        the new set is left. HostError: a worker died.
+        UsageError: numbers out of range.
+        OutputError: the directory exists or cannot be written (no space): nothing of the new set is left.
+        HostError: a worker died.
     """
     in_range = 0 <= nbytes <= NBYTES_MAX and 1 <= parts <= PARTS_MAX and (workers is None or workers >= 1)
     if kind not in KINDS or not in_range:

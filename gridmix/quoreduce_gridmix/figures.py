@@ -125,9 +125,12 @@ def bar_chart(
     """Draw bars in groups.
 
     Args:
-        title: of the chart. axis: what the bars are, with the unit.
-        series: names of the bars of a group, for the legend. groups: at least one.
-        bands: shaded ranges behind the bars; they widen the axis. group_px: width of a group.
+        title: of the chart.
+        axis: what the bars are, with the unit.
+        series: names of the bars of a group, for the legend.
+        groups: at least one.
+        bands: shaded ranges behind the bars; they widen the axis.
+        group_px: width of a group.
     """
     highest = max([_top(bar) for group in groups for bar in group.bars if bar is not None] + [b.high for b in bands])
     ticks = ticks_to(highest)

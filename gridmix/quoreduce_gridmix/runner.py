@@ -80,8 +80,10 @@ class Study:
     Attributes:
         apps, sizes, variants: every combination, the variants in turn; sizes as :meth:`data.DataSet.files` takes them.
         repeat: measured runs of each that nobody disturbs; while there are fewer, repetitions are added, as many again
-        at most. warm_up: runs of each before, which do not count. split_mb, digest: as in Options; the digest is that
-        of voted runs. reducers: of every stage; None: as GridMix has it for the size, and for ``parts:N`` as for small.
+            at most.
+        warm_up: runs of each before, which do not count.
+        split_mb, digest: as in Options; the digest is that of voted runs.
+        reducers: of every stage; None: as GridMix has it for the size, and for ``parts:N`` as for small.
         keep: do not delete outputs when they have been compared.
     """
 
@@ -149,7 +151,8 @@ def find_sets(
     """Load the sets that are needed from ``folder``, where each has its name, or which is itself one.
 
     Raises:
-        InputError: one is missing. UsageError: one has fewer part files than one of ``sizes`` needs.
+        InputError: one is missing.
+        UsageError: one has fewer part files than one of ``sizes`` needs.
     """
     path = Path(folder)
     if (path / data.DESCRIPTION).is_file():
@@ -172,7 +175,7 @@ def run_study(
 
     Raises:
         QuoreduceError (exit code 1): outputs of two runs of an application differ, or one is not what was voted on;
-        they are kept. And what :meth:`Session.run` raises.
+            they are kept. And what :meth:`Session.run` raises.
     """
     runs: list[Run] = []
     total = len(study.apps) * len(study.sizes) * len(study.variants) * study.repeat

@@ -406,7 +406,8 @@ def draw_chunks(words: WordList, ranges: Ranges, nbytes: int, stream: int) -> It
     next.
 
     Args:
-        words: the list. ranges: words per key and value; a record has 1 to 32,768.
+        words: the list.
+        ranges: words per key and value; a record has 1 to 32,768.
         nbytes: at least 0; reached by the last record.
         stream: names the part: any integer, taken modulo 2**64.
 

@@ -351,7 +351,8 @@ def scatter(rows: Rows, ids: U16Array, targets: Sequence[Columns]) -> None:
     """Copy each record to the columns of its partition, in order.
 
     Args:
-        rows: n rows. ids: u16[n], the partition of each.
+        rows: n rows.
+        ids: u16[n], the partition of each.
         targets: R times (key offsets i64[m + 1], keys u8[...], value offsets i64[m + 1], values u8[...]), writable, of
             exactly the sizes that the partition needs; they must overlap neither each other nor the records.
 
@@ -392,7 +393,9 @@ def column_chunks(rows: Rows, order: U64Array, column: str, chunk: U8Array) -> I
     last.
 
     Args:
-        rows: n rows. order: u64[m], row numbers below n. column: ``keys`` or ``values``.
+        rows: n rows.
+        order: u64[m], row numbers below n.
+        column: ``keys`` or ``values``.
         chunk: u8[size] to fill again and again; a view is good until the next is asked for.
     """
     _check_order(rows, order)
@@ -417,9 +420,10 @@ def text_chunks(rows: Rows, order: U64Array, chunk: U8Array) -> Iterator[tuple[U
     r"""Yield (text, number of records): rows in ``order`` as lines ``key TAB value \n``, a chunk at a time.
 
     Args:
-        rows: n rows. order: u64[m], row numbers below n. chunk: u8[size] to fill again and again; a text is good until
-        the next is asked for. A record that is larger than
-            it comes in an array of its own.
+        rows: n rows.
+        order: u64[m], row numbers below n.
+        chunk: u8[size] to fill again and again; a text is good until the next is asked for. A record that is larger
+            than it comes in an array of its own.
     """
     _check_order(rows, order)
     _bytes("chunk", chunk)

@@ -184,7 +184,8 @@ def select_lines(data: object, prefix: bytes) -> tuple[U64Array, int]:
 
     Args:
         data: bytes-like or u8 array, C-contiguous; may be read-only. A line ends with a line feed, the last may lack
-        it. prefix: 1 to 64 bytes without a line feed.
+            it.
+        prefix: 1 to 64 bytes without a line feed.
 
     Returns:
         u64[k, 2]: address of a line within ``data``, which must stay alive, and its bytes with a line feed; n.

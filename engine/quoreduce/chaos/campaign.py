@@ -41,7 +41,9 @@ def run_campaign(
     Args:
         seed: decides which faults strike when.
         minutes: for all stages, their starting included (but each has at least half of its share for jobs).
-        kinds: of faults. on: ``local``, ``ray`` or ``all``. jobs_most: end a stage after its share of so many jobs.
+        kinds: of faults.
+        on: ``local``, ``ray`` or ``all``.
+        jobs_most: end a stage after its share of so many jobs.
         only: ``STAGE:NUMBER``, to run one job again.
         say: is told how it goes.
     """

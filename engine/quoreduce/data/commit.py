@@ -172,7 +172,8 @@ class OutputDir:
         """Take the lock of an output whose durable job was cut short; :meth:`go_on` comes next.
 
         Raises:
-            OutputError: another run is writing there. JournalError: there is nothing to resume.
+            OutputError: another run is writing there.
+            JournalError: there is nothing to resume.
         """
         self = cls.__new__(cls)
         self.path = _resolve(path)
@@ -258,7 +259,7 @@ class OutputDir:
 
         Raises:
             OutputError: no space, or the output came into being meanwhile; or, with ``sync``, that its name could not
-            be forced to disk. The caller calls :meth:`abort` in any case.
+                be forced to disk. The caller calls :meth:`abort` in any case.
         """
         output = self.staging / "output"
         with output_errors(self.path):

@@ -115,8 +115,10 @@ def read_sequence_split(
     """Return the records of a SequenceFile whose sync points lie in the split: a block of keys and values, in memory.
 
     Args:
-        split: as planned; a gz or zst member is one split. scratch_dir: as for :func:`open_split`.
-        bytes_max: bound on the decoded records, in bytes. direct: as for :func:`open_split`.
+        split: as planned; a gz or zst member is one split.
+        scratch_dir: as for :func:`open_split`.
+        bytes_max: bound on the decoded records, in bytes.
+        direct: as for :func:`open_split`.
 
     Raises:
         InputError: as for :func:`open_split`, or the file is malformed; the message has its name and the byte.

@@ -27,9 +27,9 @@ def seal(
     """Digest a block by its buffers, chunk by chunk: the digest is that of :meth:`Digester.block`.
 
     Args:
-        digester: the job's. schema, records, data_bytes: as for :meth:`Block.create`; columns of binary values and
-        numbers. buffers: for each column in order its buffers (of a binary column its offsets, then its data), each as
-        chunks of
+        digester: the job's.
+        schema, records, data_bytes: as for :meth:`Block.create`; columns of binary values and numbers.
+        buffers: for each column in order its buffers (of a binary column its offsets, then its data), each as chunks of
             u8[CHUNK_BYTES], of which the last may be shorter. A chunk is used before the next is asked for.
 
     Raises:

@@ -249,7 +249,9 @@ def decode_records(raw: U8, header: SequenceHeader, base: int, name: str, bytes_
 
     Args:
         raw: u8[n], the bytes of the file from ``base`` on.
-        header: the file's. base: offset in the file, in bytes. name: the file's, for messages.
+        header: the file's.
+        base: offset in the file, in bytes.
+        name: the file's, for messages.
         bytes_max: bound on the size of the decoded records, in bytes, with 16 for each.
 
     Returns:
@@ -273,7 +275,7 @@ def read_sequence(path: str | os.PathLike[str], bytes_max: int = RECORDS_BYTES_M
 
     Raises:
         InputError: unreadable, no SequenceFile, truncated, corrupt, or over ``bytes_max`` bytes with 16 for each
-        record.
+            record.
     """
     import numpy as np
 

@@ -77,8 +77,7 @@ def plan_splits(inputs: Sequence[str], fmt: RecordFormat, split_bytes: int) -> t
 
     Raises:
         InputError: something is missing, unreadable, not a regular file or of the wrong size; no SequenceFile where
-        there
-            should be one; over SPLITS_MAX splits.
+            there should be one; over SPLITS_MAX splits.
         UsageError: no inputs, or ``split_bytes`` below 1.
     """
     if split_bytes < 1:

@@ -176,10 +176,10 @@ class Copy:
     """A copy that lies elsewhere.
 
     Attributes:
-        nbytes: its size. digest: BLAKE3 of its bytes, as it was claimed; None: nothing to hold the answers against.
-        nodes: ``nodes(first, count, level)`` gives those of the chunks ``first`` to ``first + count``. read:
-        ``read(offset,
-            nbytes)``.
+        nbytes: its size.
+        digest: BLAKE3 of its bytes, as it was claimed; None: nothing to hold the answers against.
+        nodes: ``nodes(first, count, level)`` gives those of the chunks ``first`` to ``first + count``.
+        read: ``read(offset, nbytes)``.
     """
 
     nbytes: int

@@ -48,9 +48,12 @@ class Command:
     """A command to run, and its bounds.
 
     Attributes:
-        role: what it is called in messages. text: as the user wrote it. shell: run it with ``sh -c``; else it is split
-        into words as a shell would, and started without one. folder: where it runs. timeout_s: seconds it may take for
-        one task. output_bytes_max: bytes it may write for one task.
+        role: what it is called in messages.
+        text: as the user wrote it.
+        shell: run it with ``sh -c``; else it is split into words as a shell would, and started without one.
+        folder: where it runs.
+        timeout_s: seconds it may take for one task.
+        output_bytes_max: bytes it may write for one task.
     """
 
     role: str

@@ -73,7 +73,8 @@ class JobCost:
 
     Attributes:
         map, reduce: CPU seconds.
-        mapped: bytes that a map makes of its split. out: bytes that the job makes of its input.
+        mapped: bytes that a map makes of its split.
+        out: bytes that the job makes of its input.
         stages: how many such jobs are run, each on the output of the one before.
         sample_s: CPU seconds of the sample; 0 if the job has none.
     """
@@ -91,11 +92,15 @@ class Calibration:
     """A machine's rates.
 
     Attributes:
-        source: where they are from, for people. jobs: name -> cost. digest_s_per_byte: of BLAKE3, by which an output is
-        checked before it is published. check_s: of a check besides. map_part_s, reduce_part_s: of an execution, for
-        each partition that a map makes, and that a reduce reads. driver_s: the driver's for one execution; it handles
-        one at a time. driver_part_s: for each partition besides. startup_s: from the start of a job to its first
-        launch, and from the last answer to the end. latency_s: of a message between driver and worker on this machine.
+        source: where they are from, for people.
+        jobs: name -> cost.
+        digest_s_per_byte: of BLAKE3, by which an output is checked before it is published.
+        check_s: of a check besides.
+        map_part_s, reduce_part_s: of an execution, for each partition that a map makes, and that a reduce reads.
+        driver_s: the driver's for one execution; it handles one at a time.
+        driver_part_s: for each partition besides.
+        startup_s: from the start of a job to its first launch, and from the last answer to the end.
+        latency_s: of a message between driver and worker on this machine.
         spread: of executions that are alike, see `Shape`.
     """
 

@@ -18,15 +18,17 @@ class Shape:
     """A cluster.
 
     Attributes:
-        nodes: how many. slots: executions that each runs at a time, each in a worker and on a core of its own.
-        rack: nodes in a rack. domain: what fails together: ``core``, ``node`` or ``rack``.
+        nodes: how many.
+        slots: executions that each runs at a time, each in a worker and on a core of its own.
+        rack: nodes in a rack.
+        domain: what fails together: ``core``, ``node`` or ``rack``.
         disk_bps, net_bps: bytes a second of each node's disk, and of its network card inwards.
         latency_s: of a message between driver and worker.
         copies: of each split in the file system; a map finds one on its own node with probability copies/nodes.
         spread: executions take 1 +- spread of their time, evenly distributed.
         speeds: relative speeds of CPU types; node n is of type n mod their number.
-        restart_s: until a worker that died is there again. deadline_s: an execution is given up after this long;
-            None: 20 times what it should take, at least 10 s.
+        restart_s: until a worker that died is there again.
+        deadline_s: an execution is given up after this long; None: 20 times what it should take, at least 10 s.
     """
 
     nodes: int = 10

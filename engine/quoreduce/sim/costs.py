@@ -15,8 +15,10 @@ class Costs:
 
     Attributes:
         shape, load, calibration: what it was computed from.
-        made: bytes that an execution makes. reduce_in: bytes that a reduce reads of one copy of each map's output.
-        work_s: CPU seconds of an execution, by kind and whether it stores. driver_s: the driver's, for one request.
+        made: bytes that an execution makes.
+        reduce_in: bytes that a reduce reads of one copy of each map's output.
+        work_s: CPU seconds of an execution, by kind and whether it stores.
+        driver_s: the driver's, for one request.
     """
 
     def __init__(self, shape: Shape, load: Load, plan: Plan, calibration: Calibration) -> None:

@@ -88,7 +88,9 @@ class Faults:
     """All faults of a run, chosen beforehand; ``injected`` counts those that struck.
 
     Attributes:
-        messages: whether any of them may strike a message. slow: node -> factor. bad_nodes: their numbers.
+        messages: whether any of them may strike a message.
+        slow: node -> factor.
+        bad_nodes: their numbers.
         lost_nodes: node -> when, as a share of the time that the job should take.
         beyond: why no promise is made of the result, or empty.
     """

@@ -64,9 +64,13 @@ class Simulation:
     """One job. Make it, then :meth:`run` it, once.
 
     Args:
-        shape, load, calibration: the cluster, the job, how long things take. plan: the tracker's plan; its maps and
-        reduces are the load's, and it confirms. faults: what goes wrong. seed: of all that is random. make: the
-        tracker. spares: overtake the slow, as the driver does. lines: also keep the transcript as text, in `lines`.
+        shape, load, calibration: the cluster, the job, how long things take.
+        plan: the tracker's plan; its maps and reduces are the load's, and it confirms.
+        faults: what goes wrong.
+        seed: of all that is random.
+        make: the tracker.
+        spares: overtake the slow, as the driver does.
+        lines: also keep the transcript as text, in `lines`.
     """
 
     def __init__(

@@ -117,8 +117,11 @@ class Workers:
     """All workers of a simulated cluster.
 
     Attributes:
-        seats: also of workers that are gone. live: live worker -> its attempts. flying: executions that were launched,
-        and not answered or lost. stored: their outputs. checking: checks under way in a domain.
+        seats: also of workers that are gone.
+        live: live worker -> its attempts.
+        flying: executions that were launched, and not answered or lost.
+        stored: their outputs.
+        checking: checks under way in a domain.
     """
 
     def __init__(

@@ -35,7 +35,8 @@ class Standing:
     """What was seen of a domain in one job.
 
     Attributes:
-        judged: tasks that it voted on and that were won. lost: those of them on which a vote of its was lost.
+        judged: tasks that it voted on and that were won.
+        lost: those of them on which a vote of its was lost.
         disputed: tasks on which its answer contradicted another's.
         tallies: (kind of task, replica, type of CPU) -> votes judged, votes lost, of the first plan.
         passed, failed: known-answer tests.
@@ -94,7 +95,8 @@ class Suspicion:
     """The standings of all domains, dead ones too.
 
     Attributes:
-        standings: domain -> what was seen of it. named: the suspects, in the order in which they were named.
+        standings: domain -> what was seen of it.
+        named: the suspects, in the order in which they were named.
     """
 
     def __init__(self, known: Mapping[str, Known]) -> None:

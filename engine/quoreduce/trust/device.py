@@ -24,8 +24,10 @@ class DeviceTpm(Tpm2):
 
     Args:
         tcti: name and configuration of the transport, as tpm2-tools take it: ``device:/dev/tpmrm0``,
-        ``swtpm:path=...``. scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048). ek: the endorsement key that vouches
-        for it: ecc or rsa. timeout_s: for one answer.
+            ``swtpm:path=...``.
+        scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048).
+        ek: the endorsement key that vouches for it: ecc or rsa.
+        timeout_s: for one answer.
 
     Raises:
         UsageError: an unknown scheme or kind of EK.

@@ -215,7 +215,7 @@ class Registrar:
 
         Raises:
             AttestationError: no challenge was made for this EK, it was made for another AK, the secret is wrong, or the
-            EK has been bound to another AK.
+                EK has been bound to another AK.
         """
         identity = _identity(certificate)
         pending = self._pending.pop(identity, None)

@@ -75,7 +75,7 @@ def decode_binary(raw: bytes) -> tuple[Event, ...]:
 
     Raises:
         EvidenceError: too large, truncated, another header, type or algorithm, or a digest that is not that of its
-        data.
+            data.
     """
     _bounded(raw, 0)
     if not raw.startswith(_HEADER):

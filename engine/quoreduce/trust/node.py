@@ -49,12 +49,13 @@ def setup_node(state: Path, backend: Backend, environments: Sequence[str]) -> Po
     May be repeated: TPM, registrar and enrolment stay, the policy is written anew.
 
     Args:
-        state: the folder, made if it is missing. backend: ``swtpm``, or ``utpm`` for a root in software only.
+        state: the folder, made if it is missing.
+        backend: ``swtpm``, or ``utpm`` for a root in software only.
         environments: digests (hex) of environment documents.
 
     Raises:
-        HostError: swtpm is missing, or the folder cannot be written. AttestationError: an environment is no digest, or
-        there is none.
+        HostError: swtpm is missing, or the folder cannot be written.
+        AttestationError: an environment is no digest, or there is none.
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -123,7 +123,8 @@ class Swtpm(Tpm2):
         state: a folder that :func:`setup` made.
         scheme: of the AK: ecdsa (P-256) or rsassa (RSA-2048).
         ek: the endorsement key that vouches for it: ecc (P-384) or rsa (2048).
-        timeout_s: for one answer. wait_s: for another process to release the state.
+        timeout_s: for one answer.
+        wait_s: for another process to release the state.
 
     Raises:
         UsageError: an unknown scheme or kind of EK.

@@ -155,7 +155,7 @@ class MicroTpm:
 
         Raises:
             AttestationError: the secret is not of 1 to 128 bytes, there is no such µPCR, or the µTPM is closed or
-            another process's.
+                another process's.
         """
         self._own_key()
         if not 0 < len(secret) <= SECRET_BYTES_MAX:

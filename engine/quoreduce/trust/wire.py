@@ -442,8 +442,7 @@ class Public:
 
         Raises:
             EvidenceError: a point that is not on the curve or not written modulo its prime, a modulus of another size
-            than
-                it says.
+                than it says.
         """
         try:
             if self.kind == ALG_RSA:

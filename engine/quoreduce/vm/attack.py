@@ -61,7 +61,8 @@ class AttackFinding:
     """What an attack got.
 
     Attributes:
-        way: memory, image or wire. setting: the protection: nothing, the broker, or sealing.
+        way: memory, image or wire.
+        setting: the protection: nothing, the broker, or sealing.
         found: whether the guest's private key was found.
         searched: bytes that were obtained and searched.
         evidence: what was seen, in lines.
@@ -161,7 +162,8 @@ def dump_memory(qmp: Path, target: Path, setting: str, secret: frozenset[str]) -
     """Ask a QMP socket for the guest's memory, as an insider does who can reach it; search the result.
 
     Args:
-        qmp: QEMU's own socket, or a broker's. target: the file to be written.
+        qmp: QEMU's own socket, or a broker's.
+        target: the file to be written.
     """
     insider = Qmp(qmp)
     try:

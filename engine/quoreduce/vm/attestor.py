@@ -109,11 +109,14 @@ class TpmAttestor:
         backend: of its TPM.
         tpm: launched already, as :class:`Quoting` says; None: a root in software only, for which nobody vouches.
         micro: the µTPM, of this process.
-        document: the TVE document. codes: the TCOM documents that it lists, by operation.
-        ek: the chain of the EK's certificate, DER; enrolment: the registrar's signature. Empty without a TPM.
+        document: the TVE document.
+        codes: the TCOM documents that it lists, by operation.
+        ek: the chain of the EK's certificate, DER;
+        enrolment: the registrar's signature. Empty without a TPM.
 
     Raises:
-        EvidenceError: the TVE document is malformed. AttestationError: the codes are not those that it lists.
+        EvidenceError: the TVE document is malformed.
+        AttestationError: the codes are not those that it lists.
     """
 
     def __init__(
@@ -151,8 +154,8 @@ class TpmAttestor:
         """Answer all these challenges under one quote of the server's TPM, at most SHARED_MAX.
 
         Raises:
-            AttestationError: too many, a nonce or id of a wrong length, or a TPM refuses. HostError: the TPM does not
-            answer.
+            AttestationError: too many, a nonce or id of a wrong length, or a TPM refuses.
+            HostError: the TPM does not answer.
         """
         if not 1 <= len(challenges) <= SHARED_MAX:
             raise AttestationError(f"one quote answers 1 to {SHARED_MAX} challenges, not {len(challenges)}")

@@ -49,10 +49,10 @@ class LoadManifest:
 
     Attributes:
         groups: group (:data:`OURS`, :data:`STANDARD`, a dependency) → name of a file → SHA-256, hex. Names are
-        relative, so that two installations of the same files have the same ones.
+            relative, so that two installations of the same files have the same ones.
         modules: module → the path of its file; of a package without one, its folder.
-        digests: path → SHA-256, hex. libraries: the same of the interpreter and shared libraries, that :meth:`check`
-        was given.
+        digests: path → SHA-256, hex.
+        libraries: the same of the interpreter and shared libraries, that :meth:`check` was given.
     """
 
     def __init__(self) -> None:
@@ -179,8 +179,9 @@ def scan(ours: str, roots: Sequence[str], standard: str) -> LoadManifest:
     """List what may be loaded. A folder that cannot be read is an OSError.
 
     Args:
-        ours: the folder of our package. roots: where dependencies are; the first of two counts. standard: the standard
-        library.
+        ours: the folder of our package.
+        roots: where dependencies are; the first of two counts.
+        standard: the standard library.
     """
     made = LoadManifest()
     dynamic = os.path.join(standard, "lib-dynload")

@@ -51,7 +51,8 @@ class Rules:
 
     Attributes:
         commands: role → command → argument → the values it may have (none: any). An argument that is not named is
-        refused. events: role → the events that it hears.
+            refused.
+        events: role → the events that it hears.
     """
 
     commands: Mapping[str, Table]

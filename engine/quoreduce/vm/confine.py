@@ -55,8 +55,10 @@ class Confinement:
         line: the program's command line; line[0] is its path.
         folder: its working folder: there it has only the files named below.
         read, write, devices: paths of this machine that it sees, each at the same place.
-        user: its user and group; None: ours, in a user namespace. groups: others.
-        limits: of resource(3). cgroup: the folder of its cgroup, or "".
+        user: its user and group; None: ours, in a user namespace.
+        groups: others.
+        limits: of resource(3).
+        cgroup: the folder of its cgroup, or "".
         wait: whether jail.py waits, and ends as the program did.
     """
 

@@ -99,9 +99,11 @@ class AttestedFacts:
     """What accepted evidence says.
 
     Attributes:
-        server: the server's name. environment: digest of its TVE document, hex.
+        server: the server's name.
+        environment: digest of its TVE document, hex.
         session_key: X25519, 32 bytes; empty if the session has none.
-        image: the data of µPCR 2 (a digest); report: the last data of µPCR 3; None where nothing was extended.
+        image: the data of µPCR 2 (a digest);
+        report: the last data of µPCR 3; None where nothing was extended.
     """
 
     server: str

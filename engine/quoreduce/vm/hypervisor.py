@@ -75,8 +75,11 @@ class Guest:
     """A guest that runs, is paused, or waits for a state. Made by :meth:`start` or :meth:`adopt`.
 
     Attributes:
-        folder: its private folder. spec: its size. accel: kvm or tcg.
-        serial: its console. qmp: what a TCOM may ask of QEMU, by the rules.
+        folder: its private folder.
+        spec: its size.
+        accel: kvm or tcg.
+        serial: its console.
+        qmp: what a TCOM may ask of QEMU, by the rules.
         broker: what the manager may ask; ``broker_socket``: where.
     """
 
@@ -116,8 +119,7 @@ class Guest:
 
         Raises:
             VmError: a program is missing, has changed, or cannot be confined; the folder is in use or not in memory;
-            there
-            is no space; QEMU does not take the image.
+                there is no space; QEMU does not take the image.
         """
         accel = kvm.choose(accel)
         qemu, swtpm = programs.load(programs.QEMU), programs.load(programs.SWTPM)
@@ -144,7 +146,7 @@ class Guest:
 
         Raises:
             VmError: it is gone, or its vTPM is, or QEMU does not answer. :func:`quoreduce.vm.scrub.scrub` ends what is
-            left.
+                left.
         """
         record = GuestRecord.read(folder)
         for name, process in (("QEMU", record.qemu), ("vTPM", record.swtpm)):

@@ -22,9 +22,10 @@ def line(
     """Return the command line.
 
     Args:
-        qemu, kernel, initrd, config: paths; the last of a file that :func:`config` made. qmp, serial, tpm: what follows
-        ``-chardev socket,``: where the monitor and the console are served and where swtpm is. incoming: wait for a
-        state, and then stay paused; a guest that moves must find the same machine.
+        qemu, kernel, initrd, config: paths; the last of a file that :func:`config` made.
+        qmp, serial, tpm: what follows ``-chardev socket,``: where the monitor and the console are served and where
+            swtpm is.
+        incoming: wait for a state, and then stay paused; a guest that moves must find the same machine.
     """
     return [
         qemu, "-accel", accel, "-M", "q35,memory-backend=ram,dump-guest-core=off", "-cpu", "qemu64",

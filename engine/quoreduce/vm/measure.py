@@ -54,7 +54,8 @@ class Environment:
     """A server's environment.
 
     Attributes:
-        document: the TVE document. codes: the TCOM documents that it lists, by operation.
+        document: the TVE document.
+        codes: the TCOM documents that it lists, by operation.
         files: of which it has the digests.
     """
 
@@ -90,7 +91,8 @@ def measured_files(manifest: LoadManifest, run: Sequence[str] = PROGRAMS) -> Fil
     """All files of a server, by group.
 
     Args:
-        manifest: what may be loaded, and what this process has loaded. run: the programs that it starts.
+        manifest: what may be loaded, and what this process has loaded.
+        run: the programs that it starts.
 
     Raises:
         VmError: a program is missing, or cannot be measured.

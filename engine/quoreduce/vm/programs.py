@@ -101,7 +101,7 @@ def libraries(path: str, preloaded: Sequence[str] = ()) -> list[str]:
 
     Raises:
         VmError: it is no ELF program, or one of its libraries is missing (an extension that lacks one cannot be
-        loaded).
+            loaded).
     """
     linker = _linker(path)
     if linker is None:

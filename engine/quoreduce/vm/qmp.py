@@ -69,8 +69,8 @@ class Qmp:
         """Run a command; return what it returns.
 
         Raises:
-            QmpRefused: it was refused, or failed.
-            QmpLost: the connection is gone, or there is no answer within ``timeout_s``.
+            QmpRefused: it was refused, or failed. QmpLost: the connection is gone, or there is no answer within
+                ``timeout_s``.
         """
         from qemu.qmp import ExecuteError
 

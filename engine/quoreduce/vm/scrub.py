@@ -67,7 +67,7 @@ def scrub(folder: Path, io: Io = Io()) -> ScrubReport:
 
     Raises:
         VmError: the folder is not ours, or is a link: nothing was done. Or a file could not be overwritten, read back
-        or unlinked; it names the first, and their number.
+            or unlinked; it names the first, and their number.
     """
     if os.path.lexists(folder) and state_of(folder) == "foreign":
         raise VmError(f"{folder} is not scrubbed: it is a link, or bears no marker of ours; move it away")

@@ -131,7 +131,7 @@ class StreamOpener:
 
         Raises:
             VmError: it was altered, is not the next one of this stream, comes after the final one, or is beyond the
-            limit.
+                limit.
         """
         if self._refused:
             raise VmError("stream: an earlier chunk was refused")

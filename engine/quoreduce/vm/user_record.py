@@ -76,14 +76,19 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the user agent knows of a VM, durably. It holds the key of its backup: the file is for its owner only.
 
     Attributes:
-        vmid, name, policy, spec, image, size: of the VM; ``size`` in bytes, of the image. phase, server, peer: see
-        above. sequence: of its place, as far as is known. number: of the newest order. counter: of the newest backup
-        that was ordered. order, nonce: digest and n_U of the order under way, or of the last one. about: while
-        abandoning, that of the migration. given: while launching or restoring: whether a TCOM was given the VM's key;
-        before that it cannot run. backup: the newest. whole: the newest that was read back from storage; the one before
-        it, if the newest was not. chosen: while restoring: which of them. left: copies that are not attested to be
-        overwritten. stale: another folder with the same keys has given orders, or may have: what is written here may be
-        out of date.
+        vmid, name, policy, spec, image, size: of the VM; ``size`` in bytes, of the image.
+        phase, server, peer: see above.
+        sequence: of its place, as far as is known.
+        number: of the newest order.
+        counter: of the newest backup that was ordered.
+        order, nonce: digest and n_U of the order under way, or of the last one.
+        about: while abandoning, that of the migration.
+        given: while launching or restoring: whether a TCOM was given the VM's key; before that it cannot run.
+        backup: the newest.
+        whole: the newest that was read back from storage; the one before it, if the newest was not.
+        chosen: while restoring: which of them.
+        left: copies that are not attested to be overwritten.
+        stale: another folder with the same keys has given orders, or may have: what is written here may be out of date.
     """
 
     vmid: wire.Id

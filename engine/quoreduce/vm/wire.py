@@ -103,19 +103,19 @@ class Order(_Message, frozen=True):
 
     Attributes:
         operation: what. ``settle``: what ``about`` began and has not finished is ended, and it never begins if it has
-        not yet; ``update``: the same, and the VM is under ``policy`` from now on; ``terminate``: it is ended; where it
-        is not at this sequence, the same as settle; ``abandon``: the migration of ``about`` ends at its source, because
-        the user says that its destination is gone for good.
+            not yet; ``update``: the same, and the VM is under ``policy`` from now on; ``terminate``: it is ended; where
+            it is not at this sequence, the same as settle; ``abandon``: the migration of ``about`` ends at its source,
+            because the user says that its destination is gone for good.
         vmid: of the VM.
         sequence: of the VM's present place; an order holds for no other. A launch or restore makes it; a migration adds
-        1.
+            1.
         number: of the order among all of this user: a server takes none that is not above all that it has seen of this
-        VM.
+            VM.
         nonce: n_U, fresh for each order.
         server: the server that has to do it: the VM's place now or afterwards; of a migration the source.
         destination: of a migration, else empty.
         policy: what the owner trusts (a file of trust.policy), with a launch, a restore, a migration, an update; else
-        empty.
+            empty.
         counter: of a backup: greater than that of the one before. Of a restore: of the backup to be restored.
         about: of settle and abandon: the digest of an earlier order; else zeros.
     """

@@ -89,13 +89,18 @@ def check(
     """Run ``job`` under several settings and return what was found; nothing is published.
 
     Args:
-        job: what to check. inputs: as for a run. sample_mb: bound on the input that is read, in MB as stored (or one
-        split). limit_s: bound on the whole, in seconds; the sample is made smaller, and settings are left out, to keep
-        it. settings: names of settings; none: all that are cheap. reducers: number of parts. say: told what takes long.
+        job: what to check.
+        inputs: as for a run.
+        sample_mb: bound on the input that is read, in MB as stored (or one split).
+        limit_s: bound on the whole, in seconds; the sample is made smaller, and settings are left out, to keep it.
+        settings: names of settings; none: all that are cheap.
+        reducers: number of parts.
+        say: told what takes long.
 
     Raises:
-        InputError, UsageError: nothing was run. JobError: the job fails already in the reference. HostError: a worker
-        died there, or it did not end in time, or no setting could be tried.
+        InputError, UsageError: nothing was run.
+        JobError: the job fails already in the reference.
+        HostError: a worker died there, or it did not end in time, or no setting could be tried.
     """
     try:
         return _check(job, inputs, sample_mb, limit_s, settings, reducers, say)

@@ -48,7 +48,8 @@ class Site:
     memory.
 
     Args:
-        folder: for all that is on disk. accel: kvm or tcg; None: what works.
+        folder: for all that is on disk.
+        accel: kvm or tcg; None: what works.
     """
 
     def __init__(self, folder: Path, accel: str | None = None) -> None:

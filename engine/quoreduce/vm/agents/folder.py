@@ -56,10 +56,12 @@ class StateFolder(Records):
     """A folder whose lock this process holds until :meth:`close` or its end.
 
     Args:
-        path: made if it is missing. wait_s: for another process to release it.
+        path: made if it is missing.
+        wait_s: for another process to release it.
 
     Raises:
-        OutputError: it cannot be made or written. VmError: another process holds it.
+        OutputError: it cannot be made or written.
+        VmError: another process holds it.
     """
 
     def __init__(self, path: Path, wait_s: float = 0.0) -> None:

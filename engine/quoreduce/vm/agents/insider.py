@@ -21,7 +21,8 @@ def ask(manager: Address, server: str, vm: str, command: str, arguments: Mapping
     """Send a QMP command to the broker of a VM (32 hex digits) and return its answer, a line of JSON.
 
     Raises:
-        UsageError: malformed names or arguments. VmError: the broker refuses, with its reason, or nobody answers.
+        UsageError: malformed names or arguments.
+        VmError: the broker refuses, with its reason, or nobody answers.
     """
     if not re.fullmatch(r"[0-9a-f]{32}", vm):
         raise UsageError(f"{vm!r} is no VM's id: it has 32 hexadecimal digits, see `quoreduce vm list`")

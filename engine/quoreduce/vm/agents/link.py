@@ -74,9 +74,11 @@ class Link:
     """A link that lasts until :meth:`close`.
 
     Args:
-        address: of the manager. name, server: see :class:`~quoreduce.vm.agents.post.Enter`. prove: proves that they are
-        ours. heard: called in the reading thread with each message; while it blocks, nothing is read. say: called with
-        one line when the connection is lost, cannot be made, or is there again.
+        address: of the manager.
+        name, server: see :class:`~quoreduce.vm.agents.post.Enter`.
+        prove: proves that they are ours.
+        heard: called in the reading thread with each message; while it blocks, nothing is read.
+        say: called with one line when the connection is lost, cannot be made, or is there again.
 
     Raises:
         VmError: the first connection cannot be made.

@@ -47,11 +47,12 @@ class RunFolder:
     """The run folder of a server, which this process holds until :meth:`close`.
 
     Args:
-        state: the server's. named: by the user; None: as before, or else one in /dev/shm that goes with the state.
+        state: the server's.
+        named: by the user; None: as before, or else one in /dev/shm that goes with the state.
 
     Raises:
         VmError: it cannot be made, is in use, belongs to another server or user, has files that are not ours, or VMs of
-        this server live in another one. Nothing was changed then.
+            this server live in another one. Nothing was changed then.
     """
 
     def __init__(self, state: StateFolder, named: str | None) -> None:

@@ -75,7 +75,8 @@ class Seats:
         run: the folder of each VM, and the list of its processes.
         hypervisor: :class:`quoreduce.vm.hypervisor.Guest`, and ``scrub`` (:func:`quoreduce.vm.scrub.scrub`).
         outlet, report, say: where data, events, and lines for the log go.
-        rules: of the VMs' brokers. accel: kvm or tcg; by default what works.
+        rules: of the VMs' brokers.
+        accel: kvm or tcg; by default what works.
     """
 
     def __init__(

@@ -73,7 +73,10 @@ class ServerAgent:
     """A server agent.
 
     Args:
-        core: decides. attestor: attests. state: has the records, as ``vms/VMID``. log: takes lines.
+        core: decides.
+        attestor: attests.
+        state: has the records, as ``vms/VMID``.
+        log: takes lines.
     """
 
     def __init__(self, core: Core, attestor: TpmAttestor, state: StateFolder, log: Callable[[str], None]) -> None:
@@ -355,7 +358,7 @@ def serve(
 
     Raises:
         VmError, HostError: QEMU or swtpm is missing, fails or cannot be confined, another process is this server, its
-        VMs live in another run folder, that folder has files that are not ours, the manager does not answer.
+            VMs live in another run folder, that folder has files that are not ours, the manager does not answer.
         OutputError: a folder cannot be written.
     """
     from quoreduce.vm import cgroups, confine, programs

@@ -79,7 +79,8 @@ class UserAgent:
     """A user agent.
 
     Args:
-        folder: the user's. say: takes lines as they come.
+        folder: the user's.
+        say: takes lines as they come.
     """
 
     def __init__(self, folder: StateFolder, say: Say) -> None:
@@ -394,7 +395,8 @@ def import_keys(folder: StateFolder, path: Path) -> int:
     answered.
 
     Raises:
-        UsageError: the folder has keys. InputError: the file is malformed.
+        UsageError: the folder has keys.
+        InputError: the file is malformed.
     """
     if folder.read(KEYS) is not None:
         raise UsageError(f"{folder.path} has keys already: name a new folder with --state")
