@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from play import Play
-from simulator import output_of
+from driver_referee import output_of
 
 from quoreduce.tracker import (
     Agreed,

@@ -1,4 +1,4 @@
-"""The job tracker: events in, commands out (slides 11-22; rules R1-R11 of ARCHITECTURE.md).
+"""The job tracker: events in, commands out (slides 11-22; rules R1-R11, R13 of ARCHITECTURE.md).
 
 Everything that decides about a job lives in this package, and nothing here knows a clock, a random number or a thread:
 the same events in the same order give the same commands. The law of this file is `handle`: an event changes the state
@@ -7,6 +7,9 @@ through exactly one handler, then free slots are filled, then the job is over or
 The way of a task: `Schedule.top_up` queues it while it lacks replicas; `Schedule.schedule` finds slots;
 `Executions.launch`; a reply ends the execution (`Executions.end`, R10) and is cast into the task's ballot; `_judge`
 sees whether somebody won. A map that wins against what reduces have read `_contradict`s them (R5).
+
+A task with a check (R13) is executed once. Its answer makes it *running* still, with f checks of what was stored; those
+that find it right stand behind it as votes do. If anything disagrees, its executions alone are voted on from then on.
 
 =========== ============================================================= ===========================================
 state       meaning                                                       events that leave it
@@ -48,6 +51,7 @@ from quoreduce.tracker.executions import Executions
 from quoreduce.tracker.messages import (
     Agreed,
     BlockLost,
+    Checked,
     Command,
     Event,
     Executed,
@@ -109,6 +113,7 @@ class JobTracker:
             WorkerLost: self._on_lost,
             Executed: self._on_executed,
             Finished: self._on_finished,
+            Checked: self._on_checked,
             Failed: self._on_failed,
             Refused: self._on_refused,
             BlockLost: self._on_block_lost,
@@ -120,7 +125,8 @@ class JobTracker:
         }
 
     def _state(self, kind: Kind, index: int) -> TaskState:
-        return TaskState(Task(kind, index), owed=self.plan.first if self.plan.upfront else 0)
+        strict = kind not in self.plan.checked or self.plan.need == 1
+        return TaskState(Task(kind, index), owed=self.plan.first if self.plan.upfront else 0, strict=strict)
 
     def start(self) -> list[Command]:
         """Launch what can be launched on the workers that have joined."""
@@ -208,31 +214,81 @@ class JobTracker:
         if attempt is None:
             return
         state, output = attempt.state, event.output
-        if len(output.parts) != (self.plan.reduces if state.task.kind == "map" else 1):
-            self.ledger.malformed += 1
-            self._crash(attempt)
+        if not self._well_formed(state, output) or attempt.checks is not None:
+            self._malformed(attempt)
             return
         candidate = state.ballot.cast(attempt.id, attempt.domain, output.digest, output)
         if attempt.store:
             self._copies.store(attempt, candidate, output)
         self._judge(attempt, candidate)
 
+    def _well_formed(self, state: TaskState, output: Output) -> bool:
+        return len(output.parts) == (self.plan.reduces if state.task.kind == "map" else 1)
+
+    def _malformed(self, attempt: Attempt) -> None:
+        self.ledger.malformed += 1
+        self._crash(attempt)
+
+    def _on_checked(self, event: Checked) -> None:
+        """A checker has summed up the input and the stored output: they agree here, and nowhere else (R13)."""
+        attempt = self._executions.end(event.attempt)
+        if attempt is None:
+            return
+        if not self._well_formed(attempt.state, event.output) or attempt.candidate is None or attempt.checks is None:
+            self._malformed(attempt)
+            return
+        if not attempt.candidate.holds(event.output.digest, event.output):
+            self._reject(attempt, attempt.candidate)  # what is stored is not what was voted for, and nobody is to blame
+        elif event.given != event.found:
+            attempt.state.verdicts.append(attempt)
+            self._reject(attempt, attempt.candidate)
+        else:
+            self._approve(attempt, attempt.candidate)
+
+    def _approve(self, check: Attempt, candidate: Candidate) -> None:
+        state = check.state
+        state.verdicts.append(check)
+        check.approved = True
+        candidate.vouchers[check.id] = check.domain
+        self._try_win(state)
+        self._refresh(state)
+        self._schedule.top_up(state)
+
+    def _reject(self, check: Attempt, candidate: Candidate) -> None:
+        """Something disagrees: the task is voted on, and the copy that was checked is not used."""
+        state = check.state
+        self.ledger.rejected += 1
+        self._accusations.contest(check, candidate)
+        self._schedule.vote(state)
+        if check.checks is not None and self._attempts[check.checks].stored:
+            self._drop([check.checks])
+        self._refresh(state)
+        self._schedule.top_up(state)
+
     def _on_failed(self, event: Failed) -> None:
         """An error of the user's code is a result: it takes f+1 equal ones to make it the job's own."""
         attempt = self._executions.end(event.attempt)
-        if attempt is not None:
+        if attempt is None:
+            return
+        if attempt.checks is not None and attempt.candidate is not None:
+            attempt.state.verdicts.append(attempt)
+            self._reject(attempt, attempt.candidate)
+        else:
             self.ledger.errors += 1
             candidate = attempt.state.ballot.cast(attempt.id, attempt.domain, event.digest, None, event.error)
             self._judge(attempt, candidate)
 
     def _on_refused(self, event: Refused) -> None:
-        """Drop the copies a reduce could not use and run it again (R6). It may name only what it was told to read."""
+        """Drop the copies that a reduce, or a check, could not use and run it again (R6). It may name only what it was
+        told to read.
+        """
         attempt = self._executions.end(event.attempt)
         if attempt is None:
             return
-        self.ledger.refuse(attempt.state.task.kind, attempt.speculative)
+        if attempt.checks is None:
+            self.ledger.refuse(attempt.state.task.kind, attempt.speculative)
         attempt.state.refused += 1
-        read = {source.attempt for copies in attempt.sources for source in copies}
+        read = {source.attempt for copies in attempt.sources for source in copies} | {attempt.checks}
         self._drop([id_ for id_ in event.bad if id_ in read])
         self._replace(attempt.state)
 
@@ -270,6 +326,9 @@ class JobTracker:
         and if it is the first to answer, so much the better.
         """
         attempt.slow, state = True, attempt.state
+        if attempt.checks is not None:
+            self._overtake_check(state)
+            return
         if state.speculative >= self.plan.need or self._schedule.wanted(state):
             return
         if not self._schedule.lacking(state, state.in_time()):
@@ -277,6 +336,17 @@ class JobTracker:
         domain = self._pool.fresh(state.asked)
         if domain is not None and not (state.task.kind == "reduce" and self._copies.maps_unready):
             self._executions.launch(state, domain, speculative=True)
+
+    def _overtake_check(self, state: TaskState) -> None:
+        in_time = [check for check in state.checking.values() if not check.slow]
+        wanted = state.speculative_checks < self.plan.need and not state.checks_wanted
+        if not wanted or not self._schedule.checks_lacking(state, in_time):
+            return
+        (candidate,) = state.ballot.candidates
+        domain = self._pool.fresh(candidate.backers | {check.domain for check in state.checking.values()})
+        if domain is not None and not (state.task.kind == "reduce" and self._copies.maps_unready):
+            stored = self._attempts[candidate.copies[0]]
+            self._executions.check(state, domain, stored, speculative=True)
 
     def _on_recovered(self, event: Recovered) -> None:
         """A vote of an earlier run stands. While the copy can be read the task is not executed again."""
@@ -289,14 +359,18 @@ class JobTracker:
         for domain in event.domains:
             attempt.candidate = state.ballot.cast(attempt.id, domain, event.output.digest, event.output)
         assert attempt.candidate is not None, "f+1 domains agreed"
+        attempt.candidate.vouchers = {-1 - n: domain for n, domain in enumerate(event.checkers)}
         if event.stored:
             attempt.stored = True
             attempt.candidate.copies.append(attempt.id)
-        state.owed, state.executions, state.winner = 0, self.plan.first, attempt.candidate
+        state.owed, state.executions, state.winner = 0, self._planned(state), attempt.candidate
         if event.task.kind == "map":
             self._map_won(state, attempt.candidate, event.output)
         self._refresh(state)
         self._schedule.top_up(state)
+
+    def _planned(self, state: TaskState) -> int:
+        return self.plan.first if state.strict else 1
 
     def _of(self, task: Task) -> TaskState:
         if task.kind == "sample":
@@ -334,7 +408,7 @@ class JobTracker:
         self._replace(attempt.state)
 
     def _replace(self, state: TaskState) -> None:
-        """Run one that ended without a vote again; an up-front plan always, others if it is missed."""
+        """Run one that ended without a vote again; an up-front plan always, others if it is missed. Checks likewise."""
         if self.plan.upfront and state.winner is None:
             state.owed += 1
         self._schedule.top_up(state)
@@ -344,6 +418,8 @@ class JobTracker:
         state = attempt.state
         attempt.candidate = candidate
         self.ledger.votes += 1
+        if not state.strict and state.winner is None and (state.ballot.disputed or candidate.output is None):
+            self._schedule.vote(state)
         if state.ballot.disputed and len(candidate.attempts) == 1:
             self._accusations.doubt(attempt)
         if state.ballot.disputed and state.ballot.split_along(self._pool.types):
@@ -375,16 +451,14 @@ class JobTracker:
         if not self.plan.upfront:
             # A replica that stores is let finish when the winner has no readable copy: it may bring one.
             surplus = [a for a in state.running.values() if winner.copies or not a.store]
-            for attempt in surplus:
+            for attempt in [*surplus, *state.checking.values()]:
                 self._executions.cancel(attempt)
         if state.task.kind == "map":
             self._map_won(state, winner, output)
         self._copies.tidy(state)
 
     def _map_won(self, state: TaskState, winner: Candidate, output: Output) -> None:
-        self._shared.emit(
-            Agreed(state.task, next(iter(winner.copies or winner.attempts)), output, tuple(winner.domains))
-        )
+        self._agree(state, winner, next(iter(winner.copies or winner.attempts)), output)
         self._maps_unwon -= 1
         if state.shown is not None and state.shown is not winner:
             self._contradict(state, state.shown, output)
@@ -395,6 +469,12 @@ class JobTracker:
                 self._refresh(reduce)
                 self._schedule.top_up(reduce)
 
+    def _agree(self, state: TaskState, winner: Candidate, attempt: int, output: Output) -> None:
+        checkers: tuple[str, ...] = ()
+        if len(winner.domains) < self.plan.need:
+            checkers = tuple(dict.fromkeys(d for d in winner.vouchers.values() if d not in winner.domains))
+        self._shared.emit(Agreed(state.task, attempt, output, tuple(winner.domains), checkers))
+
     def _contradict(self, state: TaskState, shown: Candidate, output: Output) -> None:
         """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
         m, read = state.task.index, shown.output
@@ -404,7 +484,7 @@ class JobTracker:
                 self._restart(reduce, m, shown)
                 continue
             # This partition is right, though others of the same copy are not: let its readers finish.
-            self._copies.hold(shown, m, reduce.running.values())
+            self._copies.hold(shown, m, [*reduce.running.values(), *reduce.checking.values()])
 
     def _restart(self, reduce: TaskState, m: int, lost: Candidate) -> None:
         """Withdraw what a reduce has done on a losing partition of map `m`: running, voted and stored (R5)."""
@@ -412,13 +492,16 @@ class JobTracker:
         def stale(attempt: Attempt) -> bool:
             return any(source.attempt in lost.attempts for source in attempt.sources[m])
 
-        for attempt in [a for a in reduce.running.values() if stale(a)]:
-            self._executions.cancel(attempt)
         votes = [self._attempts[id_] for candidate in reduce.ballot.candidates for id_ in candidate.attempts]
         withdrawn = [attempt.id for attempt in votes if stale(attempt)]
+        verdicts = [check for check in reduce.verdicts if stale(check) or check.checks in withdrawn]
+        reduce.verdicts = [check for check in reduce.verdicts if check not in verdicts]
+        unsound = [c for c in reduce.checking.values() if stale(c) or c.checks in withdrawn]
+        for attempt in [a for a in reduce.running.values() if stale(a)] + unsound:
+            self._executions.cancel(attempt)
         for id_ in withdrawn:
             self._copies.discard(self._attempts[id_])
-        reduce.ballot.withdraw(withdrawn)
+        reduce.ballot.withdraw([*withdrawn, *(check.id for check in verdicts)])
         self.ledger.withdrawn_votes += len(withdrawn)
         # What is left are the executions that count; the task begins anew with them (R1, R3).
         left = [a for a in votes if a.id not in withdrawn] + list(reduce.running.values())
@@ -439,7 +522,7 @@ class JobTracker:
         """Announce the stored attempt of an agreed output that is to be used."""
         assert winner.output is not None, "errors end the job"
         state.published = winner.copies[0]
-        self._shared.emit(Agreed(state.task, state.published, winner.output, tuple(winner.domains)))
+        self._agree(state, winner, state.published, winner.output)
         if state.task.kind == "reduce":
             self._reduces_agreed += 1
         elif not self._opened:
