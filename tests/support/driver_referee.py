@@ -53,7 +53,9 @@ def true_reduce(r: int, maps: int) -> Contents:
 
 def read_by(c: Launch | Check) -> set[int]:
     """The attempts whose stored outputs a launch or a check reads."""
-    return {source.attempt for copies in c.sources for source in copies} | ({c.stored} if isinstance(c, Check) else set())
+    return {source.attempt for copies in c.sources for source in copies} | (
+        {c.stored} if isinstance(c, Check) else set()
+    )
 
 
 def copies_of(c: Launch, task: Task) -> tuple[Source, ...]:
@@ -156,7 +158,9 @@ class CheckedDriver:
         """A check is of what is stored, in a domain that has neither executed it nor checks it (R13)."""
         assert c.task.kind in self.plan.checked
         assert c.task not in self.contested, f"{c.task} is checked, though something disagreed"
-        alone = c.task.kind == "reduce" or len(self.said[c.task]) == 1  # what a reduce said may have been withdrawn (R5)
+        alone = (
+            c.task.kind == "reduce" or len(self.said[c.task]) == 1
+        )  # what a reduce said may have been withdrawn (R5)
         assert alone, f"{c.task} is checked, though replicas disagree"
         assert c.task not in self.agreed, f"{c.task} is checked, though it is agreed on"
         assert self.launches[c.stored].task == c.task
@@ -300,5 +304,3 @@ class CheckedDriver:
             JobFailed: CheckedDriver._end,
         },
     )
-
-

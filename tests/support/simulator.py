@@ -7,12 +7,12 @@ whatever the tracker does that no tracker may do, at any time, is an AssertionEr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
-from driver_referee import Block, CheckedDriver, Contents, Wrong, output_of, read_by, true_map, true_reduce
+from check_answers import CheckAnswers
+from driver_referee import Block, Contents, Wrong, output_of, read_by
 
 from quoreduce.tracker import (
     Agreed,
@@ -41,30 +41,17 @@ A_LIFE = 10**6  # attempts are numbered from here in the second life of a job, a
 
 
 @dataclass(slots=True)
-class Cluster(CheckedDriver):
+class Cluster(CheckAnswers):
     """Workers and blocks, and all that can happen to them."""
 
     def join(self, worker: str, domain: str, slots: int = 1, cpu: str = "") -> None:
         self.domain_of[worker], self.slots[worker] = domain, slots
         self.send(WorkerJoined(worker, domain, slots, cpu))
 
-    def computed(self, c: Launch | Check) -> Contents | tuple[int, ...]:
-        """What an honest worker makes of a launch: contents, or the attempts whose blocks it had to refuse."""
-        if c.task.kind == "sample":
-            return (b"sample",)
-        if c.task.kind == "map":
-            return true_map(c.task.index, self.plan.reduces)
-        read, bad = [], []
-        for copies in c.sources:
-            usable = [s for s in copies if not (self.blocks[s.attempt].spoilt or self.blocks[s.attempt].gone)]
-            if usable:
-                read.append(self.blocks[usable[0].attempt].parts[c.task.index])
-            else:
-                bad += [s.attempt for s in copies]
-        return tuple(bad) if bad else (b"r%d<%s>" % (c.task.index, b",".join(read)),)
-
     def reply(self, k: int, spoil: Callable[[Launch, Contents], Contents] | None = None, error: str = "") -> None:
-        """The k-th of those in flight answers: the truth, or what `spoil` makes of it, or an error. Checks are honest."""
+        """The k-th of those in flight answers: the truth, or what `spoil` makes of it, or an error. Checks are
+        honest.
+        """
         if isinstance(self.flying[k], Check):
             self.check(k, error=error)
             return
@@ -86,63 +73,6 @@ class Cluster(CheckedDriver):
         self.replies.append(event)
         self.send(event)
 
-    def check(self, k: int, lie: str = "", error: str = "") -> None:
-        """The k-th of those in flight, a check, answers: honestly, or it approves or rejects whatever it read, or says
-        that it read something else.
-        """
-        c = self._land(k)
-        assert isinstance(c, Check)
-        block, claimed, given = self.blocks[c.stored], self.outputs[c.stored], self.computed(c)
-        bad = tuple(id_ for id_ in given if isinstance(id_, int)) or (c.stored,) * block.gone
-        event: Event
-        if bad and not lie:
-            event = Refused(c.attempt, bad)
-            if c.attempt not in self.cancelled:
-                self.told_lost.update(bad)
-        elif error:
-            event = Failed(c.attempt, error, error.encode())
-            self._note(c, False)
-        elif lie == "garble":
-            event = Checked(c.attempt, output_of((b"garbled",) * len(claimed.parts)), b"", b"")
-            self._note(c, None)
-        elif lie:
-            event = Checked(c.attempt, claimed, b"sum", b"sum" * (1 + (lie == "reject")))
-            self._note(c, lie == "approve")
-        else:
-            parts = tuple(part + b"rot" for part in block.parts) if block.spoilt else block.parts
-            sums = [b"|".join(one) for one in (given, parts)]  # type: ignore[arg-type]
-            event = Checked(c.attempt, output_of(parts), *sums)
-            self._note(c, None if block.spoilt else sums[0] == sums[1])
-        self.replies.append(event)
-        self.send(event)
-
-    def _note(self, c: Check, verdict: bool | None) -> None:
-        """What the referee takes from a check; None: it read something else than what was voted for."""
-        if c.attempt in self.cancelled:
-            return
-        if verdict is not None:
-            self.verdicts[c.attempt] = verdict
-        if verdict:
-            key = c.task, self.outputs[c.stored].digest
-            self.vouchers.setdefault(key, set()).add(self.domain_of[c.worker])
-        else:
-            self.contested.add(c.task)
-            self.told_lost.add(c.stored)
-
-    def conspire(self, k: int) -> None:
-        """The k-th of those in flight, a check, lies as badly as f faulty domains can: it approves what is wrong."""
-        c, f = self.flying[k], self.plan.need - 1
-        assert isinstance(c, Check)
-        output, domain = self.outputs[c.stored], self.domain_of[c.worker]
-        gang = self.colluders.setdefault(c.task, set())
-        evil = any(part.digest == b"evil" for part in output.parts)
-        liars = self.backers(c.task, output) | {domain} | (gang if evil else set())
-        if output == output_of(self.truth(c.task)) or len(liars) > f:
-            self.check(k, "reject")
-            return
-        gang.update({domain} if evil else ())
-        self.check(k, "approve")
-
     def malformed(self, k: int, parts: int) -> None:
         """The k-th of those in flight answers with a wrong number of partitions: that is a crash, and no vote (R9)."""
         c = self._land(k)
@@ -158,13 +88,6 @@ class Cluster(CheckedDriver):
         if c.attempt not in self.cancelled:
             self.told_lost.update(read_by(c).intersection(bad))
         self.send(Refused(c.attempt, bad))
-
-    def _land(self, k: int) -> Launch | Check:
-        """The k-th of those in flight flies no more."""
-        self.flying[k], self.flying[-1] = self.flying[-1], self.flying[k]
-        c = self.flying.pop()
-        self.busy[c.worker] -= c.attempt not in self.executed
-        return c
 
     def execute(self, k: int) -> None:
         """The k-th of those in flight has ended, and keeps its answer for later: its slot is free, and once only."""
@@ -205,7 +128,9 @@ class Cluster(CheckedDriver):
             "a speculative attempt goes to a domain that is new to its task (R1)"
         )
         in_time = [one for one in running if one.attempt not in self.cancelled | self.lagging]
-        if task.kind == "map" and task not in self.agreed and not self.by_checks(task):  # votes of others may be withdrawn, or want a copy only
+        if (
+            task.kind == "map" and task not in self.agreed and not self.by_checks(task)
+        ):  # votes of others may be withdrawn, or want a copy only
             candidates = [voters for (voted, _), voters in self.voters.items() if voted == task]
             domains = {self.domain_of[one.worker] for one in in_time}
             assert all(len(voters | domains) < self.plan.need for voters in candidates), (
@@ -334,12 +259,6 @@ class Cluster(CheckedDriver):
         gang.add(domain)
         where = c.task.index % len(parts)
         return tuple(b"evil" if n == where else part for n, part in enumerate(parts))
-
-    def truth(self, task: Task) -> Contents:
-        """What an honest execution of the whole job makes of a task."""
-        if task.kind == "map":
-            return true_map(task.index, self.plan.reduces)
-        return true_reduce(task.index, self.plan.maps) if task.kind == "reduce" else (b"sample",)
 
     def fruitless(self, task: Task, domains: Container[str]) -> int:
         """How many executions of a task in these domains did not bring the truth."""

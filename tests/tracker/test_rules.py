@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from play import Play
 from driver_referee import output_of
+from play import Play
 
 from quoreduce.tracker import (
     Agreed,

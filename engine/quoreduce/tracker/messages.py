@@ -260,8 +260,8 @@ class Discard:
 class Agreed:
     """A task's vote is won.
 
-    `domains` are those that executed it, `checkers` those that checked it. Without a check f+1 domains executed it; else
-    both together are f+1 (R13).
+    `domains` are those that executed it, `checkers` those that checked it: none if f+1 domains executed it; else both
+    together are f+1 (R13).
 
     For a sample or a reduce `attempt` is stored and is the one to publish. Should its block be lost before the job
     is done, `Agreed` comes again, with the same output and another attempt.

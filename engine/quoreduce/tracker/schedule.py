@@ -24,8 +24,8 @@ class Schedule:
 
     Attributes:
         queues: for each kind, tasks that were begun come before fresh ones.
-        checks: for each kind, tasks of which an output is to be checked. They come before executions of their kind: what
-            a check reads was read or written a moment ago.
+        checks: for each kind, tasks of which an output is to be checked. They come before executions of their kind:
+            what a check reads was read or written a moment ago.
     """
 
     def __init__(self, shared: Shared, copies: Copies, executions: Executions) -> None:

@@ -6,7 +6,7 @@ through exactly one handler, then free slots are filled, then the job is over or
 
 The way of a task: `Schedule.top_up` queues it while it lacks replicas; `Schedule.schedule` finds slots;
 `Executions.launch`; a reply ends the execution (`Executions.end`, R10) and is cast into the task's ballot; `_judge`
-sees whether somebody won. A map that wins against what reduces have read `_contradict`s them (R5).
+sees whether somebody won. A map that wins against what reduces have read restarts them (`Contradictions`, R5).
 
 A task with a check (R13) is executed once. Its answer makes it *running* still, with f checks of what was stored; those
 that find it right stand behind it as votes do. If anything disagrees, its executions alone are voted on from then on.
@@ -40,12 +40,12 @@ reduce gathers its sources if they changed since the last launch (O(maps)); a co
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from quoreduce.tracker import invariants, reasons
 from quoreduce.tracker.accusations import Accusations
+from quoreduce.tracker.contradictions import Contradictions
 from quoreduce.tracker.copies import Copies
 from quoreduce.tracker.executions import Executions
 from quoreduce.tracker.messages import (
@@ -73,6 +73,7 @@ from quoreduce.tracker.messages import (
 from quoreduce.tracker.placement import Pool
 from quoreduce.tracker.schedule import Schedule
 from quoreduce.tracker.shared import Shared
+from quoreduce.tracker.speculation import Speculation
 from quoreduce.tracker.state import Attempt, Plan, TaskState
 from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.vote import Candidate
@@ -98,6 +99,8 @@ class JobTracker:
         self._copies = Copies(self._shared)
         self._executions = Executions(self._shared, self._copies)
         self._schedule = Schedule(self._shared, self._copies, self._executions)
+        self._speculation = Speculation(self._shared, self._copies, self._executions, self._schedule)
+        self._contradictions = Contradictions(self._shared, self._copies, self._executions, self._schedule)
         self._accusations = Accusations(self._shared)
         self.plan, self.ledger, self._attempts = plan, self._shared.ledger, self._shared.attempts
         self._started = self._opened = False
@@ -313,40 +316,8 @@ class JobTracker:
     def _on_slow(self, event: Slow) -> None:
         """Have an overdue attempt overtaken (R9), and those whose answers its worker still owes."""
         attempt = self._executions.seated(event.attempt)
-        if attempt is None:
-            return
-        for id_ in (attempt.id, *self._executions.awaited.get(attempt.worker, ())):
-            if self._attempts[id_].status == "running":
-                self._overtake(self._attempts[id_])
-
-    def _overtake(self, attempt: Attempt) -> None:
-        """Launch one speculative attempt, if those in time cannot do without.
-
-        Only where it is in nobody's way: now, on a free slot of a domain that is new to the task. The slow one goes on,
-        and if it is the first to answer, so much the better.
-        """
-        attempt.slow, state = True, attempt.state
-        if attempt.checks is not None:
-            self._overtake_check(state)
-            return
-        if state.speculative >= self.plan.need or self._schedule.wanted(state):
-            return
-        if not self._schedule.lacking(state, state.in_time()):
-            return
-        domain = self._pool.fresh(state.asked)
-        if domain is not None and not (state.task.kind == "reduce" and self._copies.maps_unready):
-            self._executions.launch(state, domain, speculative=True)
-
-    def _overtake_check(self, state: TaskState) -> None:
-        in_time = [check for check in state.checking.values() if not check.slow]
-        wanted = state.speculative_checks < self.plan.need and not state.checks_wanted
-        if not wanted or not self._schedule.checks_lacking(state, in_time):
-            return
-        (candidate,) = state.ballot.candidates
-        domain = self._pool.fresh(candidate.backers | {check.domain for check in state.checking.values()})
-        if domain is not None and not (state.task.kind == "reduce" and self._copies.maps_unready):
-            stored = self._attempts[candidate.copies[0]]
-            self._executions.check(state, domain, stored, speculative=True)
+        if attempt is not None:
+            self._speculation.slow(attempt)
 
     def _on_recovered(self, event: Recovered) -> None:
         """A vote of an earlier run stands. While the copy can be read the task is not executed again."""
@@ -461,7 +432,7 @@ class JobTracker:
         self._agree(state, winner, next(iter(winner.copies or winner.attempts)), output)
         self._maps_unwon -= 1
         if state.shown is not None and state.shown is not winner:
-            self._contradict(state, state.shown, output)
+            self._contradictions.contradict(state, state.shown, output, self._reduces)
         if not self._maps_unwon:
             provisional, self._provisional = self._provisional, {}
             for reduce in provisional.values():
@@ -474,42 +445,6 @@ class JobTracker:
         if len(winner.domains) < self.plan.need:
             checkers = tuple(dict.fromkeys(d for d in winner.vouchers.values() if d not in winner.domains))
         self._shared.emit(Agreed(state.task, attempt, output, tuple(winner.domains), checkers))
-
-    def _contradict(self, state: TaskState, shown: Candidate, output: Output) -> None:
-        """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
-        m, read = state.task.index, shown.output
-        assert read is not None, "only outputs are shown to reduces"
-        for r, reduce in enumerate(self._reduces):
-            if read.parts[r].digest != output.parts[r].digest:
-                self._restart(reduce, m, shown)
-                continue
-            # This partition is right, though others of the same copy are not: let its readers finish.
-            self._copies.hold(shown, m, [*reduce.running.values(), *reduce.checking.values()])
-
-    def _restart(self, reduce: TaskState, m: int, lost: Candidate) -> None:
-        """Withdraw what a reduce has done on a losing partition of map `m`: running, voted and stored (R5)."""
-
-        def stale(attempt: Attempt) -> bool:
-            return any(source.attempt in lost.attempts for source in attempt.sources[m])
-
-        votes = [self._attempts[id_] for candidate in reduce.ballot.candidates for id_ in candidate.attempts]
-        withdrawn = [attempt.id for attempt in votes if stale(attempt)]
-        verdicts = [check for check in reduce.verdicts if stale(check) or check.checks in withdrawn]
-        reduce.verdicts = [check for check in reduce.verdicts if check not in verdicts]
-        unsound = [c for c in reduce.checking.values() if stale(c) or c.checks in withdrawn]
-        for attempt in [a for a in reduce.running.values() if stale(a)] + unsound:
-            self._executions.cancel(attempt)
-        for id_ in withdrawn:
-            self._copies.discard(self._attempts[id_])
-        reduce.ballot.withdraw([*withdrawn, *(check.id for check in verdicts)])
-        self.ledger.withdrawn_votes += len(withdrawn)
-        # What is left are the executions that count; the task begins anew with them (R1, R3).
-        left = [a for a in votes if a.id not in withdrawn] + list(reduce.running.values())
-        reduce.asked = dict(Counter(attempt.domain for attempt in left))
-        reduce.tries = len(left)
-        if self.plan.upfront:
-            reduce.owed = max(0, self.plan.first - len(left))
-        self._schedule.top_up(reduce)
 
     def _refresh(self, state: TaskState) -> None:
         """A task's votes or copies have changed: what can be read of it now?"""
