@@ -454,7 +454,7 @@ def _replies() -> list[bytes]:
             wire.JobRaised(4, "ValueError: x"),
             wire.InputsRefused(5, (1, 2, 3), "its digest is another"),
             wire.HostFailed(6, "no space"),
-            wire.Checked(7, b"e" * 32),
+            wire.Reread(7, b"e" * 32),
             wire.Inspected(8, b"nodes", b"e" * 32, 9),
             wire.Tested(9, b"digests"),
             wire.NotTested(10, "out of memory"),

@@ -76,7 +76,10 @@ class CheckAnswers(CheckedDriver):
         if c.attempt in self.cancelled:
             return
         if verdict is not None:
-            self.verdicts[c.attempt] = verdict
+            claimed = tuple(part.digest for part in self.outputs[c.stored].parts)
+            read = self.computed(c)
+            lost = any(isinstance(one, int) for one in read)  # who has read nothing has made it up
+            self.sound[c.attempt] = not lost and verdict == (read == claimed)
         if verdict:
             key = c.task, self.outputs[c.stored].digest
             self.vouchers.setdefault(key, set()).add(self.domain_of[c.worker])

@@ -89,7 +89,7 @@ class CheckedDriver:
     launches: dict[int, Launch] = field(default_factory=dict)
     checks: dict[int, Check] = field(default_factory=dict)
     vouchers: dict[tuple[Task, bytes], set[str]] = field(default_factory=dict)  # domains that found an output right
-    verdicts: dict[int, bool] = field(default_factory=dict)  # of checks of what was stored as it was voted for
+    sound: dict[int, bool] = field(default_factory=dict)  # whether a check was right about what it has read
     contested: set[Task] = field(default_factory=set)  # a check was wrong about them, or found them wrong
     replies: list[Event] = field(default_factory=list)
     blocks: dict[int, Block] = field(default_factory=dict)
@@ -274,10 +274,7 @@ class CheckedDriver:
         self.result = c
         assert isinstance(c, JobFailed) or not self.testing, "a job is done when its tests are"
         for id_ in self.accused & self.checks.keys():
-            check = self.checks[id_]
-            agreed = self.agreed[check.task]
-            right = (self.outputs[check.stored] == agreed.output) == self.verdicts[id_]
-            assert not right, f"check {id_} was accused of being right (R11)"
+            assert not self.sound[id_], f"check {id_} was accused of being right (R11)"
         for id_ in self.accused & self.launches.keys():
             agreed, said = self.agreed.get(self.launches[id_].task), self.outputs.get(id_)
             assert agreed is None or agreed.output != said, f"attempt {id_} was accused of being right (R11)"

@@ -50,10 +50,11 @@ class Faults:
         ""  # what goes wrong with the victim whenever it can: its "checks" or "copies", or it "refuses" its inputs
     )
     victim: Task | None = None
+    balks: Task | None = None  # whose checks always refuse
 
     def none(self) -> bool:
         chances = (self.wrong_rate, self.crashes, self.losses, self.errors, self.malformed, self.refusals)
-        return not (any(chances) or self.stuck or self.broken_task or self.endless)
+        return not (any(chances) or self.stuck or self.broken_task or self.endless or self.balks)
 
 
 def random_plan(rng: Random) -> Plan:
@@ -126,6 +127,8 @@ class Schedule:
         self.domains = self.plan.need + rng.randrange(4) if rng.random() < 0.995 else rng.randrange(self.plan.need)
         self.faults = random_faults(rng, self.plan, self.domains)
         random_endless(seed, self.plan, self.faults)
+        if "reduce" in self.plan.checked and Random(f"balks {seed}").random() < 0.05:
+            self.faults.balks = Task("reduce", 0)
         self.faultless = self.faults.none()
         self.cluster = Cluster(self.plan, make(self.plan), checked, transcript=[] if recorded else None)
         self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
@@ -214,6 +217,8 @@ class Schedule:
         elif self.faults.endless == "refuses" and c.task == self.faults.victim:
             read = [source.attempt for copies in c.sources for source in copies]
             cluster.refuse(k, tuple(rng.sample(read, rng.randrange(min(3, len(read) + 1)))))
+        elif isinstance(c, Check) and c.task == self.faults.balks:
+            cluster.refuse(k, ())
         elif isinstance(c, Check):
             self._answer_check(k, c)
         elif c.task == self.faults.broken_task:

@@ -39,11 +39,13 @@ class Answers:
         self._clock = clock
 
     def take(self, worker: str, reply: wire.Attempted) -> None:
-        """An attempt, a check or a question was answered; late answers, and those to others, are ignored (R10)."""
+        """An attempt, a reading of a part or a question was answered; late answers, and those to others, are ignored
+        (R10).
+        """
         if self._questions.take(worker, reply):
             return
-        if checking := self._publication.checks.ended(worker, reply.attempt):
-            self._publication.checked(checking, reply)
+        if reading := self._publication.rereads.ended(worker, reply.attempt):
+            self._publication.reread(reading, reply)
         elif one := self._under_way.find(worker, reply.attempt):
             self._executed(one, reply)
 

@@ -7,7 +7,7 @@ they know, and hear the events that concern them:
 =============== ====================================================================================
 ``setups``      workers that have yet to begin the job
 ``under_way``   executions, their deadlines, and which are overdue
-``publication`` parts that are agreed on, their checks, and the output
+``publication`` parts that are agreed on and read again, and the output
 ``retests``     known-answer tests of suspects
 ``inquiry``     the diagnosis of faults, when the job is done
 ``gate``        evidence, without which an answer does not count (nothing, if the job is not attested)
@@ -185,7 +185,7 @@ class Driver:
         self._durable.commit()
         waiting = self._flush_evidence()
         self._expire()
-        idle = not (self._under_way or self._publication.checks.waiting or self._retests.waiting or waiting)
+        idle = not (self._under_way or self._publication.rereads.waiting or self._retests.waiting or waiting)
         if idle and not self._done:
             self.state.events.append(m.Stalled())
             self._drain()
@@ -200,14 +200,14 @@ class Driver:
     def _wait_s(self) -> float:
         """How long nothing is due."""
         now = self._now()
-        first = min(self._under_way.next_due(), self._publication.checks.next_due())
+        first = min(self._under_way.next_due(), self._publication.rereads.next_due())
         return max(0.0, min(TICK_S, first - now, self._gate.next_due_s(now)))
 
     def _listen(self, asked_s: float) -> None:
         """If the driver was not there for a while, beyond what it meant to wait, that time is not the workers' (R9)."""
         away_s = self._attention.away_s(self._now(), asked_s)
         if away_s:
-            for part in (self._under_way, self._publication.checks, self._retests, self._setups, self._gate):
+            for part in (self._under_way, self._publication.rereads, self._retests, self._setups, self._gate):
                 part.postpone(away_s)
 
     def _drain(self) -> None:
@@ -234,8 +234,8 @@ class Driver:
         if len(self._under_way) < len(self.state.workers):
             known = self._under_way.left_behind()
             self.state.events += [m.Slow(attempt) for attempt in self._under_way.overdue(self._now())]
-            for worker in self._under_way.left_behind() - known:  # what it was to check waits behind what it executes
-                self._publication.check_again(worker)
+            for worker in self._under_way.left_behind() - known:  # what it was to read waits behind what it executes
+                self._publication.reread_again(worker)
 
     def _expire(self) -> None:
         """Kill workers that are past a deadline; their death arrives like any other."""
@@ -243,8 +243,8 @@ class Driver:
         now, kill = self._now(), self.state.kill
         for running in self._under_way.expired(now):
             kill(running.launch.worker, f"no answer for {now - running.started:.1f} s, so it was killed")
-        for worker in self._publication.checks.expired(now):
-            kill(worker, "it did not check a part in time, so it was killed")
+        for worker in self._publication.rereads.expired(now):
+            kill(worker, "it did not read a part in time, so it was killed")
         for worker in self._retests.late(now):
             kill(worker, "it did not answer a known-answer test in time, so it was killed")
         for worker in self._setups.late(now) if self._gate.admits else ():

@@ -122,7 +122,7 @@ class SampleTask(msgspec.Struct, frozen=True, tag="sample"):
     fault: Fault | None = None
 
 
-class CheckTask(msgspec.Struct, frozen=True, tag="check"):
+class RereadTask(msgspec.Struct, frozen=True, tag="reread"):
     """Recompute the digest of a part before it is published; ``attempt`` is the reduce's."""
 
     attempt: int
@@ -235,7 +235,7 @@ Request = (
     | MapTask
     | ReduceTask
     | SampleTask
-    | CheckTask
+    | RereadTask
     | ProbeTask
     | InspectTask
     | InputTask
@@ -335,7 +335,7 @@ class HostFailed(_Reply, frozen=True, tag="host failed"):
     error: Error
 
 
-class Checked(_Reply, frozen=True, tag="checked"):
+class Reread(_Reply, frozen=True, tag="reread"):
     """The digest of a part, recomputed."""
 
     attempt: Count
@@ -389,7 +389,7 @@ class NotQuoted(_Reply, frozen=True, tag="not quoted"):
     error: Error
 
 
-Attempted = Done | JobRaised | InputsRefused | HostFailed | Checked | Inspected
+Attempted = Done | JobRaised | InputsRefused | HostFailed | Reread | Inspected
 """Replies to requests that carry the number of an attempt."""
 
 SetupReply = Ready | NotReady

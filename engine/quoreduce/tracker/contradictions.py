@@ -44,14 +44,14 @@ class Contradictions:
 
         votes = [self._attempts[id_] for candidate in reduce.ballot.candidates for id_ in candidate.attempts]
         withdrawn = [attempt.id for attempt in votes if stale(attempt)]
-        verdicts = [check for check in reduce.verdicts if stale(check) or check.checks in withdrawn]
-        reduce.verdicts = [check for check in reduce.verdicts if check not in verdicts]
-        unsound = [c for c in reduce.checking.values() if stale(c) or c.checks in withdrawn]
-        for attempt in [a for a in reduce.running.values() if stale(a)] + unsound:
+        # Its checks have read what it has read, for no other output of the map was shown.
+        reduce.verdicts = [check for check in reduce.verdicts if check.checks not in withdrawn]
+        checking = [check for check in reduce.checking.values() if check.checks in withdrawn]
+        for attempt in [a for a in reduce.running.values() if stale(a)] + checking:
             self._executions.cancel(attempt)
         for id_ in withdrawn:
             self._copies.discard(self._attempts[id_])
-        reduce.ballot.withdraw([*withdrawn, *(check.id for check in verdicts)])
+        reduce.ballot.withdraw(withdrawn)
         self._shared.ledger.withdrawn_votes += len(withdrawn)
         # What is left are the executions that count; the task begins anew with them (R1, R3).
         left = [a for a in votes if a.id not in withdrawn] + list(reduce.running.values())

@@ -51,7 +51,7 @@ class Schedule:
     def lacking(self, state: TaskState, running: Collection[Attempt]) -> int:
         """How many replicas the task cannot do without (R2): as many as must agree, less those `running` that may.
 
-        What is checked (R13) needs one, whose output can be read.
+        What is checked (R13) needs one, whose output can be read; an error is none.
         """
         if state.winner is None and not state.strict:
             if not state.ballot.candidates:

@@ -389,7 +389,7 @@ class JobTracker:
         state = attempt.state
         attempt.candidate = candidate
         self.ledger.votes += 1
-        if not state.strict and state.winner is None and (state.ballot.disputed or candidate.output is None):
+        if not state.strict and state.winner is None and state.ballot.disputed:
             self._schedule.vote(state)
         if state.ballot.disputed and len(candidate.attempts) == 1:
             self._accusations.doubt(attempt)

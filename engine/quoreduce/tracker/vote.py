@@ -80,9 +80,8 @@ class Ballot:
         return candidate
 
     def withdraw(self, stale: Collection[int]) -> None:
-        """Take back the votes and checks of these attempts: they rest on inputs that lost their own vote (R5)."""
+        """Take back the votes of these attempts: they rest on inputs that lost their own vote (R5)."""
         for candidate in self.candidates:
-            candidate.vouchers = {a: domain for a, domain in candidate.vouchers.items() if a not in stale}
             candidate.attempts = {a: domain for a, domain in candidate.attempts.items() if a not in stale}
             candidate.copies = [a for a in candidate.copies if a not in stale]
             left = set(candidate.attempts.values())

@@ -113,10 +113,10 @@ class Worker:
                 return self._reduce(request)
             case wire.SampleTask():
                 return self._sample(request)
-            case wire.CheckTask():
+            case wire.RereadTask():
                 with host_errors("cannot read a part"):
                     digest = self._digester.file(Path(request.path), request.stride)
-                return wire.Checked(request.attempt, digest)
+                return wire.Reread(request.attempt, digest)
             case wire.ProbeTask():
                 return self._run(request.task)
             case wire.InspectTask():
