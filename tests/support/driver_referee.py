@@ -164,8 +164,8 @@ class CheckedDriver:
         assert alone, f"{c.task} is checked, though replicas disagree"
         assert c.task not in self.agreed, f"{c.task} is checked, though it is agreed on"
         assert self.launches[c.stored].task == c.task
-        assert c.check == self.executions[f"check of {c.task}"], "checks are numbered"
-        assert c.check < self.plan.bound + self.plan.need, f"{c.task} was checked beyond its bound (R3)"
+        assert c.replica == self.executions[f"check of {c.task}"], "checks are numbered"
+        assert c.replica < self.plan.bound + self.plan.need, f"{c.task} was checked beyond its bound (R3)"
         self._readable(c, c.stored)
         others = [one for one in self.flying if isinstance(one, Check) and one.task == c.task]
         busy = {self.domain_of[one.worker] for one in others if one.attempt not in self.cancelled}

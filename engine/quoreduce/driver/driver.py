@@ -17,6 +17,7 @@ they know, and hear the events that concern them:
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -36,8 +37,10 @@ from quoreduce.driver.retests import Retests
 from quoreduce.driver.setups import Setups
 from quoreduce.driver.stragglers import Watch, input_nbytes
 from quoreduce.driver.underway import Attention, UnderWay
+from quoreduce.job import Job
 from quoreduce.protocol import wire
 from quoreduce.protocol.faults import FaultPlan
+from quoreduce.protocol.options import Options
 from quoreduce.protocol.port import Arrival
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.suspicion import Known, Standing
@@ -58,8 +61,15 @@ def _plan(state: JobState, first_attempt: int) -> Plan:
     return Plan(
         maps=len(state.splits), reduces=state.reducers, f=o.f, mode=o.mode, sample=state.job.sample is not None,
         deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs, tight_storage=o.tight_storage,
-        max_attempts=o.attempts_max, confirm=True, first_attempt=first_attempt,
+        max_attempts=o.attempts_max, confirm=True, first_attempt=first_attempt, checked=_checked(state.job, o),
     )  # fmt: skip
+
+
+def _checked(job: Job, options: Options) -> frozenset[m.Kind]:
+    """The kinds of tasks that are checked rather than executed again: those that the job has a check for (R13)."""
+    if options.assurance == "strict" or options.f == 0 or job.check is None:
+        return frozenset()
+    return frozenset[m.Kind](job.check.kinds)
 
 
 class Driver:
@@ -309,6 +319,8 @@ class Driver:
             match command:
                 case m.Launch():
                     self._launch(command)
+                case m.Check():
+                    self._check(command)
                 case m.Cancel(attempt):
                     cancelled = self._under_way.cancel(attempt)
                     if cancelled is not None:
@@ -339,6 +351,15 @@ class Driver:
         nbytes = input_nbytes(launch, self.state.splits, self.state.completed)
         self._under_way.begin(launch, fault, nbytes, self._now(), pending, engaged)
         self.state.send(launch.worker, self._requests.of(launch, fault))
+
+    def _check(self, check: m.Check) -> None:
+        """Have a stored output checked. Its key is drawn now: nobody knew it when the output was made (R13)."""
+        pending, engaged = check.worker in self._setups, self._retests.engage(check.worker)
+        names = self.state.names(check.worker) if self.state.options.faults else ()
+        fault = self._faults.strike_check(check.task.kind, check.task.index, check.replica, names) if names else None
+        nbytes = input_nbytes(check, self.state.splits, self.state.completed)
+        self._under_way.begin(check, fault, nbytes, self._now(), pending, engaged)
+        self.state.send(check.worker, self._requests.check(check, secrets.token_bytes(32), fault))
 
     def _discard(self, attempt: int) -> None:
         one = self.state.completed.get(attempt)

@@ -39,6 +39,9 @@ def account(state: JobState, ledger: Ledger, injected: int) -> None:
     """Fill in the result of a job that is done. ``injected``: faults on demand."""
     r, completed = state.result, state.completed
     r.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
+    r.assurance = state.options.assurance
+    r.checks, r.rejected = {kind: n for kind, n in ledger.checks.items() if n}, ledger.rejected
+    r.checked = sum(bool(one.checkers) for one in state.agreed.values())
     r.reexecutions, r.spares = ledger.re_executions, ledger.speculative
     r.bytes_stored += ledger.stored_nbytes
     r.lost_votes = dict(ledger.suspicion)

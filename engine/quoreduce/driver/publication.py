@@ -64,7 +64,7 @@ class Publication:
             return
         writer, reader = state.completed[agreed.attempt].worker, state.workers[reading.worker]
         state.incidents.add(Incident("part", writer, agreed.task, agreed.attempt, agreed.task.index, [reader]))
-        error = "" if isinstance(reply, wire.Done | wire.Reread | wire.Inspected) else reply.error
+        error = "" if isinstance(reply, wire.Done | wire.Summed | wire.Reread | wire.Inspected) else reply.error
         self.unread([agreed.task], error or "its digest is not the one that was agreed on")
         self._lose(agreed)
 

@@ -10,6 +10,7 @@ from quoreduce.tracker.ledger import Ledger
 from quoreduce.tracker.messages import (
     Accused,
     Agreed,
+    Assignment,
     BlockLost,
     Cancel,
     Check,
@@ -48,6 +49,7 @@ __all__ = [
     "MODES",
     "Accused",
     "Agreed",
+    "Assignment",
     "BlockLost",
     "Cancel",
     "Check",

@@ -222,6 +222,11 @@ class Launch:
     store: bool
     sources: tuple[tuple[Source, ...], ...] = ()
 
+    @property
+    def work(self) -> str:
+        """What takes about as long as what."""
+        return self.task.kind
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -229,17 +234,27 @@ class Check:
 
     Attributes:
         attempt: numbered with the executions, unique in the job.
-        check: running number of the check of this task: 0, 1, 2...
+        replica: running number of the check of this task: 0, 1, 2...
         stored: the copy to be summed up.
         sources: for a reduce, the copies to read of each map, as in `Launch`.
     """
 
     attempt: int
     task: Task
-    check: int
+    replica: int
     worker: str
     stored: int
     sources: tuple[tuple[Source, ...], ...] = ()
+
+    @property
+    def work(self) -> str:
+        """What takes about as long as what."""
+        return f"check of {self.task.kind}"
+
+    @property
+    def store(self) -> bool:
+        """A check stores nothing."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,4 +327,6 @@ class JobFailed:
     message: str
 
 
+Assignment: TypeAlias = Launch | Check
+"""What occupies a slot of a worker until it is answered."""
 Command: TypeAlias = Launch | Check | Cancel | Discard | Agreed | Accused | Retest | JobDone | JobFailed

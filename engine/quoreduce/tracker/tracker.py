@@ -240,9 +240,11 @@ class JobTracker:
         if not self._well_formed(attempt.state, event.output) or attempt.candidate is None or attempt.checks is None:
             self._malformed(attempt)
             return
-        if not attempt.candidate.holds(event.output.digest, event.output):
-            self._reject(attempt, attempt.candidate)  # what is stored is not what was voted for, and nobody is to blame
-        elif event.given != event.found:
+        claimed = attempt.candidate.output
+        assert claimed is not None, "errors are not stored"
+        if [part.digest for part in event.output.parts] != [part.digest for part in claimed.parts]:
+            self._reject(attempt, attempt.candidate, rotten=True)  # what is stored was changed: no checker is to blame
+        elif event.output != claimed or event.given != event.found:
             attempt.state.verdicts.append(attempt)
             self._reject(attempt, attempt.candidate)
         else:
@@ -257,14 +259,14 @@ class JobTracker:
         self._refresh(state)
         self._schedule.top_up(state)
 
-    def _reject(self, check: Attempt, candidate: Candidate) -> None:
+    def _reject(self, check: Attempt, candidate: Candidate, rotten: bool = False) -> None:
         """Something disagrees: the task is voted on, and the copy that was checked is not used."""
         state = check.state
         self.ledger.rejected += 1
         self._accusations.contest(check, candidate)
         self._schedule.vote(state)
         if check.checks is not None and self._attempts[check.checks].stored:
-            self._drop([check.checks])
+            self._drop([check.checks], rotten)
         self._refresh(state)
         self._schedule.top_up(state)
 
@@ -463,9 +465,9 @@ class JobTracker:
         elif not self._opened:
             self._open_gates()
 
-    def _drop(self, ids: Iterable[int]) -> None:
+    def _drop(self, ids: Iterable[int], lost_too: bool = True) -> None:
         """Stored outputs are gone; find other copies, or execute again what is still needed (R6, R9)."""
-        lost = self._copies.drop(ids)
+        lost = self._copies.drop(ids, lost_too)
         for attempt in lost:
             state = attempt.state
             if state.published == attempt.id and state.task.kind == "reduce" and not state.confirmed:
