@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checked_jobs import JOB
-from runs import EXECUTORS, Runner
+from runs import EXECUTORS, WORDCOUNT, Runner
 
 from quoreduce import Options
 from quoreduce.errors import UsageError
@@ -122,3 +122,36 @@ def test_with_f_2_it_takes_three(run: Runner, numbers: Path, right: list[bytes])
 def test_checked_execution_is_refused_where_it_has_no_meaning(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="checked execution is for mode bft"):
         Options(assurance="checked", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("on", EXECUTORS)
+@pytest.mark.parametrize("f", [1, 2])
+def test_a_word_count_gives_the_same_bytes_checked_and_voted_on(run: Runner, verses: Path, on: str, f: int) -> None:
+    options = {"f": f, "split_mb": 0.02, "reducers": 3, "suspects": False}
+    voted, parts = run(on, WORDCOUNT, verses, workers=f + 1, **options)
+    result, checked = run(on, WORDCOUNT, verses, workers=f + 1, **options, assurance="checked")
+    assert checked == parts
+    assert sum(result.executions.values()) * (f + 1) == sum(voted.executions.values())
+    assert sum(result.checks.values()) == f * sum(result.executions.values())
+    assert result.rejected == 0
+    assert result.counters == voted.counters
+
+
+@pytest.mark.parametrize("fault", ["flip", "wrong", "lie", "swap"])
+@pytest.mark.parametrize("kind", ["map", "reduce"])
+def test_a_wrong_word_count_is_rejected(run: Runner, verses: Path, fault: str, kind: str) -> None:
+    options = {"split_mb": 0.02, "reducers": 3, "suspects": False}
+    _, right = run("local", WORDCOUNT, verses, workers=3, **options)
+    faults = (f"{fault}:{kind}:1@first",)
+    result, parts = run("local", WORDCOUNT, verses, workers=3, **options, assurance="checked", faults=faults)
+    assert parts == right
+    assert result.rejected >= 1 or fault == "swap"  # which a reduce may find first
+    assert result.faults.masked >= 1
+
+
+def test_a_bit_that_flips_in_the_input_before_a_check_reads_it_is_rejected(run: Runner, verses: Path) -> None:
+    options = {"split_mb": 0.02, "reducers": 3, "suspects": False}
+    _, right = run("local", WORDCOUNT, verses, workers=3, **options)
+    result, parts = run("local", WORDCOUNT, verses, workers=3, **options, assurance="checked", faults=("rot:map:1",))
+    assert parts == right
+    assert result.rejected == 1

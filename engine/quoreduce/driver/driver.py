@@ -92,7 +92,7 @@ class Driver:
         self._under_way = UnderWay(o.deadline_s, o.f, watch, state.executor.waited_s)
         self._requests = Requests(o, state.splits, state.output, state.completed, state.workers, everywhere=run.durable)
         self._setups = Setups(state, gate)
-        self._retests = Retests(state.executor, self._faults, state.job)
+        self._retests = Retests(state.executor, self._faults, state.job, bool(self._tracker.plan.checked))
         self._publication = Publication(
             state, gate, run, self._requests, self._under_way, self._tracker.plan.bound,
             lambda: self._tracker.ledger.stored_nbytes, self._now,
@@ -343,23 +343,21 @@ class Driver:
                     raise _REASONS[reason](f"{where}{message}")
 
     def _launch(self, launch: m.Launch) -> None:
-        fault, task = None, launch.task
-        if self.state.options.faults:
-            names = self.state.names(launch.worker)
-            fault = self._faults.strike(task.kind, task.index, launch.replica, launch.store, names)
-        pending, engaged = launch.worker in self._setups, self._retests.engage(launch.worker)
-        nbytes = input_nbytes(launch, self.state.splits, self.state.completed)
-        self._under_way.begin(launch, fault, nbytes, self._now(), pending, engaged)
-        self.state.send(launch.worker, self._requests.of(launch, fault))
+        task, names = launch.task, self.state.names(launch.worker)
+        fault = self._faults.strike(task.kind, task.index, launch.replica, launch.store, names)
+        self._assign(launch, fault, self._requests.of(launch, fault))
 
     def _check(self, check: m.Check) -> None:
         """Have a stored output checked. Its key is drawn now: nobody knew it when the output was made (R13)."""
-        pending, engaged = check.worker in self._setups, self._retests.engage(check.worker)
-        names = self.state.names(check.worker) if self.state.options.faults else ()
-        fault = self._faults.strike_check(check.task.kind, check.task.index, check.replica, names) if names else None
-        nbytes = input_nbytes(check, self.state.splits, self.state.completed)
-        self._under_way.begin(check, fault, nbytes, self._now(), pending, engaged)
-        self.state.send(check.worker, self._requests.check(check, secrets.token_bytes(32), fault))
+        task, names = check.task, self.state.names(check.worker)
+        fault = self._faults.strike_check(task.kind, task.index, check.replica, names)
+        self._assign(check, fault, self._requests.check(check, secrets.token_bytes(32), fault))
+
+    def _assign(self, given: m.Assignment, fault: wire.Fault | None, request: wire.Request) -> None:
+        pending, engaged = given.worker in self._setups, self._retests.engage(given.worker)
+        nbytes = input_nbytes(given, self.state.splits, self.state.completed)
+        self._under_way.begin(given, fault, nbytes, self._now(), pending, engaged)
+        self.state.send(given.worker, request)
 
     def _discard(self, attempt: int) -> None:
         one = self.state.completed.get(attempt)

@@ -54,7 +54,11 @@ class JobState:
         return None if one is None else one.reply
 
     def names(self, worker: str) -> tuple[str, str, str]:
-        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names."""
+        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names. Nothing,
+        where no fault is asked for.
+        """
+        if not self.options.faults:
+            return "", "", ""
         info = self.workers[worker]
         number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
         return info.domain, info.name, str(number)

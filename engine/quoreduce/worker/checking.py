@@ -122,7 +122,8 @@ def as_sums(value: Any) -> NDArray[np.uint64]:
 def _found(of_output: Callable[[], list[Any]]) -> NDArray[np.uint64]:
     """The sums of an output, u64[n]; none of one that is out of form."""
     try:
-        return np.stack([as_sums(one) for one in of_output()]).sum(axis=0, dtype=np.uint64)
+        total: NDArray[np.uint64] = np.stack([as_sums(one) for one in of_output()]).sum(axis=0, dtype=np.uint64)
+        return total
     except ValueError:
         return np.zeros(0, np.uint64)
 
