@@ -11,6 +11,7 @@ MASK = (1 << 64) - 1
 SEPARATORS = re.compile(rb"[ \t\n\f\r]+")
 
 
+@lru_cache
 def _expanded(key: bytes) -> tuple[bytes, bytes, tuple[int, ...], int]:
     """The two keys of the function, 16 words of NH, and its multiplier."""
     raw = hashlib.shake_256(b"quoreduce check 1" + key).digest(32 + 18 * 8)
@@ -97,6 +98,7 @@ def siphash128(message: bytes, key: bytes) -> bytes:
     return out
 
 
+@lru_cache(maxsize=4096)
 def word_hash(word: bytes, key: bytes, function: str) -> tuple[int, int]:
     """h of a word of 1 byte or more, (low, high); ``function``: ``aes`` or ``siphash``."""
     first, second, nh, multiplier = _expanded(key)

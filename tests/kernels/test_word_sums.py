@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import subprocess
@@ -120,8 +121,11 @@ def test_the_largest_counts_add_up(count: int) -> None:
 
 
 TEXT = b"in the beginning god created the heaven and the earth " + b"w" * 16 + b" " + b"v" * 40
-ODD_LINES = [b"a 1\n", b"\t1\n", b"a\t\n", b"a\t01\n", b"a\t1", b"a\t1\n\n", b"a\t1 \n", b"a\tx\n", b"b\t1\na\t1\n", b"a\t1\na\t1\n",
-             b"a\t1\r\n", b"\na\t1\n", b"a\t-1\n", b"a\t+1\n", b"a\t4294967296\n", b"a\t99999999999999999999\n"]  # fmt: skip
+ODD_LINES = (
+    b"a 1\n", b"\t1\n", b"a\t\n", b"a\t01\n", b"a\t1", b"a\t1\n\n", b"a\t1 \n", b"a\tx\n", b"b\t1\na\t1\n",
+    b"a\t1\na\t1\n", b"a\t1\r\n", b"\na\t1\n", b"a\t-1\n", b"a\t+1\n", b"a\t4294967296\n",
+    b"a\t99999999999999999999\n",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ODD_LINES)
@@ -154,7 +158,7 @@ def test_entries_out_of_form_order_or_partition_are_refused() -> None:
 def test_two_words_in_the_other_order_are_refused() -> None:
     text = b" ".join(b"%d" % n for n in range(60))
     offsets, data, counts = counted(text)[0]
-    words = [data[a:b].tobytes() for a, b in zip(offsets, offsets[1:], strict=False)]
+    words = [data[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
     words[3], words[4] = words[4], words[3]
     ends = np.cumsum([0, *map(len, words)])
     with pytest.raises(ValueError, match="entry 4"):

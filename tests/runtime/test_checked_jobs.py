@@ -10,7 +10,8 @@ import pytest
 from checked_jobs import JOB
 from runs import EXECUTORS, WORDCOUNT, Runner
 
-from quoreduce import Options
+from quoreduce import Options, Place, Session
+from quoreduce.data.manifest import read_manifest
 from quoreduce.errors import UsageError
 
 SPLITS, REDUCERS = 3, 2
@@ -42,6 +43,18 @@ def test_without_faults_each_task_is_executed_once_and_checked_f_times(
     assert result.executions == {"map": SPLITS, "reduce": REDUCERS}
     assert result.checks == {"map": f * SPLITS, "reduce": f * REDUCERS}
     assert (result.rejected, result.checked, result.faults.detected) == (0, SPLITS + REDUCERS, 0)
+
+
+def test_the_manifest_says_how_each_part_was_agreed_on(numbers: Path, tmp_path: Path) -> None:
+    with Session(Place("inline")) as session:
+        for assurance, faults in (("strict", ()), ("checked", ()), ("checked", ("wrong:reduce:1@first",))):
+            output = tmp_path / f"{assurance}{len(faults)}"
+            options = OPTIONS | {"assurance": assurance, "faults": faults}
+            session.run(JOB, [str(numbers)], str(output), Options(**options))  # type: ignore[arg-type]
+    said = [read_manifest(str(tmp_path / name)).extras.get("assurance") for name in ("strict0", "checked0", "checked1")]
+    assert said[0] is None
+    assert said[1] == {"parts": ["checked"] * REDUCERS, "maps_checked": SPLITS}
+    assert sorted(said[2]["parts"]) == ["checked", "voted"]
 
 
 def test_strict_is_the_default(run: Runner, numbers: Path, right: list[bytes]) -> None:

@@ -243,10 +243,13 @@ def _print_result(result: Result) -> None:
     size = f"{result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes"
     print(f"{printable_name(result.output)}: {size}, digest {result.digest[:16]}")
     speculative = f", {result.spares} speculative" if result.spares else ""
+    checks = " ".join(f"{kind} {n}" for kind, n in result.checks.items())
     print(
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; "
         f"executions: {executions} ({result.reexecutions} more than planned{speculative})"
     )
+    if result.assurance == "checked":
+        print(f"checks: {checks or 'none'} ({result.rejected} rejected); tasks checked: {result.checked}")
     if proof := result.attestation:
         print(
             f"attested by {proof['backend']}: {proof['leaves']} executions in {proof['batches']} batches of "

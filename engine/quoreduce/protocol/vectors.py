@@ -203,7 +203,7 @@ def _sums() -> bytes:
     blocks = np.arange(128, dtype=np.uint8)
     mixed = np.empty_like(blocks)
     prf.mix_blocks(blocks.ctypes.data, 8, keys.ctypes.data, mixed.ctypes.data)
-    made = [mixed, word_sums.sum_text(whole, keys)]
+    made: list[NDArray[Any]] = [mixed, word_sums.sum_text(whole, keys)]
     runs = _counted(_counter(), whole)
     for r, run in enumerate(runs):
         made.append(word_sums.sum_counts(*run, keys, (r, len(runs))))
