@@ -455,6 +455,7 @@ def _replies() -> list[bytes]:
             wire.InputsRefused(5, (1, 2, 3), "its digest is another"),
             wire.HostFailed(6, "no space"),
             wire.Reread(7, b"e" * 32),
+            wire.Summed(7, parts, b"given", b"found", 9),
             wire.Inspected(8, b"nodes", b"e" * 32, 9),
             wire.Tested(9, b"digests"),
             wire.NotTested(10, "out of memory"),

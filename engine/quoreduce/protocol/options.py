@@ -211,6 +211,7 @@ class OptionsGiven(TypedDict, total=False):
     split_mb: float
     overwrite: bool
     sync: bool
+    assurance: Assurance
     strict: bool
     faults: tuple[str, ...]
     fault_seed: int
