@@ -1,4 +1,5 @@
-"""Jobs, plain and voted in turn in one process, on warm local workers: what voting costs, as ratios and in seconds.
+"""Jobs, plain and voted (or checked) in turn in one process, on warm local workers: what that costs, as ratios and in
+seconds.
 
 Two rooms. ``saturated``: plain and voted on the same two workers, each on a core of its own, so that a vote doubles the
 work of full cores. ``core to spare``: plain on one worker, voted (f=1) on two: each replica has a core of its own.
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from quoreduce import Options, Session
 
 JOBS = {
-    "wordcount": ("wordcount", "blake3"), "sort": ("sort", "blake3"), "sort, fast digest": ("sort", "fast"),
-    "scan": ("scan", "blake3"),
+    "wordcount": ("wordcount", "blake3", "strict"), "wordcount, checked": ("wordcount", "blake3", "checked"),
+    "sort": ("sort", "blake3", "strict"), "sort, fast digest": ("sort", "fast", "strict"),
+    "scan": ("scan", "blake3", "strict"),
 }  # fmt: skip
+"""Name -> job, digest, assurance."""
 ROOMS = {"saturated": (2, 2), "core to spare": (1, 2)}
 PAIRS = {"quick": 5, "full": 9}
 
@@ -36,13 +39,13 @@ class Bench:
         self._inputs = inputs
         self._folder = folder
 
-    def cell(self, job: str, digest: str, workers: tuple[int, int], pairs_wanted: int) -> measure.Cell:
+    def cell(self, job: str, digest: str, assurance: str, workers: tuple[int, int], pairs_wanted: int) -> measure.Cell:
         """Measure plain against voted: memory, each in a session of its own, then time, in turn, in sessions that are
         warm.
         """
         from quoreduce import Options, Place, Session
 
-        options = (Options(mode="original"), Options(f=1, digest=digest))  # type: ignore[arg-type]
+        options = (Options(mode="original"), Options(f=1, digest=digest, assurance=assurance))  # type: ignore[arg-type]
         memory = [
             self._memory(job, n, o, self._folder / str(i))
             for i, (n, o) in enumerate(zip(workers, options, strict=True))
@@ -105,8 +108,8 @@ def measure_all() -> measure.Cells:
     with measure.outputs(data.folder()) as folder:
         bench = Bench(inputs, folder)
         return {
-            _name(name, room): bench.cell(job, digest, workers, PAIRS[data.size()])
-            for name, (job, digest) in JOBS.items()
+            _name(name, room): bench.cell(*how, workers, PAIRS[data.size()])
+            for name, how in JOBS.items()
             for room, workers in ROOMS.items()
         }
 
@@ -116,7 +119,7 @@ def _name(job: str, room: str) -> str:
 
 
 class Voted:
-    """Voted (f=1) against plain."""
+    """Voted, or checked, (f=1) against plain."""
 
     params = (list(JOBS), list(ROOMS))
     param_names = ("job", "room")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quoreduce.job import Job
+from quoreduce.job import Check, Job, Sums
 from quoreduce.version import __version__
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quoreduce.runtime.session import Session, resume, run
 
 __all__ = [
-    "Attest", "Block", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "__version__",
+    "Attest", "Block", "Check", "Job", "Options", "Place", "Result", "SequenceWriter", "Session", "Sums", "__version__",
     "read_sequence", "resume", "run", "scan_job", "stream_job",
 ]  # fmt: skip
 

@@ -25,6 +25,41 @@ WIDTH_MAX = 1 << 16  # of a record in bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """How one kind of task is checked (rule R13): its input and its output add up to the same.
+
+    Both functions return numbers, as many on both sides, as an array or a sequence of u64; the engine compares them.
+    They are sums under ``ctx.key``, 32 bytes that nobody knew when the output was made: sums that do not depend on the
+    key miss changes that cancel out. Whoever rejects too much makes a job slower; whoever accepts too much makes it
+    wrong: ``quoreduce check`` alters outputs and demands that each is refused.
+
+    Attributes:
+        of_input: of a map ``of_input(data, ctx)`` gets what the map got; of a reduce ``of_input(blocks, ctx)`` the
+            blocks that it read. It sets ``ctx.records_in`` if the map does.
+        of_output: of a map ``of_output(block, r, ctx)`` gets each partition's block in turn, and the engine adds up
+            what it returns, modulo 2^64; of a reduce ``of_output(data, ctx)`` gets the part as a u8 array, with
+            ``ctx.padding`` readable bytes after it, and sets ``ctx.records``, the number of its records. Both raise
+            ValueError for what is not in the only right form: order, layout, partition.
+    """
+
+    of_input: Function
+    of_output: Function
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How the tasks of a job are checked instead of executed again (rule R13); None: they are not."""
+
+    map: Sums | None = None
+    reduce: Sums | None = None
+
+    @property
+    def kinds(self) -> frozenset[Literal["map", "reduce"]]:
+        """The kinds of tasks that are checked."""
+        return frozenset(kind for kind, sums in (("map", self.map), ("reduce", self.reduce)) if sums is not None)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A map/reduce job in Python style.
 
@@ -41,7 +76,7 @@ class Job:
         output: ``text`` (``key<TAB>value`` lines), ``fixed:N`` (records of N bytes) or ``sequence`` (a SequenceFile of
             Text).
         style: ``python`` or ``blocks``; set by the constructor used.
-        part_bytes: block style only, see :meth:`of_blocks`.
+        part_bytes, check: block style only, see :meth:`of_blocks`.
     """
 
     name: str
@@ -54,6 +89,7 @@ class Job:
     output: str = "text"
     style: Literal["python", "blocks"] = "python"
     part_bytes: int = 0
+    check: Check | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -84,6 +120,7 @@ class Job:
         input: str = "lines",  # noqa: A002 - the field's standard term
         output: str = "text",
         part_bytes: int = 0,
+        check: Check | None = None,
     ) -> Job:
         """Make a job in block style.
 
@@ -105,8 +142,9 @@ class Job:
             part_bytes: bytes of input for each part of the output, where the user names no number of reducers; for jobs
                 that write little. Default, 0: as many parts as splits, up to 16, and no part of more than 256 MB of
                 input.
+            check: how its tasks are checked, where the user asks for checked execution.
         """
-        return cls(name, map, reduce, combine, partition, sample, input, output, "blocks", part_bytes)
+        return cls(name, map, reduce, combine, partition, sample, input, output, "blocks", part_bytes, check)
 
 
 def record_width(kind: str) -> int:

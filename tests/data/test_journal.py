@@ -172,7 +172,7 @@ def test_the_bytes_never_change() -> None:
         "digest": b"d",
         "parts": [[b"p", 1, 2, 3]],
     }
-    unsaid = {"path": "", "data": b"", "records_in": 0, "bytes_in": 0, "counters": {}}
+    unsaid = {"path": "", "data": b"", "records_in": 0, "bytes_in": 0, "counters": {}, "checkers": []}
     header = {
         "version": "1", "name": "job", "job": b"pickle", "options": b"o", "place": b"p", "inputs": ["/in"],
         "format": "lines",

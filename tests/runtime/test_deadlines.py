@@ -44,7 +44,7 @@ def test_a_worker_that_hangs_while_it_checks_a_part_is_replaced(verses: Path, tm
     lost: list[str] = []
 
     def lose_first_check(worker: str, request: wire.Request) -> bool:
-        if isinstance(request, wire.CheckTask) and not lost:
+        if isinstance(request, wire.RereadTask) and not lost:
             lost.append(worker)
             return False
         return True
@@ -63,15 +63,15 @@ def test_a_part_that_hangs_every_check_ends_the_job(verses: Path, tmp_path: Path
     asked: list[str] = []
 
     def hang(worker: str, request: wire.Request) -> bool:
-        if isinstance(request, wire.CheckTask):
+        if isinstance(request, wire.RereadTask):
             asked.append(worker)
-        return not isinstance(request, wire.CheckTask)
+        return not isinstance(request, wire.RereadTask)
 
     with meddled_session(2) as (session, meddler):
         meddler.requests = hang
         options = Options(deadline_s=20, attempts_max=3, reducers=1)
         with pytest.raises(
-            HostError, match=r"reduce 0: cannot read back what was written, after 3 checks of .*part-r-00000"
+            HostError, match=r"reduce 0: cannot read back what was written, after 3 attempts to read .*part-r-00000"
         ):
             session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)
     assert len(asked) == 3
@@ -83,7 +83,7 @@ def test_a_part_that_no_check_can_read_ends_the_job_and_the_reason_is_said(verse
     reduces: list[int] = []
 
     def unreadable(worker: str, reply: wire.Reply) -> list[Said]:
-        if isinstance(reply, wire.Checked):
+        if isinstance(reply, wire.Reread):
             return [wire.HostFailed(reply.attempt, "Input/output error: part", generation=reply.generation)]
         return [reply]
 

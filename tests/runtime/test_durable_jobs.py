@@ -163,6 +163,8 @@ def test_a_job_that_is_cut_short_again_and_again_executes_nothing_twice(
         {"f": 0},
         {"deferred": False},
         {"digest_outputs": False},
+        {"assurance": "checked"},
+        {"assurance": "checked", "f": 2},
     ],
 )
 @pytest.mark.parametrize("at", [2, 6, 9])

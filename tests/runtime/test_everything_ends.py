@@ -21,7 +21,7 @@ def test_a_part_whose_check_kills_whoever_makes_it_ends_the_job(verses: Path, tm
 
         def deadly(worker: str, request: wire.Request) -> bool:
             nonlocal checks
-            if isinstance(request, wire.CheckTask):
+            if isinstance(request, wire.RereadTask):
                 checks += 1
                 assert checks < 1000, "it goes round for ever"
                 meddler.kill(worker)
@@ -29,8 +29,8 @@ def test_a_part_whose_check_kills_whoever_makes_it_ends_the_job(verses: Path, tm
 
         meddler.requests = deadly
         said = (
-            r"^reduce 0: cannot read back what was written, after 4 checks of .*part-r-00000.*: "
-            r"workers that were to check it"
+            r"^reduce 0: cannot read back what was written, after 4 attempts to read .*part-r-00000.*: "
+            r"workers that were to read it"
         )
         with pytest.raises(HostError, match=said):
             session.run(WORDCOUNT, [str(verses)], str(tmp_path / "outputs" / "out"), options)

@@ -42,7 +42,8 @@ replies = st.builds(
     st.one_of(
         done, done, done, st.builds(wire.JobRaised, attempts, error),
         st.builds(wire.InputsRefused, attempts, bad, error),
-        st.builds(wire.HostFailed, attempts, error), st.builds(wire.Checked, attempts, digests),
+        st.builds(wire.Summed, attempts, st.lists(part_replies, max_size=4).map(tuple), data, data, counts),
+        st.builds(wire.HostFailed, attempts, error), st.builds(wire.Reread, attempts, digests),
         st.builds(wire.Inspected, attempts, data, st.one_of(st.none(), digests), counts),
         st.builds(wire.Tested, attempts, data), st.builds(wire.NotTested, attempts, error),
         st.builds(wire.Ready, data), st.builds(wire.NotReady, error, st.booleans()),
@@ -100,7 +101,8 @@ def test_a_damaged_reply_is_a_reply_or_a_host_error(reply: wire.Reply, data: st.
     [wire.Done(0, (wire.PartReply(bytes(32), -1, 0, 0),)), wire.Done(0, (wire.PartReply(bytes(31), 0, 0, 0),)),
      wire.Done(0, (wire.PartReply(bytes(32), 0, 1 << 63, 0),)), wire.Done(0, records_in=-1),
      wire.Done(0, cpu_s=float("nan")), wire.Done(0, cpu_s=-1.0), wire.Done(0, bad=(-1,)),
-     wire.Done(-1), wire.JobRaised(-1, ""), wire.JobRaised(0, "x" * 5000), wire.Checked(0, b""), wire.Tested(-1, b"")],
+     wire.Done(-1), wire.JobRaised(-1, ""), wire.JobRaised(0, "x" * 5000), wire.Reread(0, b""),
+     wire.Summed(0, (), bytes(4097), b""), wire.Tested(-1, b"")],
 )  # fmt: skip
 def test_a_reply_out_of_bounds_is_a_host_error(reply: wire.Reply) -> None:
     with pytest.raises(HostError):
@@ -278,7 +280,7 @@ def test_only_the_worker_that_was_asked_may_check_a_part(
     checkers: list[str] = []
 
     def note(worker: str, request: wire.Request) -> bool:
-        if isinstance(request, wire.CheckTask):
+        if isinstance(request, wire.RereadTask):
             checkers.append(worker)
         return True
 

@@ -12,18 +12,22 @@ from quoreduce.tracker import JobTracker, Plan
 
 ORDER = (
     "suspicion", "vote", "placement", "ledger", "state", "shared", "copies", "executions", "accusations", "reasons",
-    "schedule", "invariants", "tracker",
+    "schedule", "contradictions", "speculation", "invariants", "tracker",
 )  # fmt: skip
 """Who imports whom; the messages are shared, for they are the language that both speak."""
 Make = Callable[[Plan], JobTracker]
 BUGS = {
-    "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
+    "f equal outputs win, not f+1": ("vote", "len(leader.backers) >= need", "len(leader.backers) >= need - 1"),
     "a domain counts as often as it votes": (
         "vote",
         "candidate.domains[domain] = self.votes",
         'candidate.domains[f"{domain} {attempt}"] = self.votes',
     ),
-    "votes on losing partitions stay": ("tracker", "reduce.ballot.withdraw(withdrawn)", "pass"),
+    "votes on losing partitions stay": (
+        "contradictions",
+        "reduce.ballot.withdraw(withdrawn)",
+        "pass",
+    ),
     "a reduce wins before its inputs": ("tracker", 'if state.task.kind == "reduce" and self._maps_unwon:', "if False:"),
     "a crash is not replaced": (
         "tracker",

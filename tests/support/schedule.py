@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from simulator import Cluster, output_of
+from driver_referee import output_of, read_by
+from simulator import Cluster
 
 from quoreduce.tracker import (
     BlockLost,
+    Check,
+    Checked,
     Event,
     Executed,
     Failed,
@@ -19,6 +22,7 @@ from quoreduce.tracker import (
     JobDone,
     JobFailed,
     JobTracker,
+    Launch,
     Plan,
     Published,
     Refused,
@@ -46,10 +50,11 @@ class Faults:
         ""  # what goes wrong with the victim whenever it can: its "checks" or "copies", or it "refuses" its inputs
     )
     victim: Task | None = None
+    balks: Task | None = None  # whose checks always refuse
 
     def none(self) -> bool:
         chances = (self.wrong_rate, self.crashes, self.losses, self.errors, self.malformed, self.refusals)
-        return not (any(chances) or self.stuck or self.broken_task or self.endless)
+        return not (any(chances) or self.stuck or self.broken_task or self.endless or self.balks)
 
 
 def random_plan(rng: Random) -> Plan:
@@ -103,6 +108,14 @@ def random_endless(seed: int, plan: Plan, faults: Faults) -> None:
         faults.victim = Task("map", rng.randrange(plan.maps)) if is_map else Task("reduce", rng.randrange(plan.reduces))
 
 
+def with_checks(seed: int, plan: Plan) -> Plan:
+    """Of some schedules, have tasks checked (R13). The source is another one, for the same reason."""
+    rng = Random(f"checks {seed}")
+    if plan.mode != "bft" or not plan.deferred or not plan.digest_outputs or rng.random() > 0.4:
+        return plan
+    return replace(plan, checked=frozenset(rng.choice((("map", "reduce"), ("map", "reduce"), ("map",), ("reduce",)))))
+
+
 class Schedule:
     """One job under one random order of events."""
 
@@ -110,10 +123,12 @@ class Schedule:
         self, seed: int, make: Callable[[Plan], Any] = JobTracker, checked: bool = False, recorded: bool = False
     ) -> None:
         rng = self.rng = Random(seed)
-        self.plan = random_plan(rng)
+        self.plan = with_checks(seed, random_plan(rng))
         self.domains = self.plan.need + rng.randrange(4) if rng.random() < 0.995 else rng.randrange(self.plan.need)
         self.faults = random_faults(rng, self.plan, self.domains)
         random_endless(seed, self.plan, self.faults)
+        if "reduce" in self.plan.checked and Random(f"balks {seed}").random() < 0.05:
+            self.faults.balks = Task("reduce", 0)
         self.faultless = self.faults.none()
         self.cluster = Cluster(self.plan, make(self.plan), checked, transcript=[] if recorded else None)
         self.cluster.broken = {name for name in self.faults.stuck if rng.random() < 0.8}
@@ -193,7 +208,7 @@ class Schedule:
                 break
             k = rng.randrange(len(cluster.flying))
         if rng.random() < self.haste:
-            k = next((n for n, c in enumerate(cluster.flying) if c.store), k)
+            k = next((n for n, c in enumerate(cluster.flying) if isinstance(c, Launch) and c.store), k)
         c = cluster.flying[k]
         if rng.random() < self.attested and (c.attempt not in cluster.executed or rng.random() < 0.2):
             cluster.execute(k)
@@ -202,6 +217,10 @@ class Schedule:
         elif self.faults.endless == "refuses" and c.task == self.faults.victim:
             read = [source.attempt for copies in c.sources for source in copies]
             cluster.refuse(k, tuple(rng.sample(read, rng.randrange(min(3, len(read) + 1)))))
+        elif isinstance(c, Check) and c.task == self.faults.balks:
+            cluster.refuse(k, ())
+        elif isinstance(c, Check):
+            self._answer_check(k, c)
         elif c.task == self.faults.broken_task:
             cluster.reply(k, error="bug in the job")
         elif cluster.domain_of[c.worker] in self.faults.stuck:
@@ -219,6 +238,26 @@ class Schedule:
         elif self.faults.refusals and c.sources and rng.random() < 0.2:
             self.faults.refusals -= 1
             any_of = [source.attempt for copies in c.sources for source in copies] + list(cluster.launches)[:3]
+            cluster.refuse(k, tuple(rng.sample(any_of, rng.randrange(3))))
+        else:
+            cluster.reply(k)
+
+    def _answer_check(self, k: int, c: Check) -> None:
+        cluster, rng, faults = self.cluster, self.rng, self.faults
+        stuck = cluster.domain_of[c.worker] in faults.stuck
+        if stuck or (rng.random() < faults.wrong_rate and self.spoilt[c.task] < faults.wrong_per_task):
+            self.spoilt[c.task] += not stuck
+            how = rng.choice(("conspire", "conspire", "reject", "garble"))
+            cluster.conspire(k) if how == "conspire" else cluster.check(k, how)
+        elif faults.errors and rng.random() < 0.05:
+            faults.errors -= 1
+            cluster.check(k, error=f"bit flip {faults.errors}")
+        elif faults.malformed and rng.random() < 0.05:
+            faults.malformed -= 1
+            cluster.malformed(k, rng.choice((0, self.plan.reduces + 2)))
+        elif faults.refusals and rng.random() < 0.2:
+            faults.refusals -= 1
+            any_of = [*read_by(c), *list(cluster.launches)[:3]]
             cluster.refuse(k, tuple(rng.sample(any_of, rng.randrange(3))))
         else:
             cluster.reply(k)
@@ -257,7 +296,7 @@ class Schedule:
 
     def _nonsense(self) -> Event:
         """Something about workers and attempts that are not there, or what is known already."""
-        rng, nobody = self.rng, max(self.cluster.launches, default=0) + 1
+        rng, nobody = self.rng, max([*self.cluster.launches, *self.cluster.checks], default=0) + 1
         what = rng.randrange(9)
         if what == 0 and self.cluster.slots:
             return WorkerJoined(rng.choice(list(self.cluster.slots)), "elsewhere", 1)
@@ -266,7 +305,7 @@ class Schedule:
         return rng.choice(
             (WorkerJoined("without slots", "d0", 0), WorkerLost("nobody", True), Executed(nobody), BlockLost(nobody),
              Finished(nobody, output_of((b"forged",))), Failed(nobody, "", b""), Refused(nobody, (0,)),
-             Published(nobody))
+             Published(nobody), Checked(nobody, output_of((b"forged",)), b"", b""))
         )  # fmt: skip
 
     def _unlucky(self, task: Task | None, honest: set[str]) -> bool:
@@ -303,10 +342,10 @@ class Schedule:
             assert self.faults.broken_task is None, "a job whose own code raises cannot be done"
         if self.faultless and self.domains >= self.plan.need:
             assert isinstance(result, JobDone)
-            done = Counter(task.kind for task in cluster.recovered)
-            executed = {
-                kind: cluster.executions[kind] + done[kind] * cluster.plan.first for kind in ("sample", "map", "reduce")
-            }
+            executed: Counter[str] = Counter({kind: cluster.executions[kind] for kind in cluster.planned()})
+            for task in cluster.recovered:
+                executed[task.kind] += cluster.first(task)
+                executed["check"] += (self.plan.need - 1) * (task.kind in self.plan.checked)
             # Of 2f+1 up front f+1 may agree before the storing replica has stored: if the driver dies then, it is made
             # once more.
             again = Counter(task.kind for task, id_ in cluster.recovered.items() if id_ not in cluster.blocks)

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from simulator import true_reduce
+from driver_referee import true_reduce
 
 from quoreduce.tracker import Finished, JobTracker, Launch, Output, Part, Plan, WorkerJoined
 

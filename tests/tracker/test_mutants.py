@@ -16,7 +16,7 @@ from schedule import run
 SCHEDULES_MAX = 3000
 
 MUTANTS = {
-    "f equal outputs win, not f+1": ("vote", "len(leader.domains) >= need", "len(leader.domains) >= need - 1"),
+    "f equal outputs win, not f+1": ("vote", "len(leader.backers) >= need", "len(leader.backers) >= need - 1"),
     "a domain counts as often as it votes": (
         "vote",
         "candidate.domains[domain] = self.votes",
@@ -27,16 +27,24 @@ MUTANTS = {
         "return mine is output and self.digest == digest",
         "return True",
     ),
-    "votes on losing partitions stay": ("tracker", "reduce.ballot.withdraw(withdrawn)", "pass"),
-    "nothing is restarted on a contradiction": ("tracker", "self._contradict(state, state.shown, output)", "pass"),
-    "only running reduces are restarted": (
+    "votes on losing partitions stay": (
+        "contradictions",
+        "reduce.ballot.withdraw(withdrawn)",
+        "pass",
+    ),
+    "nothing is restarted on a contradiction": (
         "tracker",
+        "self._contradictions.contradict(state, state.shown, output, self._reduces)",
+        "pass",
+    ),
+    "only running reduces are restarted": (
+        "contradictions",
         "withdrawn = [attempt.id for attempt in votes if stale(attempt)]",
         "withdrawn = []",
     ),
     "only voted reduces are restarted": (
-        "tracker",
-        "for attempt in [a for a in reduce.running.values() if stale(a)]:",
+        "contradictions",
+        "for attempt in [a for a in reduce.running.values() if stale(a)] + checking:",
         "for attempt in ():",
     ),
     "a reduce wins before its inputs": (
@@ -112,20 +120,20 @@ MUTANTS = {
         'state.task.kind == "reduce":',
     ),
     "a speculative attempt in a domain that has run the task": (
-        "tracker",
+        "speculation",
         "domain = self._pool.fresh(state.asked)",
         "domain = self._pool.fresh(())",
     ),
-    "speculative attempts without end": ("tracker", "if state.speculative >= self.plan.need or", "if"),
+    "speculative attempts without end": ("speculation", "if state.speculative >= self._plan.need or", "if"),
     "a speculative attempt for one that the vote can do without": (
-        "tracker",
+        "speculation",
         "if not self._schedule.lacking(state, state.in_time()):",
         "if False:",
     ),
     "a speculative attempt reads what is not there": (
-        "tracker",
-        'not (state.task.kind == "reduce" and self._copies.maps_unready):',
-        "True:",
+        "speculation",
+        'not (state.task.kind == "reduce" and self._copies.maps_unready):\n            self._executions.launch',
+        "True:\n            self._executions.launch",
     ),
     "a speculative attempt for a storing replica does not store": (
         "executions",
@@ -134,8 +142,8 @@ MUTANTS = {
     ),
     "what was agreed on in an earlier life is planned again": (
         "tracker",
-        "state.owed, state.executions, state.winner = 0, self.plan.first, attempt.candidate",
-        "state.executions, state.winner = self.plan.first, attempt.candidate",
+        "state.owed, state.executions, state.winner = 0, self._planned(state), attempt.candidate",
+        "state.executions, state.winner = self._planned(state), attempt.candidate",
     ),
     "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
     "copies of an earlier life are there even if they are lost": (
@@ -167,6 +175,67 @@ MUTANTS = {
         "accusations",
         "self.tests.pop(event.test, None)",
         "self.tests.get(event.test)",
+    ),
+    "sums that differ are taken for equal": ("tracker", "!= claimed or event.given != event.found:", "!= claimed:"),
+    "a check of other bytes counts": (
+        "tracker",
+        "if [part.digest for part in event.output.parts] != [part.digest for part in claimed.parts]:",
+        "if False:",
+    ),
+    "a rejection is forgotten": ("tracker", "        self._schedule.vote(state)\n        if check", "        if check"),
+    "what was rejected is still read": (
+        "tracker",
+        "if check.checks is not None and self._attempts[check.checks].stored:",
+        "if False:",
+    ),
+    "checks stand beside the executions that they were to replace": ("schedule", "candidate.vouchers.clear()", "pass"),
+    "a checker counts as often as it approves": (
+        "vote",
+        "self.domains.keys() | self.vouchers.values()",
+        "self.domains.keys() | set(map(str, self.vouchers))",
+    ),
+    "a task is checked where it was executed": (
+        "schedule",
+        "taken = candidate.backers | {check.domain for check in state.checking.values()}",
+        "taken = {check.domain for check in state.checking.values()}",
+    ),
+    "two checks of a task in one domain": (
+        "schedule",
+        "taken = candidate.backers | {check.domain for check in state.checking.values()}",
+        "taken = candidate.backers",
+    ),
+    "f - 1 checks are enough": (
+        "schedule",
+        "return max(0, self._plan.need - len(candidate.backers | {check.domain for check in running}))",
+        "return max(0, self._plan.need - 1 - len(candidate.backers | {check.domain for check in running}))",
+    ),
+    "one check too many": (
+        "schedule",
+        "return max(0, self._plan.need - len(candidate.backers | {check.domain for check in running}))",
+        "return max(0, self._plan.need + (not running) - len(candidate.backers | {check.domain for check in running}))",
+    ),
+    "checks without end": ("schedule", "if state.checks_wanted and state.checks >= self._plan.bound:", "if False:"),
+    "checks of what was withdrawn go on": ("contradictions", "if stale(a)] + checking:", "if stale(a)]:"),
+    "what checks said of what was withdrawn stays": (
+        "contradictions",
+        "[check for check in reduce.verdicts if check.checks not in withdrawn]",
+        "reduce.verdicts",
+    ),
+    "a dispute is left to the checks": ("tracker", "if not state.strict and state.winner is None and", "if False and"),
+    "checks go on when the task is won": (
+        "tracker",
+        "for attempt in [*surplus, *state.checking.values()]:",
+        "for attempt in surplus:",
+    ),
+    "a checker that was right is accused": (
+        "accusations",
+        "if check.approved != (check.candidate is winner)]",
+        "if not check.approved]",
+    ),
+    "who checked in an earlier life is forgotten": (
+        "tracker",
+        "{-1 - n: domain for n, domain in enumerate(event.checkers)}",
+        "{}",
     ),
     "a storing replica that died is not missed": (
         "schedule",

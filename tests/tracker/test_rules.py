@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from driver_referee import output_of
 from play import Play
-from simulator import output_of
 
 from quoreduce.tracker import (
     Agreed,

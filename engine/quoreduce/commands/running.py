@@ -76,6 +76,11 @@ def _voting_options(command: argparse.ArgumentParser) -> None:
         "--no-diagnose", action="store_true",
         help="do not find out what masked faults were (after the job, for up to 5 s)",
     )  # fmt: skip
+    vote.add_argument(
+        "--assurance", choices=["strict", "checked"], default="strict",
+        help="strict: each task is executed f+1 times (default); checked: once, and checked f times, where the job has "
+        "a check, docs/guide/assurance.md",
+    )  # fmt: skip
     vote.add_argument("--strict", action="store_true", help="exit 3 if faults were masked")
     for name, text in MODIFICATIONS:
         vote.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
@@ -212,8 +217,9 @@ def _options(a: argparse.Namespace) -> Options:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --attest")
     return Options(
         f=a.faults_tolerated, mode=a.mode, digest=a.digest, reducers=a.reducers, split_mb=a.split_mb,
-        overwrite=a.overwrite, sync=a.sync, strict=a.strict, faults=tuple(a.fault), fault_seed=a.fault_seed,
-        seed=a.seed, deferred=a.deferred, tentative=a.tentative, digest_outputs=a.digest_outputs,
+        overwrite=a.overwrite, sync=a.sync, assurance=a.assurance, strict=a.strict, faults=tuple(a.fault),
+        fault_seed=a.fault_seed, seed=a.seed, deferred=a.deferred, tentative=a.tentative,
+        digest_outputs=a.digest_outputs,
         tight_storage=a.tight_storage, speculation=not a.no_speculation, deadline_s=a.deadline,
         attempts_max=a.attempts_max, attest=Attest(**given) if a.attest else None, durable=a.durable,
         diagnose=not a.no_diagnose,
@@ -237,10 +243,13 @@ def _print_result(result: Result) -> None:
     size = f"{result.parts} parts, {result.records_out:,} records, {result.bytes_out:,} bytes"
     print(f"{printable_name(result.output)}: {size}, digest {result.digest[:16]}")
     speculative = f", {result.spares} speculative" if result.spares else ""
+    checks = " ".join(f"{kind} {n}" for kind, n in result.checks.items())
     print(
         f"{result.job}, {result.mode}, f={result.f} on {result.on}: {result.wall_s:.2f} s, {result.cpu_s:.2f} CPU s; "
         f"executions: {executions} ({result.reexecutions} more than planned{speculative})"
     )
+    if result.assurance == "checked":
+        print(f"checks: {checks or 'none'} ({result.rejected} rejected); tasks checked: {result.checked}")
     if proof := result.attestation:
         print(
             f"attested by {proof['backend']}: {proof['leaves']} executions in {proof['batches']} batches of "

@@ -103,7 +103,8 @@ class Launched(msgspec.Struct, frozen=True, tag="launched"):
 
 
 class Decided(msgspec.Struct, frozen=True, tag="decided"):
-    """A task is agreed on, by ``domains``; or a map that was has a new stored copy.
+    """A task is agreed on, by ``domains`` that executed it and ``checkers`` that checked it; or a map that was has a
+    new stored copy.
 
     ``parts`` are (digest, records, bytes, offset in the file) of each partition; ``path`` is where a map's ``attempt``
     is stored, empty if it is not; ``data`` is the sample's. The rest is what the attempt's reply said.
@@ -120,6 +121,7 @@ class Decided(msgspec.Struct, frozen=True, tag="decided"):
     records_in: int = 0
     bytes_in: int = 0
     counters: dict[str, int] = {}
+    checkers: tuple[str, ...] = ()
 
 
 class BlocksGone(msgspec.Struct, frozen=True, tag="gone"):

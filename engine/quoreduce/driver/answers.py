@@ -17,6 +17,7 @@ from quoreduce.driver.retests import Retests
 from quoreduce.driver.underway import Running, UnderWay
 from quoreduce.protocol import wire
 from quoreduce.protocol.outcome import event_of
+from quoreduce.protocol.port import WorkerInfo
 from quoreduce.tracker import messages as m
 
 
@@ -39,17 +40,19 @@ class Answers:
         self._clock = clock
 
     def take(self, worker: str, reply: wire.Attempted) -> None:
-        """An attempt, a check or a question was answered; late answers, and those to others, are ignored (R10)."""
+        """An attempt, a reading of a part or a question was answered; late answers, and those to others, are ignored
+        (R10).
+        """
         if self._questions.take(worker, reply):
             return
-        if checking := self._publication.checks.ended(worker, reply.attempt):
-            self._publication.checked(checking, reply)
+        if reading := self._publication.rereads.ended(worker, reply.attempt):
+            self._publication.reread(reading, reply)
         elif one := self._under_way.find(worker, reply.attempt):
             self._executed(one, reply)
 
     def _executed(self, one: Running, reply: wire.Attempted) -> None:
         self._state.result.cpu_s += reply.cpu_s
-        if isinstance(reply, wire.Done):
+        if isinstance(reply, wire.Done | wire.Summed):
             self._progress.struck_by(one.fault, KINDS_ANSWERED)
         if self._under_way.cancelled.pop(reply.attempt, None):
             self._vote(one, reply, twice=False)
@@ -57,13 +60,23 @@ class Answers:
         self._host.worked()
         self._under_way.finished(one, self._clock(), self._retests.engage)
         self._note_failure(one, reply)
-        parts = self._state.reducers if one.launch.task.kind == "map" else 1
-        info, completed = self._state.workers[one.launch.worker], self._state.completed
-        self._state.incidents.note(one.launch, info, reply, parts, completed)
-        if isinstance(reply, wire.Done):
-            completed[reply.attempt] = CompletedAttempt(reply, info, one.launch)
-            self._count(one.launch, reply)
+        launch, info = one.launch, self._state.workers[one.launch.worker]
+        if isinstance(launch, m.Check):
+            self._summed(launch, info, reply)
+        else:
+            parts = self._state.reducers if launch.task.kind == "map" else 1
+            self._state.incidents.note(launch, info, reply, parts, self._state.completed)
+            if isinstance(reply, wire.Done):
+                self._state.completed[reply.attempt] = CompletedAttempt(reply, info, launch)
+                self._count(launch, reply)
         self._vote(one, reply, twice=one.fault is not None and one.fault.kind == "late")
+
+    def _summed(self, check: m.Check, info: WorkerInfo, reply: wire.Attempted) -> None:
+        """Remember what a check found, for the diagnosis."""
+        self._state.incidents.checked[check.attempt] = info
+        if isinstance(reply, wire.Summed):
+            self._state.result.bytes_shipped += reply.bytes_shipped
+            self._state.detected += reply.refetched
 
     def _note_failure(self, one: Running, reply: wire.Attempted) -> None:
         """An execution has no output: end the job if the reason is one for that, or remember why for the message."""
@@ -100,10 +113,14 @@ class Answers:
             info, why = self._state.workers[one.launch.worker], "its answer came twice; one counted"
             self._state.incidents.add(Incident("late", info, one.launch.task, reply.attempt, why=why))
             self._state.detected += 1
-        events = (event_of(one.launch.task.kind, reply),) * (1 + twice)
-        self._state.events += self._gate.hear(
-            one, reply, events, lambda: self._requests.of(one.launch, None), self._clock()
-        )
+        launch = one.launch
+        events = (event_of(launch.task.kind, reply),) * (1 + twice)
+        if isinstance(launch, m.Check):
+            self._state.events += events
+        else:
+            self._state.events += self._gate.hear(
+                launch, one.started, reply, events, lambda: self._requests.of(launch, None), self._clock()
+            )
 
     def note_overtaken(self) -> None:
         """What was overtaken and has not answered is an incident."""

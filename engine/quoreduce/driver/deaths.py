@@ -47,7 +47,7 @@ class Deaths:
         for one in gone:
             self._progress.struck_by(one.fault, KINDS_SILENT)
         state.events.append(m.WorkerLost(worker, arrival.blocks_lost and not self._run.durable))
-        self._publication.check_again(worker)
+        self._publication.reread_again(worker)
         self._retests.lost(worker)
         if self._setups.lost(worker):
             # Of those that this job began with only their successors tell whether workers can begin.

@@ -83,6 +83,8 @@ class Detective:
                 return self._copy(incident)
             case "slip":
                 return self._slip(incident)
+            case "check":
+                return _said(incident, Verdict("compute", incident.why))
             case "late":
                 return _said(incident, Verdict("network", incident.why))
             case "garbage":

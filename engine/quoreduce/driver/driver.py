@@ -7,7 +7,7 @@ they know, and hear the events that concern them:
 =============== ====================================================================================
 ``setups``      workers that have yet to begin the job
 ``under_way``   executions, their deadlines, and which are overdue
-``publication`` parts that are agreed on, their checks, and the output
+``publication`` parts that are agreed on and read again, and the output
 ``retests``     known-answer tests of suspects
 ``inquiry``     the diagnosis of faults, when the job is done
 ``gate``        evidence, without which an answer does not count (nothing, if the job is not attested)
@@ -17,6 +17,7 @@ they know, and hear the events that concern them:
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -36,8 +37,10 @@ from quoreduce.driver.retests import Retests
 from quoreduce.driver.setups import Setups
 from quoreduce.driver.stragglers import Watch, input_nbytes
 from quoreduce.driver.underway import Attention, UnderWay
+from quoreduce.job import Job
 from quoreduce.protocol import wire
 from quoreduce.protocol.faults import FaultPlan
+from quoreduce.protocol.options import Options
 from quoreduce.protocol.port import Arrival
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.suspicion import Known, Standing
@@ -58,8 +61,15 @@ def _plan(state: JobState, first_attempt: int) -> Plan:
     return Plan(
         maps=len(state.splits), reduces=state.reducers, f=o.f, mode=o.mode, sample=state.job.sample is not None,
         deferred=o.deferred, tentative=o.tentative, digest_outputs=o.digest_outputs, tight_storage=o.tight_storage,
-        max_attempts=o.attempts_max, confirm=True, first_attempt=first_attempt,
+        max_attempts=o.attempts_max, confirm=True, first_attempt=first_attempt, checked=_checked(state.job, o),
     )  # fmt: skip
+
+
+def _checked(job: Job, options: Options) -> frozenset[m.Kind]:
+    """The kinds of tasks that are checked rather than executed again: those that the job has a check for (R13)."""
+    if options.assurance == "strict" or options.f == 0 or job.check is None:
+        return frozenset()
+    return frozenset[m.Kind](job.check.kinds)
 
 
 class Driver:
@@ -82,7 +92,7 @@ class Driver:
         self._under_way = UnderWay(o.deadline_s, o.f, watch, state.executor.waited_s)
         self._requests = Requests(o, state.splits, state.output, state.completed, state.workers, everywhere=run.durable)
         self._setups = Setups(state, gate)
-        self._retests = Retests(state.executor, self._faults, state.job)
+        self._retests = Retests(state.executor, self._faults, state.job, bool(self._tracker.plan.checked))
         self._publication = Publication(
             state, gate, run, self._requests, self._under_way, self._tracker.plan.bound,
             lambda: self._tracker.ledger.stored_nbytes, self._now,
@@ -185,7 +195,7 @@ class Driver:
         self._durable.commit()
         waiting = self._flush_evidence()
         self._expire()
-        idle = not (self._under_way or self._publication.checks.waiting or self._retests.waiting or waiting)
+        idle = not (self._under_way or self._publication.rereads.waiting or self._retests.waiting or waiting)
         if idle and not self._done:
             self.state.events.append(m.Stalled())
             self._drain()
@@ -200,14 +210,14 @@ class Driver:
     def _wait_s(self) -> float:
         """How long nothing is due."""
         now = self._now()
-        first = min(self._under_way.next_due(), self._publication.checks.next_due())
+        first = min(self._under_way.next_due(), self._publication.rereads.next_due())
         return max(0.0, min(TICK_S, first - now, self._gate.next_due_s(now)))
 
     def _listen(self, asked_s: float) -> None:
         """If the driver was not there for a while, beyond what it meant to wait, that time is not the workers' (R9)."""
         away_s = self._attention.away_s(self._now(), asked_s)
         if away_s:
-            for part in (self._under_way, self._publication.checks, self._retests, self._setups, self._gate):
+            for part in (self._under_way, self._publication.rereads, self._retests, self._setups, self._gate):
                 part.postpone(away_s)
 
     def _drain(self) -> None:
@@ -234,8 +244,8 @@ class Driver:
         if len(self._under_way) < len(self.state.workers):
             known = self._under_way.left_behind()
             self.state.events += [m.Slow(attempt) for attempt in self._under_way.overdue(self._now())]
-            for worker in self._under_way.left_behind() - known:  # what it was to check waits behind what it executes
-                self._publication.check_again(worker)
+            for worker in self._under_way.left_behind() - known:  # what it was to read waits behind what it executes
+                self._publication.reread_again(worker)
 
     def _expire(self) -> None:
         """Kill workers that are past a deadline; their death arrives like any other."""
@@ -243,8 +253,8 @@ class Driver:
         now, kill = self._now(), self.state.kill
         for running in self._under_way.expired(now):
             kill(running.launch.worker, f"no answer for {now - running.started:.1f} s, so it was killed")
-        for worker in self._publication.checks.expired(now):
-            kill(worker, "it did not check a part in time, so it was killed")
+        for worker in self._publication.rereads.expired(now):
+            kill(worker, "it did not read a part in time, so it was killed")
         for worker in self._retests.late(now):
             kill(worker, "it did not answer a known-answer test in time, so it was killed")
         for worker in self._setups.late(now) if self._gate.admits else ():
@@ -309,6 +319,8 @@ class Driver:
             match command:
                 case m.Launch():
                     self._launch(command)
+                case m.Check():
+                    self._check(command)
                 case m.Cancel(attempt):
                     cancelled = self._under_way.cancel(attempt)
                     if cancelled is not None:
@@ -331,14 +343,21 @@ class Driver:
                     raise _REASONS[reason](f"{where}{message}")
 
     def _launch(self, launch: m.Launch) -> None:
-        fault, task = None, launch.task
-        if self.state.options.faults:
-            names = self.state.names(launch.worker)
-            fault = self._faults.strike(task.kind, task.index, launch.replica, launch.store, names)
-        pending, engaged = launch.worker in self._setups, self._retests.engage(launch.worker)
-        nbytes = input_nbytes(launch, self.state.splits, self.state.completed)
-        self._under_way.begin(launch, fault, nbytes, self._now(), pending, engaged)
-        self.state.send(launch.worker, self._requests.of(launch, fault))
+        task, names = launch.task, self.state.names(launch.worker)
+        fault = self._faults.strike(task.kind, task.index, launch.replica, launch.store, names)
+        self._assign(launch, fault, self._requests.of(launch, fault))
+
+    def _check(self, check: m.Check) -> None:
+        """Have a stored output checked. Its key is drawn now: nobody knew it when the output was made (R13)."""
+        task, names = check.task, self.state.names(check.worker)
+        fault = self._faults.strike_check(task.kind, task.index, check.replica, names)
+        self._assign(check, fault, self._requests.check(check, secrets.token_bytes(32), fault))
+
+    def _assign(self, given: m.Assignment, fault: wire.Fault | None, request: wire.Request) -> None:
+        pending, engaged = given.worker in self._setups, self._retests.engage(given.worker)
+        nbytes = input_nbytes(given, self.state.splits, self.state.completed)
+        self._under_way.begin(given, fault, nbytes, self._now(), pending, engaged)
+        self.state.send(given.worker, request)
 
     def _discard(self, attempt: int) -> None:
         one = self.state.completed.get(attempt)

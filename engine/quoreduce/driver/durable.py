@@ -184,7 +184,9 @@ class DurableRun(PlainRun):
 
 def _recovered(one: Decided, stored: bool) -> m.Recovered:
     parts = tuple(m.Part(digest, records, nbytes) for digest, records, nbytes, _ in one.parts)
-    return m.Recovered(m.Task(one.kind, one.index), one.attempt, m.Output(one.digest, parts), one.domains, stored)
+    return m.Recovered(
+        m.Task(one.kind, one.index), one.attempt, m.Output(one.digest, parts), one.domains, stored, one.checkers
+    )
 
 
 def _reply(one: Decided) -> wire.Done:
@@ -198,7 +200,7 @@ def _decided(agreed: m.Agreed, attempt: int, reply: wire.Done) -> Decided:
     parts = tuple((p.digest, p.records, p.nbytes, p.offset) for p in reply.parts)
     return Decided(
         agreed.task.kind, agreed.task.index, attempt, agreed.domains, agreed.output.digest, parts, reply.path,
-        reply.data, reply.records_in, reply.bytes_in, reply.counters,
+        reply.data, reply.records_in, reply.bytes_in, reply.counters, agreed.checkers,
     )  # fmt: skip
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from quoreduce.data.splits import Split
 from quoreduce.driver.incidents import CompletedAttempt
 from quoreduce.driver.jobstate import JobState
 from quoreduce.protocol import wire
+from quoreduce.protocol.options import Options
 from quoreduce.tracker import messages as m
 from quoreduce.tracker.ledger import Ledger
 
@@ -39,6 +41,9 @@ def account(state: JobState, ledger: Ledger, injected: int) -> None:
     """Fill in the result of a job that is done. ``injected``: faults on demand."""
     r, completed = state.result, state.completed
     r.executions = {kind: n for kind, n in ledger.launched.items() if kind != "sample" or n}
+    r.assurance = state.options.assurance
+    r.checks, r.rejected = {kind: n for kind, n in ledger.checks.items() if n}, ledger.rejected
+    r.checked = sum(bool(one.checkers) for one in state.agreed.values())
     r.reexecutions, r.spares = ledger.re_executions, ledger.speculative
     r.bytes_stored += ledger.stored_nbytes
     r.lost_votes = dict(ledger.suspicion)
@@ -49,6 +54,17 @@ def account(state: JobState, ledger: Ledger, injected: int) -> None:
     r.faults.injected = injected
     r.faults.detected = r.faults.masked = detected(state, ledger)
     r.domains = sorted({info.domain for info in state.workers.values()})
+
+
+def assurance(options: Options, agreed: Mapping[m.Task, m.Agreed], reduces: int) -> dict[str, Any]:
+    """What a manifest says of a checked job (R13): how each part was agreed on, and how many maps were checked; nothing
+    of one that was voted on.
+    """
+    if options.assurance == "strict":
+        return {}
+    parts = ["checked" if agreed[m.Task("reduce", r)].checkers else "voted" for r in range(reduces)]
+    maps = sum(bool(one.checkers) for task, one in agreed.items() if task.kind == "map")
+    return {"assurance": {"parts": parts, "maps_checked": maps}}
 
 
 def detected(state: JobState, ledger: Ledger) -> int:

@@ -23,7 +23,6 @@ from msgspec import structs
 
 from quoreduce.driver.nodes import Answer, Member, Nodes, Submit, Trust, member_of, task_log, utpms
 from quoreduce.driver.plain import OpenGate, Pump
-from quoreduce.driver.underway import Running
 from quoreduce.errors import AttestationError, EvidenceError, QuoreduceError
 from quoreduce.protocol import wire
 from quoreduce.protocol.outcome import Answered, input_digest, outcome
@@ -154,14 +153,14 @@ class EvidenceGate(OpenGate):
         return "; ".join(f"{domain}: {reason}" for domain, reason in sorted(self.refusals.items()))
 
     def hear(
-        self, one: Running, reply: wire.Attempted, events: Sequence[m.Event], request: Callable[[], Answered],
-        now: float
+        self, launch: m.Launch, began: float, reply: wire.Attempted, events: Sequence[m.Event],
+        request: Callable[[], Answered], now: float,
     ) -> Sequence[m.Event]:  # fmt: skip
         """Hold the answer of an execution; what is no vote needs no evidence."""
         if not isinstance(reply, wire.Done | wire.JobRaised):
             return events
         assert self._setup is not None, "its worker has begun"
-        self.hold(one.launch.worker, answer_of(one.launch, request(), self._setup, reply, events), one.started, now)
+        self.hold(launch.worker, answer_of(launch, request(), self._setup, reply, events), began, now)
         return [m.Executed(reply.attempt)]
 
     def hold(self, worker: str, answer: Answer, began: float, now: float) -> None:

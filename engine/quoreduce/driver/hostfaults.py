@@ -55,7 +55,7 @@ class HostFaults:
         """Whether a worker whose process ended with ``status`` was killed because memory ran out."""
         return self._memory.struck(status)
 
-    def starved(self, running: Collection[m.Launch]) -> None:
+    def starved(self, running: Collection[m.Assignment]) -> None:
         """A worker was killed because memory ran out, while it executed these. Raises HostError if that happens
         repeatedly.
         """

@@ -17,7 +17,7 @@ INCIDENTS_MAX = 256
 HELD_MAX = 16
 HELD_BYTES_MAX = 256 << 20
 GARBAGE = "what it sent is no answer, so it was killed"
-What = Literal["vote", "copy", "part", "slip", "late", "garbage", "death"]
+What = Literal["vote", "check", "copy", "part", "slip", "late", "garbage", "death"]
 
 
 @dataclass(slots=True)
@@ -43,9 +43,9 @@ class Incident:
     """One thing that went wrong.
 
     Attributes:
-        what: ``vote``: a lost vote. ``copy``: readers could not use a map's copy. ``part``: a part failed its check.
-            ``slip``: a partition was fetched wrong once. ``late``: an answer came twice. ``garbage``: a reply was
-            malformed. ``death``: a worker died, or was overtaken.
+        what: ``vote``: a lost vote. ``check``: a check that was wrong. ``copy``: readers could not use a map's copy.
+            ``part``: a part could not be read back. ``slip``: a partition was fetched wrong once. ``late``: an answer
+            came twice. ``garbage``: a reply was malformed. ``death``: a worker died, or was overtaken.
         worker: voted, stored, read wrong (``slip``), answered or died.
         task, attempt: what this is about, if it is about one.
         partition: of a copy, the first that could not be used.
@@ -70,9 +70,9 @@ class Incidents:
     """All that went wrong in a job, up to INCIDENTS_MAX; ``more`` counts what was not kept.
 
     ``held``: attempts that lost their votes, whose stored copies are not discarded yet, and their bytes. ``dropped``:
-    those that were discarded, for there were too many. ``raised``: executions that ended in an error. ``killed``: why
-    the driver killed workers, and whether because they did not answer. ``closed``: the job is over, what happens now is
-    its diagnosis.
+    those that were discarded, for there were too many. ``raised``: executions that ended in an error. ``checked``: by
+    check, who answered it. ``killed``: why the driver killed workers, and whether because they did not answer.
+    ``closed``: the job is over, what happens now is its diagnosis.
     """
 
     found: list[Incident] = field(default_factory=list)
@@ -81,6 +81,7 @@ class Incidents:
     held: dict[int, int] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     raised: dict[int, RaisedAttempt] = field(default_factory=dict)
+    checked: dict[int, WorkerInfo] = field(default_factory=dict)
     killed: dict[str, tuple[str, bool]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     closed: bool = False
@@ -136,7 +137,7 @@ class Incidents:
         self.accused.add(attempt)
         self.add(Incident("vote", worker, task, attempt))
 
-    def unusable(self, reader: m.Launch, who: WorkerInfo, attempt: int, stored: CompletedAttempt) -> None:
+    def unusable(self, reader: m.Assignment, who: WorkerInfo, attempt: int, stored: CompletedAttempt) -> None:
         """A reduce could not use a map's copy: one incident for all readers of that copy."""
         known = self._copies.get(attempt)
         if known is None:
@@ -159,12 +160,12 @@ class Incidents:
         self.held[launch.attempt] = nbytes
         return True
 
-    def overtaken(self, info: WorkerInfo, launch: m.Launch, waited_s: float) -> None:
+    def overtaken(self, info: WorkerInfo, launch: m.Assignment, waited_s: float) -> None:
         """An execution was overtaken, and had not answered when the job was done."""
         why = f"no answer for {waited_s:.1f} s; it was overtaken, and the job is done without it"
         self.add(Incident("death", info, launch.task, launch.attempt, why=why, hung=True))
 
-    def death(self, info: WorkerInfo, status: int | None, hung: bool, running: list[m.Launch]) -> None:
+    def death(self, info: WorkerInfo, status: int | None, hung: bool, running: list[m.Assignment]) -> None:
         """A worker is gone; ``status``: as of :class:`subprocess.Popen`, if it is known."""
         why, hung = self.killed.pop(info.name, ("", hung))
         if why == GARBAGE:
@@ -176,7 +177,7 @@ class Incidents:
             self.add(Incident("death", info, *_about(launches), why=said, hung=hung))
 
 
-def _about(running: list[m.Launch]) -> tuple[m.Task | None, int | None]:
+def _about(running: list[m.Assignment]) -> tuple[m.Task | None, int | None]:
     return (running[0].task, running[0].attempt) if running else (None, None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quoreduce.data.commit import OutputPlace
 from quoreduce.data.splits import Split
-from quoreduce.driver.incidents import CompletedAttempt, Incidents
+from quoreduce.driver.incidents import CompletedAttempt, Incident, Incidents
 from quoreduce.driver.result import Result
 from quoreduce.job import Job
 from quoreduce.protocol import wire
@@ -54,7 +54,11 @@ class JobState:
         return None if one is None else one.reply
 
     def names(self, worker: str) -> tuple[str, str, str]:
-        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names."""
+        """What a worker's domain goes by in ``--fault``: its name, the worker's, its number in order of names. Nothing,
+        where no fault is asked for.
+        """
+        if not self.options.faults:
+            return "", "", ""
         info = self.workers[worker]
         number = sorted({w.domain for w in self.workers.values()}).index(info.domain)
         return info.domain, info.name, str(number)
@@ -69,7 +73,10 @@ class JobState:
         self.executor.kill(worker)
 
     def accuse(self, task: m.Task, attempt: int) -> None:
-        """An attempt has lost its vote: the ledger counts it, and it will be looked into."""
+        """An attempt has lost its vote, or a check was wrong: the ledger counts it, and it will be looked into."""
         known = self.completed.get(attempt) or self.incidents.raised.get(attempt)
-        if known is not None:
+        if attempt in self.incidents.checked:
+            why = "what its check found is not what f+1 executions agreed on"
+            self.incidents.add(Incident("check", self.incidents.checked[attempt], task, attempt, why=why))
+        elif known is not None:
             self.incidents.lost_vote(task, attempt, known.worker)

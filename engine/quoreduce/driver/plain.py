@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from quoreduce.driver.incidents import CompletedAttempt
-from quoreduce.driver.underway import Running
 from quoreduce.errors import QuoreduceError
 from quoreduce.protocol import wire
 from quoreduce.protocol.outcome import Answered
@@ -51,10 +50,12 @@ class OpenGate:
         return []
 
     def hear(
-        self, one: Running, reply: wire.Attempted, events: Sequence[m.Event], request: Callable[[], Answered],
-        now: float
+        self, launch: m.Launch, began: float, reply: wire.Attempted, events: Sequence[m.Event],
+        request: Callable[[], Answered], now: float,
     ) -> Sequence[m.Event]:  # fmt: skip
-        """An execution was answered; return what the tracker is told now: the ``events`` that its answer becomes."""
+        """An execution that ``began`` then was answered; return what the tracker is told now: the ``events`` that its
+        answer becomes.
+        """
         return events
 
     def take(self, worker: str, reply: wire.SetupReply | wire.EvidenceReply) -> list[m.Event]:

@@ -1,15 +1,15 @@
-"""How parts get into the output: agreed on, checked in another domain, published (R8)."""
+"""How parts get into the output: agreed on, read again in another domain, published (R8)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
 
-from quoreduce.driver.checkers import Checking, Checks
 from quoreduce.driver.incidents import Incident
 from quoreduce.driver.jobstate import JobState
 from quoreduce.driver.plain import OpenGate, PlainRun
 from quoreduce.driver.requests import Requests
+from quoreduce.driver.rereads import Rereading, Rereads
 from quoreduce.driver.underway import DEADLINE_FIRST_S, UnderWay
 from quoreduce.errors import one_line
 from quoreduce.job import record_width
@@ -23,7 +23,7 @@ class Publication:
     """Publishes the parts of a job.
 
     Args:
-        bound: checks of one part (R3).
+        bound: readings of one part (R3).
         stored_nbytes: what maps have stored so far, in bytes.
         clock: in seconds.
     """
@@ -40,43 +40,43 @@ class Publication:
         self._stored_nbytes = stored_nbytes
         self._clock = clock
         limit_s = 2 * (state.options.deadline_s or DEADLINE_FIRST_S)  # it may have to wait for a task that runs there
-        self.checks = Checks(state.executor, record_width(state.job.output) or 128, limit_s, bound)
+        self.rereads = Rereads(state.executor, record_width(state.job.output) or 128, limit_s, bound)
 
     def agreed(self, agreed: m.Agreed) -> None:
         """A reduce was agreed on."""
         if self._state.options.mode == "original":
             self._publish(agreed)
         else:
-            self._check(agreed)
+            self._have_read(agreed)
         self._release(agreed.task.index)
 
-    def check_again(self, worker: str) -> None:
-        """Ask somebody else, if there is anybody, for what a worker was to check."""
-        for agreed in self.checks.lost(worker):
-            self._check(agreed)
+    def reread_again(self, worker: str) -> None:
+        """Ask somebody else, if there is anybody, for what a worker was to read."""
+        for agreed in self.rereads.lost(worker):
+            self._have_read(agreed)
 
-    def checked(self, checking: Checking, reply: wire.Attempted) -> None:
-        """A check was answered."""
-        agreed, state = checking.agreed, self._state
+    def reread(self, reading: Rereading, reply: wire.Attempted) -> None:
+        """A part was read again."""
+        agreed, state = reading.agreed, self._state
         state.result.cpu_s += reply.cpu_s
-        if isinstance(reply, wire.Checked) and reply.digest == agreed.output.parts[0].digest:
+        if isinstance(reply, wire.Reread) and reply.digest == agreed.output.parts[0].digest:
             self._publish(agreed)
             return
-        writer, reader = state.completed[agreed.attempt].worker, state.workers[checking.worker]
+        writer, reader = state.completed[agreed.attempt].worker, state.workers[reading.worker]
         state.incidents.add(Incident("part", writer, agreed.task, agreed.attempt, agreed.task.index, [reader]))
-        error = "" if isinstance(reply, wire.Done | wire.Checked | wire.Inspected) else reply.error
+        error = "" if isinstance(reply, wire.Done | wire.Summed | wire.Reread | wire.Inspected) else reply.error
         self.unread([agreed.task], error or "its digest is not the one that was agreed on")
         self._lose(agreed)
 
     def unread(self, tasks: Iterable[m.Task], why: str) -> None:
         """Remember why what was stored could not be read, for the message of a job that fails of it (R3)."""
-        self.checks.unread |= dict.fromkeys(tasks, one_line(why))
+        self.rereads.unread |= dict.fromkeys(tasks, one_line(why))
 
     def why_unread(self, task: m.Task) -> str:
         """Why the stored output of a task could not be read the last time."""
-        return self.checks.unread.get(task) or "it is gone"
+        return self.rereads.unread.get(task) or "it is gone"
 
-    def _check(self, agreed: m.Agreed) -> None:
+    def _have_read(self, agreed: m.Agreed) -> None:
         """Have another domain recompute the digest of the part that will be published: what is stored is what was voted
         on.
         """
@@ -86,7 +86,7 @@ class Publication:
         late = {one.launch.worker for one in under_way.cancelled.values()} | under_way.left_behind()
         running = [one.launch.worker for one in under_way.running.values()]
         path = state.output.attempt_path(agreed.task.index, agreed.attempt)
-        if not self.checks.begin(agreed, path, writer, usable, running, late, self._clock()):
+        if not self.rereads.begin(agreed, path, writer, usable, running, late, self._clock()):
             self._lose(agreed)
 
     def _lose(self, agreed: m.Agreed) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from quoreduce.data.commit import OutputPlace
 from quoreduce.data.splits import Split
 from quoreduce.driver.incidents import CompletedAttempt
@@ -49,6 +51,19 @@ class Requests:
         # not (R6).
         watch = self.options.mode != "original" and launch.replica >= self.options.f
         return wire.ReduceTask(launch.attempt, task.index, self.side, sources, paths, fault, watch)
+
+    def check(self, check: m.Check, key: bytes, fault: wire.Fault | None) -> wire.CheckTask:
+        """The request that checks a stored output under ``key``, 32 bytes."""
+        kind, index, done = check.task.kind, check.task.index, self.completed[check.stored]
+        assert kind != "sample", "samples are voted on"
+        if kind == "map":
+            copies = [self._stored(m.Source(index, check.stored, ""), r) for r in range(len(done.reply.parts))]
+            stored = tuple(structs.replace(copy, digest=b"") for copy in copies)
+            return wire.CheckTask(check.attempt, kind, index, key, self.side, stored, self.splits[index], (), fault)
+        path, nbytes = str(self.output.attempt_path(index, check.stored)), done.reply.parts[0].nbytes
+        part = wire.StoredCopy(check.stored, done.worker.name, "", path, 0, nbytes, b"")
+        sources = tuple(tuple(self._stored(s, index) for s in copies) for copies in check.sources)
+        return wire.CheckTask(check.attempt, kind, index, key, self.side, (part,), None, sources, fault)
 
     def release(self, part: int, reducers: int) -> dict[str, wire.DiscardTask]:
         """By worker, the request that gives back the memory of partition ``part`` of all maps."""

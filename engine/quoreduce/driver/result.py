@@ -83,6 +83,10 @@ class Result:
         wall_s: time until the output is published; diagnosis comes after that.
         cpu_s: CPU time of all processes, diagnosis included.
         executions: all of them, by kind of task.
+        assurance: as in :class:`Options`.
+        checks: of outputs, by kind of task; they are no executions (R13).
+        rejected: checks that disagreed with what they checked.
+        checked: tasks that were agreed on by one execution and f checks; the others by f+1 executions.
         counters: Hadoop's and those of the job, summed over one agreed attempt of each task: replicas do not double
             them. Counters that the engine takes from votes are as sure as the output; those of the job are one
             replica's.
@@ -118,6 +122,10 @@ class Result:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     executions: dict[str, int] = field(default_factory=dict)
+    assurance: str = "strict"
+    checks: dict[str, int] = field(default_factory=dict)
+    rejected: int = 0
+    checked: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     reexecutions: int = 0
     spares: int = 0

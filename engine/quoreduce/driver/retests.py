@@ -25,9 +25,9 @@ class Retests:
     A worker takes one after the task that it executes, and before those that it is sent later.
     """
 
-    def __init__(self, executor: Executor, faults: FaultPlan, job: Job) -> None:
+    def __init__(self, executor: Executor, faults: FaultPlan, job: Job, checked: bool = False) -> None:
         self._executor = executor
-        self._tests = names_for(job)
+        self._tests = names_for(job, checked)
         self._faults = faults
         self._under_way: dict[int, tuple[Retest, float]] = {}
         self._wrong: dict[str, dict[str, int]] = {}  # domain -> kernel -> wrong answers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from quoreduce.data.splits import Split
 from quoreduce.protocol.port import Arrival, Executor, WorkerInfo
-from quoreduce.tracker import Launch, Pace
+from quoreduce.tracker import Assignment, Check, Pace
 
 if TYPE_CHECKING:
     from quoreduce.driver.incidents import CompletedAttempt
@@ -18,11 +18,12 @@ LOOK_S = 0.2
 REPLACE_S = 10.0
 
 
-def input_nbytes(launch: Launch, splits: Sequence[Split], kept: dict[int, CompletedAttempt]) -> int:
-    """How much an execution is to read, in bytes. That of a sample is not known: 0."""
+def input_nbytes(launch: Assignment, splits: Sequence[Split], kept: dict[int, CompletedAttempt]) -> int:
+    """How much an execution or a check is to read, in bytes. That of a sample is not known: 0."""
+    stored = sum(part.nbytes for part in kept[launch.stored].reply.parts) if isinstance(launch, Check) else 0
     if launch.task.kind == "map":
-        return splits[launch.task.index].length
-    return sum(kept[copies[0].attempt].reply.parts[launch.task.index].nbytes for copies in launch.sources)
+        return splits[launch.task.index].length + stored
+    return stored + sum(kept[copies[0].attempt].reply.parts[launch.task.index].nbytes for copies in launch.sources)
 
 
 class Watch:
@@ -35,7 +36,7 @@ class Watch:
 
     def finished(self, one: Running, now: float) -> None:
         """Learn from an execution that has ended; ``now`` in seconds of the monotonic clock."""
-        self._pace.finished(one.launch.task.kind, one.launch.worker, one.nbytes, now - one.started)
+        self._pace.finished(one.launch.work, one.launch.worker, one.nbytes, now - one.started)
 
     def overdue(self, running: Collection[Running], now: float) -> list[int]:
         """Return the attempts that take too long; empty between two looks."""
@@ -44,7 +45,7 @@ class Watch:
         self._next = now + LOOK_S
         late = [
             one.launch.attempt for one in running
-            if self._pace.overdue(one.launch.task.kind, one.launch.worker, one.nbytes, now - one.started)
+            if self._pace.overdue(one.launch.work, one.launch.worker, one.nbytes, now - one.started)
         ]  # fmt: skip
         self.late.update(late)
         return late

@@ -39,9 +39,9 @@ class Timed(Protocol):
 
 @dataclass(slots=True)
 class Running:
-    """An execution that is under way; it reads ``nbytes``. ``deadline`` in seconds of the monotonic clock."""
+    """An execution or a check under way; it reads ``nbytes``. ``deadline`` in seconds of the monotonic clock."""
 
-    launch: m.Launch
+    launch: m.Assignment
     deadline: float
     started: float
     fault: wire.Fault | None
@@ -97,7 +97,7 @@ class UnderWay:
         self._f = f
         self._watch = watch
         self._waited = waited
-        self._slowest: dict[str, float] = {}  # task kind -> seconds
+        self._slowest: dict[str, float] = {}  # work -> seconds
 
     def __iter__(self) -> Iterator[Running]:
         """All of them, the running ones first."""
@@ -122,7 +122,7 @@ class UnderWay:
         return max((one.deadline for one in self.running.values() if one.launch.worker == worker), default=now)
 
     def begin(
-        self, launch: m.Launch, fault: wire.Fault | None, nbytes: int, now: float, pending: bool, engaged: bool
+        self, launch: m.Assignment, fault: wire.Fault | None, nbytes: int, now: float, pending: bool, engaged: bool
     ) -> None:
         """Note a launch. ``pending``: its worker has yet to begin the job; ``engaged``: it has a known-answer test to
         do first.
@@ -146,12 +146,12 @@ class UnderWay:
         The deadline of a worker that is ``engaged`` in a known-answer test stays.
         """
         del self.running[one.launch.attempt]
-        kind = one.launch.task.kind
+        work = one.launch.work
         if self._watch is not None:
             self._watch.finished(one, now)
-        self._slowest[kind] = max(self._slowest.get(kind, 0.0), now - one.started)
+        self._slowest[work] = max(self._slowest.get(work, 0.0), now - one.started)
         for running in self.running.values():
-            if running.launch.task.kind == kind and not engaged(running.launch.worker):
+            if running.launch.work == work and not engaged(running.launch.worker):
                 running.deadline = min(
                     running.deadline, running.started + self._deadline(running.launch) + running.grace
                 )
@@ -188,11 +188,11 @@ class UnderWay:
             one.deadline = now + DEADLINE_FIRST_S
         return late
 
-    def _deadline(self, launch: m.Launch) -> float:
+    def _deadline(self, launch: m.Assignment) -> float:
         """A fixed deadline, or one far above the slowest task so far, doubled at every retry."""
         if self._fixed_s is not None:
             return self._fixed_s
-        slowest = self._slowest.get(launch.task.kind)
+        slowest = self._slowest.get(launch.work)
         if slowest is None:
             return DEADLINE_FIRST_S
         return float(max(DEADLINE_LEAST_S, DEADLINE_FACTOR * slowest) * 2 ** min(max(0, launch.replica - self._f), 10))

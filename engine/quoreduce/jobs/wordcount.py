@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quoreduce.data.block import Block
-from quoreduce.job import Job
+from quoreduce.job import Check, Job, Sums
 
 SCHEMA = ("binary", "u64")
 
@@ -62,4 +62,50 @@ def reduce_counts(blocks: Sequence[Block], ctx: Any) -> None:
     ctx.write(words.format_counts(*merged), len(merged[2]))
 
 
-JOB = Job.of_blocks("wordcount", map=map_words, reduce=reduce_counts, input="words")
+@lru_cache(maxsize=1)
+def _keys(key: bytes) -> NDArray[np.uint64]:
+    from quoreduce_kernels import prf
+
+    return prf.expand(key)
+
+
+def sum_words(data: NDArray[np.uint8], ctx: Any) -> NDArray[np.uint64]:
+    """What the words of a split add up to, and how many they are (R13)."""
+    from quoreduce_kernels import word_sums
+
+    sums = word_sums.sum_text(data, _keys(ctx.key))
+    ctx.records_in = int(sums[2])
+    return sums
+
+
+def sum_block(block: Block, r: int, ctx: Any) -> NDArray[np.uint64]:
+    """What the counted words of partition ``r`` add up to. Raises ValueError if they are out of form."""
+    from quoreduce_kernels import word_sums
+
+    if block.schema != SCHEMA:
+        raise ValueError(f"a block of word count has the columns {SCHEMA}, not {block.schema}")
+    return word_sums.sum_counts(*block.binary(0), block.numbers(1), _keys(ctx.key), (r, ctx.reducers))
+
+
+def sum_blocks(blocks: Sequence[Block], ctx: Any) -> NDArray[np.uint64]:
+    """What the counted words of all blocks of a partition add up to."""
+    from quoreduce_kernels import word_sums
+
+    total = np.zeros(3, np.uint64)
+    for block in blocks:
+        total += word_sums.sum_counts(*block.binary(0), block.numbers(1), _keys(ctx.key))
+    return total
+
+
+def sum_part(data: NDArray[np.uint8], ctx: Any) -> NDArray[np.uint64]:
+    """What the lines of a part add up to. Raises ValueError if they are out of form."""
+    from quoreduce_kernels import word_sums
+
+    sums, ctx.records = word_sums.sum_lines(data, _keys(ctx.key), (ctx.index, ctx.reducers))
+    return sums
+
+
+JOB = Job.of_blocks(
+    "wordcount", map=map_words, reduce=reduce_counts, input="words",
+    check=Check(map=Sums(sum_words, sum_block), reduce=Sums(sum_blocks, sum_part)),
+)  # fmt: skip

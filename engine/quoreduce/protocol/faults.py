@@ -13,6 +13,9 @@ wire      one bit flips while a reduce fetches a block
 slow      the execution takes 20 times as long, and at least 8 seconds longer: it is right, and late
 stuck     every execution in one domain gives the same wrong output: a core that is broken for good
 bad       in one domain, each execution has one bit of its output flipped with some probability: a core that errs
+approve   a check finds right whatever it reads
+reject    a check finds wrong whatever it reads
+rot       one bit of the input flips while a check reads it
 ========= ==============================================================================================================
 """
 
@@ -26,7 +29,8 @@ from dataclasses import dataclass, field
 from quoreduce.errors import UsageError
 from quoreduce.protocol.wire import Fault
 
-KINDS = ("flip", "wrong", "lie", "swap", "crash", "hang", "lose", "late", "wire", "slow")
+CHECK_KINDS = ("approve", "reject", "rot")
+KINDS = ("flip", "wrong", "lie", "swap", "crash", "hang", "lose", "late", "wire", "slow", *CHECK_KINDS)
 TARGETS = ("map", "reduce", "all")
 STORED_ONLY = ("swap", "lose")
 _BAD = re.compile(r"bad:(?P<domain>.+):(?P<percent>\d{1,3})%")
@@ -42,7 +46,7 @@ class FaultSpec:
 
     ``REPLICA`` says which of a task's first executions is struck: ``first`` (the storing replica), ``last`` (the
     default: number f), ``any`` (drawn) or a number. ``swap`` and ``lose`` strike what is stored, so they always take
-    the storing replica.
+    the storing replica. ``approve``, ``reject`` and ``rot`` strike checks, ``first``, ``last`` or a number of them.
     """
 
     kind: str
@@ -103,6 +107,8 @@ class FaultPlan:
                 self._add(spec, kind, index, f, rng)
 
     def _add(self, spec: FaultSpec, kind: str, index: int, f: int, rng: random.Random) -> None:
+        if spec.kind in CHECK_KINDS:
+            kind, f = f"check of {kind}", max(0, f - 1)
         if spec.kind in STORED_ONLY:
             self._stored.setdefault((kind, index), []).append(spec.kind)
             return
@@ -126,6 +132,14 @@ class FaultPlan:
         fault = waiting.pop()
         self.injected += 1
         return Fault(fault, _seed(fault, kind, index, replica, self.seed))
+
+    def strike_check(self, kind: str, index: int, replica: int, domains: Sequence[str]) -> Fault | None:
+        """The fault that strikes this check. A domain that is stuck, or bad, finds wrong what it checks."""
+        if (stuck := self.stuck(kind, index, domains)) is not None:
+            self.injected += 1
+            return Fault("reject", stuck.seed)
+        fault = self.strike(f"check of {kind}", index, replica, False, domains)
+        return Fault("reject", fault.seed) if fault is not None and fault.kind == "bad" else fault
 
     def strike_test(self, test: int, domains: Sequence[str]) -> tuple[Fault, int] | None:
         """What strikes the known-answer tests in a domain that is stuck or bad, and what percentage of their runs."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from quoreduce.data.digest import ALGORITHMS, Algorithm
 from quoreduce.errors import UsageError
@@ -18,6 +18,8 @@ from quoreduce.tracker import MODES, Mode, domains_needed, replicas_planned
 
 T = TypeVar("T")
 On = Literal["inline", "local", "ray"]
+Assurance = Literal["strict", "checked"]
+ASSURANCES: tuple[Assurance, ...] = get_args(Assurance)
 NUMBERS = ("f", "reducers", "split_mb", "fault_seed", "seed", "deadline_s", "attempts_max")
 SWITCHES = (
     "overwrite", "sync", "strict", "deferred", "tentative", "digest_outputs", "tight_storage", "speculation", "durable",
@@ -95,6 +97,8 @@ class Options:
         split_mb: split size in MB (10**6 bytes, may be a fraction).
         overwrite: replace an output that exists.
         sync: force the output to disk before it is published, against loss of power.
+        assurance: ``strict`` (f+1 executions of each task must agree) or ``checked`` (each is executed once and
+            checked f times, in other domains, where the job has a check; R13, docs/guide/assurance.md).
         strict: masked faults are an error (the output is published all the same).
         faults: faults to inject, as for ``--fault``.
         fault_seed: decides which executions and bits the faults strike.
@@ -124,6 +128,7 @@ class Options:
     split_mb: float = 64.0
     overwrite: bool = False
     sync: bool = False
+    assurance: Assurance = "strict"
     strict: bool = False
     faults: tuple[str, ...] = ()
     fault_seed: int = 0
@@ -158,6 +163,14 @@ class Options:
             )
         if self.attest is not None and self.algorithm != "blake3":
             raise UsageError(f"digest {self.algorithm} is for accidental faults only: an attested job needs blake3")
+        if self.assurance not in ASSURANCES:
+            raise UsageError(f"unknown assurance {self.assurance!r}: use one of {', '.join(ASSURANCES)}")
+        if self.assurance == "checked" and (self.mode != "bft" or not self.deferred or not self.digest_outputs):
+            raise UsageError(
+                "checked execution is for mode bft, with deferred execution and digest outputs; or use assurance strict"
+            )
+        if self.assurance == "checked" and self.attest is not None:
+            raise UsageError("an attested job is voted on: there is no evidence for checks; use assurance strict")
         if self.attest is not None and self.durable:
             raise UsageError("an attested job cannot be durable: there is no evidence of what an earlier driver saw")
         faults: object = self.faults
@@ -198,6 +211,7 @@ class OptionsGiven(TypedDict, total=False):
     split_mb: float
     overwrite: bool
     sync: bool
+    assurance: Assurance
     strict: bool
     faults: tuple[str, ...]
     fault_seed: int

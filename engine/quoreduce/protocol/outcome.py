@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Answered = wire.MapTask | wire.ReduceTask | wire.SampleTask
 
 
-def outcome(kind: str, reply: wire.Done | wire.JobRaised) -> bytes:
+def outcome(kind: str, reply: wire.Done | wire.Summed | wire.JobRaised) -> bytes:
     """The digest that is voted on, of a reply that is a vote; ``kind`` is sample, map or reduce.
 
     Nothing that is used later is taken from one replica on trust: it covers the partitions' digests, record counts and
@@ -30,17 +30,20 @@ def outcome(kind: str, reply: wire.Done | wire.JobRaised) -> bytes:
     if isinstance(reply, wire.JobRaised):
         return blake3(reply.error.partition("\n")[0].encode()).digest()
     figures = struct.pack(f"<{len(reply.parts) + 1}Q", reply.records_in, *(part.nbytes for part in reply.parts))
-    data = blake3(reply.data).digest() if kind == "sample" else b""
+    data = blake3(reply.data).digest() if isinstance(reply, wire.Done) and kind == "sample" else b""
     whole = output_digest([(part.digest, part.records) for part in reply.parts])
     return blake3(whole + figures + data).digest()
 
 
 def event_of(kind: str, reply: wire.Attempted) -> m.Event:
-    """What a reply to a task of this ``kind`` is to the tracker: a vote, or a refusal."""
+    """What a reply to a task of this ``kind`` is to the tracker: a vote, the sums of a check, or a refusal."""
     match reply:
         case wire.Done(attempt):
             parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
             return m.Finished(attempt, m.Output(outcome(kind, reply), parts))
+        case wire.Summed(attempt, _, given, found):
+            parts = tuple(m.Part(p.digest, p.records, p.nbytes) for p in reply.parts)
+            return m.Checked(attempt, m.Output(outcome(kind, reply), parts), given, found)
         case wire.JobRaised(attempt, error):
             return m.Failed(attempt, error, outcome(kind, reply))
         case wire.InputsRefused(attempt, bad):

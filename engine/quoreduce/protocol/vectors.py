@@ -190,6 +190,29 @@ def _hashes() -> bytes:
     return b"".join(hash64(text()[:n].tobytes()).to_bytes(8, "little") for n in range(HASHED))
 
 
+def sums_text() -> bytes:
+    """A text with words of 1 to 24 letters, and one that is longer than what is hashed in one piece."""
+    return text().tobytes() + b"q" * 40_000 + b" " + text()[:1000].tobytes()
+
+
+def _sums() -> bytes:
+    """What the checks of a word count add up to (R13): of a text, of its blocks, and of its parts."""
+    from quoreduce_kernels import prf, word_sums, words
+
+    keys, whole = prf.expand(2 * KEY), np.frombuffer(sums_text(), np.uint8)
+    blocks = np.arange(128, dtype=np.uint8)
+    mixed = np.empty_like(blocks)
+    prf.mix_blocks(blocks.ctypes.data, 8, keys.ctypes.data, mixed.ctypes.data)
+    made: list[NDArray[Any]] = [mixed, word_sums.sum_text(whole, keys)]
+    runs = _counted(_counter(), whole)
+    for r, run in enumerate(runs):
+        made.append(word_sums.sum_counts(*run, keys, (r, len(runs))))
+        part = words.format_counts(*words.merge_counts([run]))
+        padded = np.append(part, np.zeros(word_sums.PADDING, np.uint8))[: part.size]
+        made.append(word_sums.sum_lines(padded, keys, (r, len(runs)))[0])
+    return _joined(made)
+
+
 def _partition() -> bytes:
     from quoreduce_kernels import records as sorting
 
@@ -365,6 +388,7 @@ def floats() -> NDArray[np.float64]:
 
 CASES: dict[str, Callable[[], bytes]] = {
     "blake3": _blake3, "words": _words, "counts": _counts, "growth": _growth, "hashes": _hashes,
+    "sums": _sums,
     "partition": _partition, "sort": _sort, "merge": _merge, "pieces": _pieces,
     "fingerprints": _fingerprints, "multiset": _multiset, "prefix": _prefix,
     "pairs": _pairs, "columns": _columns, "kept": _kept, "sequence": _sequence,

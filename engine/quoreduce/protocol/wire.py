@@ -23,12 +23,14 @@ ERROR_CHARS_MAX = 2000
 COUNTERS_MAX = 64
 COUNTER_CHARS_MAX = 64
 SLIPS_MAX = 8
+SUMS_BYTES_MAX = 4096
 INT_MAX = (1 << 63) - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Offset = Annotated[int, msgspec.Meta(ge=-1, le=INT_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 T = TypeVar("T")
+Sums = Annotated[bytes, msgspec.Meta(max_length=SUMS_BYTES_MAX)]
 Evidence = Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 CounterName = Annotated[str, msgspec.Meta(min_length=1, max_length=COUNTER_CHARS_MAX)]
@@ -115,6 +117,24 @@ class ReduceTask(msgspec.Struct, frozen=True, tag="reduce"):
     watch: bool = False
 
 
+class CheckTask(msgspec.Struct, frozen=True, tag="check"):
+    """Sum up the input and the stored output of a task under ``key`` (R13). The checker is not told what to find.
+
+    ``stored``: the output, a copy for each partition of a map; of a reduce its part. Their digests are left empty. A
+    map has a ``split``, a reduce ``sources``.
+    """
+
+    attempt: int
+    kind: Literal["map", "reduce"]
+    index: int
+    key: Digest
+    side: bytes
+    stored: tuple[StoredCopy, ...]
+    split: Split | None = None
+    sources: tuple[tuple[StoredCopy, ...], ...] = ()
+    fault: Fault | None = None
+
+
 class SampleTask(msgspec.Struct, frozen=True, tag="sample"):
     """Run the job's sample over all splits; the data comes back in the reply."""
 
@@ -122,7 +142,7 @@ class SampleTask(msgspec.Struct, frozen=True, tag="sample"):
     fault: Fault | None = None
 
 
-class CheckTask(msgspec.Struct, frozen=True, tag="check"):
+class RereadTask(msgspec.Struct, frozen=True, tag="reread"):
     """Recompute the digest of a part before it is published; ``attempt`` is the reduce's."""
 
     attempt: int
@@ -236,6 +256,7 @@ Request = (
     | ReduceTask
     | SampleTask
     | CheckTask
+    | RereadTask
     | ProbeTask
     | InspectTask
     | InputTask
@@ -313,6 +334,21 @@ class Done(_Reply, frozen=True, tag="done"):
     slips: Annotated[tuple[Slip, ...], msgspec.Meta(max_length=SLIPS_MAX)] = ()
 
 
+class Summed(_Reply, frozen=True, tag="summed"):
+    """What the input and the stored output of a task add up to. ``parts``: of the bytes that were summed. ``found`` is
+    empty if they are not in the form that the output has.
+    """
+
+    attempt: Count
+    parts: tuple[PartReply, ...]
+    given: Sums
+    found: Sums
+    records_in: Count = 0
+    bytes_in: Count = 0
+    bytes_shipped: Count = 0
+    refetched: Count = 0
+
+
 class JobRaised(_Reply, frozen=True, tag="failed"):
     """The job's code raised; the first line of ``error`` is voted on."""
 
@@ -335,7 +371,7 @@ class HostFailed(_Reply, frozen=True, tag="host failed"):
     error: Error
 
 
-class Checked(_Reply, frozen=True, tag="checked"):
+class Reread(_Reply, frozen=True, tag="reread"):
     """The digest of a part, recomputed."""
 
     attempt: Count
@@ -389,7 +425,7 @@ class NotQuoted(_Reply, frozen=True, tag="not quoted"):
     error: Error
 
 
-Attempted = Done | JobRaised | InputsRefused | HostFailed | Checked | Inspected
+Attempted = Done | Summed | JobRaised | InputsRefused | HostFailed | Reread | Inspected
 """Replies to requests that carry the number of an attempt."""
 
 SetupReply = Ready | NotReady

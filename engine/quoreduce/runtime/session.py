@@ -27,7 +27,7 @@ from quoreduce.data.formats import parse_format
 from quoreduce.data.manifest import InputFile, Manifest, ManifestPart, VerifyReport, read_manifest, verify_output
 from quoreduce.data.splits import Split, check_unchanged, is_uri, local_path, plan_splits
 from quoreduce.driver.driver import Driver
-from quoreduce.driver.figures import Progress
+from quoreduce.driver.figures import Progress, assurance
 from quoreduce.driver.jobstate import JobState
 from quoreduce.driver.plain import OpenGate, PlainRun
 from quoreduce.driver.result import Result
@@ -442,7 +442,8 @@ def _manifest(job: Job, options: Options, splits: Sequence[Split], key: bytes, d
         quoreduce=__version__, job=job.name, mode=options.mode, f=options.f, digest_algorithm=options.algorithm,
         digest_key=key.hex() or None, parts=parts, inputs=inputs,
         records_in=driver.state.result.records_in,
-        extras={"stride": record_width(job.output) or 128, "output": job.output},
+        extras={"stride": record_width(job.output) or 128, "output": job.output}
+        | assurance(options, driver.state.agreed, len(parts)),
     )  # fmt: skip
 
 

@@ -80,6 +80,8 @@ class Simulation:
         sampled = load.cost.sample_s > 0
         if (plan.maps, plan.reduces, plan.sample) != (load.maps, load.reduces, sampled) or not plan.confirm:
             raise UsageError("the plan is not the job's, or does not confirm")
+        if plan.checked:
+            raise UsageError("the simulator has no checks of outputs (R13)")
         self.shape, self.load, self.plan, self.calibration, self.seed = shape, load, plan, calibration, seed
         self.faults = Faults(faults, shape, plan, seed)
         self.referee = Referee(plan)
@@ -149,7 +151,7 @@ class Simulation:
             elif isinstance(command, Retest):
                 record(f"  test {command.test} of {command.domain} on {command.worker}")
                 self._clock.at(self._clock.now_s + TEST_S + 2 * self.shape.latency_s, self._retest, command)
-            else:
+            elif isinstance(command, JobDone | JobFailed):
                 self._end(command)
 
     def _launch(self, c: Launch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from quoreduce.tracker.messages import Accused, Retest, Retested
 from quoreduce.tracker.shared import Shared
 from quoreduce.tracker.state import Attempt, TaskState
+from quoreduce.tracker.suspicion import Work
 from quoreduce.tracker.vote import Candidate
 
 
@@ -29,14 +30,17 @@ class Accusations:
             if candidate is not winner
             for id_, domain in candidate.attempts.items()
         }
-        losers = set(lost.values())
-        voters = (domain for candidate in state.ballot.candidates for domain in candidate.attempts.values())
-        for domain in dict.fromkeys(voters):
+        unsound = [check for check in state.verdicts if check.approved != (check.candidate is winner)]
+        losers = {*lost.values(), *(check.domain for check in unsound)}
+        voters = [domain for candidate in state.ballot.candidates for domain in candidate.attempts.values()]
+        for domain in dict.fromkeys([*voters, *(check.domain for check in state.verdicts)]):
             self._pool.judge(domain, True, domain in losers)
+        for check in state.verdicts:
+            self._compare(check, check in unsound)
         for candidate in state.ballot.candidates:
             for id_ in candidate.attempts:
                 self._compare(self._attempts[id_], candidate is not winner)
-        for id_, domain in lost.items():
+        for id_, domain in [*lost.items(), *((check.id, check.domain) for check in unsound)]:
             self._accuse(state, id_, domain)
 
     def late(self, attempt: Attempt, lost: bool) -> None:
@@ -62,7 +66,16 @@ class Accusations:
         """
         candidates, attempts = attempt.state.ballot.candidates, self._attempts
         first = {attempts[id_].domain: attempts[id_] for id_ in candidates[0].attempts} if len(candidates) == 2 else {}
-        for name, one in ({attempt.domain: attempt} | first).items():
+        self._test({attempt.domain: attempt} | first)
+
+    def contest(self, check: Attempt, candidate: Candidate) -> None:
+        """A check disagrees with what it checked (R13): as :meth:`doubt` between the two."""
+        executed = [self._attempts[id_] for id_ in candidate.attempts]
+        self._test({check.domain: check} | {attempt.domain: attempt for attempt in executed})
+
+    def _test(self, answered: dict[str, Attempt]) -> None:
+        """Have domains whose answers contradict each other tested, those whose turn it is."""
+        for name, one in answered.items():
             domain = self._pool.domains.get(name)
             if domain is None or not self._pool.suspicion.dispute(name):
                 continue
@@ -90,6 +103,7 @@ class Accusations:
         self._shared.emit(Accused(state.task, id_, domain))
 
     def _compare(self, attempt: Attempt, lost: bool) -> None:
+        kind: Work = attempt.state.task.kind if attempt.checks is None else "check"
         if attempt.replica < self._plan.first:
-            group = attempt.state.task.kind, attempt.replica, self._pool.types[attempt.domain]
+            group = kind, attempt.replica, self._pool.types[attempt.domain]
             self._pool.compare(attempt.domain, group, lost)

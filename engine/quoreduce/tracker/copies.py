@@ -106,14 +106,16 @@ class Copies:
             self.held[id_].discard(attempt.id)
             self.discard(self._attempts[id_])
 
-    def drop(self, ids: Iterable[int]) -> list[Attempt]:
-        """Stored outputs are gone; return the attempts whose they were."""
+    def drop(self, ids: Iterable[int], lost_too: bool = True) -> list[Attempt]:
+        """Stored outputs are gone, or are not used any more if not ``lost_too``; return the attempts whose they
+        were.
+        """
         lost = [attempt for id_ in ids if (attempt := self._attempts[id_]).stored]
         for attempt in lost:
             self._forget(attempt)
             if attempt.candidate is not None and attempt.id in attempt.candidate.copies:
                 attempt.candidate.copies.remove(attempt.id)
-        self._shared.ledger.lost_blocks += len(lost)
+        self._shared.ledger.lost_blocks += len(lost) * lost_too
         return lost
 
     def _forget(self, attempt: Attempt) -> None:

@@ -1,11 +1,11 @@
-"""The executions of a job: where they run, and which answers are still to come (R6, R9, R10)."""
+"""The executions and checks of a job: where they run, and which answers are still to come (R6, R9, R10, R13)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from quoreduce.tracker.copies import Copies
-from quoreduce.tracker.messages import Cancel, Discard, Launch, Source
+from quoreduce.tracker.messages import Cancel, Check, Discard, Launch, Source
 from quoreduce.tracker.placement import Domain
 from quoreduce.tracker.shared import Shared
 from quoreduce.tracker.state import Attempt, TaskState
@@ -46,6 +46,25 @@ class Executions:
         state.owed = max(0, state.owed - 1)
         self._ledger.launch(task.kind, replica < self._plan.first, speculative)
         self._shared.emit(Launch(id_, task, replica, worker, store, sources))
+
+    def check(self, state: TaskState, domain: Domain, stored: Attempt, speculative: bool = False) -> None:
+        """Have a stored output checked in a domain that has a free slot (R13)."""
+        id_, task, number = self._next, state.task, state.checks
+        self._next += 1
+        sources: tuple[tuple[Source, ...], ...] = ()
+        if task.kind == "reduce":
+            sources = self._copies.gather()
+            self._ledger.shipped_nbytes += self._copies.offered_nbytes[task.index]
+        worker = self._pool.take(domain, id_)
+        attempt = Attempt(
+            id_, state, worker, domain.name, number, False, sources, candidate=stored.candidate,
+            speculative=speculative, checks=stored.id,
+        )  # fmt: skip
+        self._attempts[id_] = state.checking[id_] = attempt
+        state.checks += 1
+        state.speculative_checks += speculative
+        self._ledger.checks[task.kind] += 1
+        self._shared.emit(Check(id_, task, number, worker, stored.id, sources))
 
     def _stores(self, state: TaskState) -> bool:
         """Whether the next replica stores its output (R6): one does, and a speculative attempt if that one is slow.
@@ -88,7 +107,7 @@ class Executions:
             if attempt.store:
                 self._shared.emit(Discard(id_))
             return None
-        del attempt.state.running[id_]
+        del attempt.siblings[id_]
         self._copies.let_go(attempt)
         return attempt
 
@@ -101,16 +120,16 @@ class Executions:
         return crashed
 
     def crash(self, attempt: Attempt) -> None:
-        """An execution is lost without an answer that counts (R9)."""
+        """An execution, or a check, is lost without an answer that counts (R9)."""
         self._ledger.crashed += 1
         attempt.state.crashed += 1
-        if attempt.state.running.pop(attempt.id, None) is not None:
+        if attempt.siblings.pop(attempt.id, None) is not None:
             self._copies.let_go(attempt)
 
     def cancel(self, attempt: Attempt) -> None:
-        """An execution is no longer wanted."""
+        """An execution, or a check, is no longer wanted."""
         attempt.status = "cancelled"
-        del attempt.state.running[attempt.id]
+        del attempt.siblings[attempt.id]
         self._ledger.cancelled += 1
         self._shared.emit(Cancel(attempt.id))
         self._copies.let_go(attempt)

@@ -41,7 +41,11 @@ def _check_task(tracker: JobTracker, state: TaskState) -> None:
     task, plan = state.task, tracker.plan
     assert state.tries <= plan.bound, f"{task} was tried beyond its bound (R3)"
     assert state.speculative <= plan.need, f"{task} has more speculative attempts than replicas (R9)"
-    for attempt in state.running.values():
+    assert not (state.strict and state.checking), f"{task} is voted on and checked"
+    agreed = state.strict or state.winner is not None or len(state.ballot.candidates) <= 1
+    assert agreed, f"{task} is disputed and not voted on (R13)"
+    assert state.checks <= plan.bound + plan.need, f"{task} was checked beyond its bound (R3)"
+    for attempt in [*state.running.values(), *state.checking.values()]:
         assert attempt.status == "running", f"attempt {attempt.id} of {task} does not run"
         place = (
             tracker._pool.workers[attempt.worker].busy
@@ -59,13 +63,17 @@ def _check_task(tracker: JobTracker, state: TaskState) -> None:
             assert tracker._attempts[id_].stored, f"{task} offers attempt {id_}, which is not stored"
     if state.winner is not None:
         assert state.winner in state.ballot.candidates, f"{task}: the winner's votes were withdrawn"
-        assert len(state.winner.domains) >= plan.need, f"{task} won without f+1 domains (R1)"
+        assert len(state.winner.backers) >= plan.need, f"{task} won without f+1 domains (R1)"
         if not plan.stores_all:
             assert len(state.winner.copies) <= 1, f"{task} keeps surplus copies"
     waiting = tracker._opened and not tracker.done and tracker._schedule.wanted(state) > 0
     assert not waiting or state.wanted == tracker._schedule.wanted(state), (
         f"{task} wants {tracker._schedule.wanted(state)} replicas"
     )
+    if tracker._opened and not tracker.done and not state.strict:
+        missing = tracker._schedule.checks_lacking(state, state.checking.values())
+        assert missing == state.checks_wanted, f"{task} lacks {missing} checks"
+        assert not missing or state.task.index in tracker._schedule.checks[task.kind], f"{task} waits for no check"
     queued = any(state.task.index in tracker._schedule.queues[task.kind, begun] for begun in (True, False))
     assert not waiting or queued, f"{task} wants replicas and is not queued"
 
@@ -87,7 +95,7 @@ def _check_inputs(tracker: JobTracker, reduce: TaskState) -> None:
     if reduce.winner is not None:
         assert not tracker._maps_unwon, f"{reduce.task} won before its inputs (R5)"
     voted = [tracker._attempts[id_] for candidate in reduce.ballot.candidates for id_ in candidate.attempts]
-    for attempt in [*voted, *reduce.running.values()]:
+    for attempt in [*voted, *reduce.running.values(), *reduce.verdicts, *reduce.checking.values()]:
         if attempt.id >= tracker.plan.first_attempt:  # what an earlier run read is not known
             _check_sources(tracker, attempt, reduce.task.index)
 

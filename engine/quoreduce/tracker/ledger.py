@@ -20,6 +20,8 @@ class Ledger:
         launched: executions, by kind of task.
         first_plan: those that belong to the task's first f+1 (or 1, or 2f+1) replicas.
         speculative: those that were to overtake a slow one (R9).
+        checks: checks of outputs, by kind of task, which are no executions (R13).
+        rejected: checks that disagreed with what they checked.
         votes: results that were counted, errors among them.
         errors: votes that were errors of the user's code.
         lost_votes: votes against the agreed output: the faults that were detected.
@@ -43,6 +45,8 @@ class Ledger:
     launched: dict[Kind, int] = field(default_factory=_per_kind)
     first_plan: dict[Kind, int] = field(default_factory=_per_kind)
     speculative: int = 0
+    checks: dict[Kind, int] = field(default_factory=_per_kind)
+    rejected: int = 0
     votes: int = 0
     errors: int = 0
     lost_votes: int = 0

@@ -95,8 +95,27 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """A checker has summed up a task's input and a stored output of it (R13). It does not say whether they agree.
+
+    Attributes:
+        attempt: of the `Check`.
+        output: the digests and sizes of the bytes that it summed.
+        given, found: what the input and the output add up to under the key of this check, in one encoding.
+    """
+
+    attempt: int
+    output: Output
+    given: bytes
+    found: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """The user's code raised. That is a result too, and voted on: only f+1 equal errors are the job's own."""
+    """The user's code raised. That is a result too, and voted on: only f+1 equal errors are the job's own.
+
+    Of a check it is a rejection: what cannot be summed up is not confirmed (R13).
+    """
 
     attempt: int
     error: str
@@ -105,7 +124,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A reduce could not use the stored outputs of the attempts `bad` (R6): no vote, for nothing was computed."""
+    """A reduce, or a check, could not use the stored outputs of the attempts `bad` (R6): no vote, for nothing was
+    computed.
+    """
 
     attempt: int
     bad: tuple[int, ...]
@@ -146,7 +167,8 @@ class Retested:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """From the driver, before the start: this was agreed on in an earlier run of the job, by these domains of then.
+    """From the driver, before the start: this was agreed on in an earlier run of the job, by these domains of then, of
+    which `checkers` checked and the others executed it.
 
     `attempt` is the number it had, below the plan's `first_attempt`. If it is `stored`, its output can still be read:
     from where no worker of this run keeps it, so that it goes with none of them. Reduces are recovered after all maps.
@@ -157,6 +179,7 @@ class Recovered:
     output: Output
     domains: tuple[str, ...]
     stored: bool
+    checkers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +192,7 @@ Event: TypeAlias = (
     | WorkerLost
     | Executed
     | Finished
+    | Checked
     | Failed
     | Refused
     | BlockLost
@@ -198,6 +222,40 @@ class Launch:
     store: bool
     sources: tuple[tuple[Source, ...], ...] = ()
 
+    @property
+    def work(self) -> str:
+        """What takes about as long as what."""
+        return self.task.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Check on a worker what another domain has stored (R13). The driver draws a key for it.
+
+    Attributes:
+        attempt: numbered with the executions, unique in the job.
+        replica: running number of the check of this task: 0, 1, 2...
+        stored: the copy to be summed up.
+        sources: for a reduce, the copies to read of each map, as in `Launch`.
+    """
+
+    attempt: int
+    task: Task
+    replica: int
+    worker: str
+    stored: int
+    sources: tuple[tuple[Source, ...], ...] = ()
+
+    @property
+    def work(self) -> str:
+        """What takes about as long as what."""
+        return f"check of {self.task.kind}"
+
+    @property
+    def store(self) -> bool:
+        """A check stores nothing."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
@@ -217,6 +275,9 @@ class Discard:
 class Agreed:
     """A task's vote is won.
 
+    `domains` are those that executed it, `checkers` those that checked it: none if f+1 domains executed it; else both
+    together are f+1 (R13).
+
     For a sample or a reduce `attempt` is stored and is the one to publish. Should its block be lost before the job
     is done, `Agreed` comes again, with the same output and another attempt.
     """
@@ -225,12 +286,13 @@ class Agreed:
     attempt: int
     output: Output
     domains: tuple[str, ...]
+    checkers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Accused:
-    """An attempt's vote is lost against the agreed output of its task (R11). Its stored copy is discarded after
-    this.
+    """An attempt's vote is lost against the agreed output of its task, or its check was wrong about it (R11). A stored
+    copy of it is discarded after this.
     """
 
     task: Task
@@ -265,4 +327,6 @@ class JobFailed:
     message: str
 
 
-Command: TypeAlias = Launch | Cancel | Discard | Agreed | Accused | Retest | JobDone | JobFailed
+Assignment: TypeAlias = Launch | Check
+"""What occupies a slot of a worker until it is answered."""
+Command: TypeAlias = Launch | Check | Cancel | Discard | Agreed | Accused | Retest | JobDone | JobFailed

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from quoreduce.tracker.messages import Kind
-
 FLOOR_S = 2.0
 FACTOR = 3.0
 SAMPLES_LEAST = 2
@@ -23,32 +21,32 @@ class Pace:
     """How long the executions of one job take."""
 
     def __init__(self) -> None:
-        self._samples: dict[tuple[Kind, bool], deque[tuple[float, float]]] = {}
+        self._samples: dict[tuple[str, bool], deque[tuple[float, float]]] = {}
         self._typical: dict[
-            tuple[Kind, bool], tuple[float, float]
+            tuple[str, bool], tuple[float, float]
         ] = {}  # medians of seconds and of sizes, made when asked for
-        self._seen: set[tuple[Kind, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
 
-    def finished(self, kind: Kind, worker: str, size: float, took_s: float) -> None:
+    def finished(self, work: str, worker: str, size: float, took_s: float) -> None:
         """Learn from an execution that has read ``size`` bytes."""
-        key = kind, (kind, worker) not in self._seen
-        self._seen.add((kind, worker))
+        key = work, (work, worker) not in self._seen
+        self._seen.add((work, worker))
         self._samples.setdefault(key, deque(maxlen=SAMPLES_MAX)).append((took_s, size))
         self._typical.pop(key, None)
 
-    def overdue(self, kind: Kind, worker: str, size: float, so_far_s: float) -> bool:
+    def overdue(self, work: str, worker: str, size: float, so_far_s: float) -> bool:
         """Whether an execution that is to read ``size`` bytes takes too long; never, as long as too few have
         finished.
         """
         if so_far_s <= FLOOR_S:
             return False
-        limit_s = self._limit_s(kind, (kind, worker) not in self._seen, size)
+        limit_s = self._limit_s(work, (work, worker) not in self._seen, size)
         return limit_s is not None and so_far_s > limit_s
 
-    def _limit_s(self, kind: Kind, first: bool, size: float) -> float | None:
-        key = kind, first
+    def _limit_s(self, work: str, first: bool, size: float) -> float | None:
+        key = work, first
         if len(self._samples.get(key, ())) < SAMPLES_LEAST:
-            key = kind, True
+            key = work, True
         samples = self._samples.get(key, ())
         if len(samples) < SAMPLES_LEAST:
             return None

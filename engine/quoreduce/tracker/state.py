@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from quoreduce.tracker.messages import Reason, Source, Task
+from quoreduce.tracker.messages import Kind, Reason, Source, Task
 from quoreduce.tracker.vote import Ballot, Candidate
 
 Mode = Literal["original", "basic", "bft"]
@@ -44,6 +44,7 @@ class Plan:
         tight_storage: one copy of the agreed output (slide 22). For the driver; the tracker does not care.
         sample: a task whose agreed output is needed before anything else starts.
         confirm: the job is done when the driver has `Published` every reduce, not already when all are agreed on.
+        checked: kinds of tasks that are executed once and checked f times (R13), in mode `bft` with its modifications.
         first_attempt: number of the first attempt; in a later run of a job it is beyond those of all earlier ones.
         max_attempts: bound on executions of one task until it wins its vote, and as many more until the job is done,
             for copies that are lost (R3); None: 4(f+1)+8.
@@ -63,11 +64,14 @@ class Plan:
     tight_storage: bool = True
     max_attempts: int | None = None
     confirm: bool = False
+    checked: frozenset[Kind] = frozenset()
     first_attempt: int = 0
 
     def __post_init__(self) -> None:
         if self.maps < 0 or self.reduces < 1 or self.f < 0:
             raise ValueError(f"a job has 0 or more maps, 1 or more reduces and f >= 0, not {self}")
+        if self.checked and (self.mode != "bft" or not self.deferred or not self.digest_outputs):
+            raise ValueError("tasks are checked in mode bft only, with deferred execution and digest outputs")
         if self.max_attempts is not None and self.max_attempts < self.first:
             raise ValueError(f"max_attempts is {self.max_attempts}, but {self.first} replicas are planned per task")
 
@@ -104,15 +108,18 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One execution of a task (a replica, R1).
+    """One execution of a task (a replica, R1), or one check of what another has stored (R13).
 
     Attributes:
+        replica: running number of the execution, or of the check, of the task.
         sources: what it was told to read; the tuple is shared by all reduces launched on the same copies.
-        candidate: where its vote went, once it has voted.
+        candidate: where its vote went, once it has voted; of a check, what it is about.
         stored: its output was stored and is not known to be lost.
         seated: it occupies a slot of its worker; false once it is executed and only its answer is awaited.
         slow: it is overdue, says the driver.
         speculative: it was launched to overtake one that is.
+        checks: the attempt whose stored output is checked; None for an execution.
+        approved: the check found the output right.
     """
 
     id: int
@@ -128,6 +135,13 @@ class Attempt:
     seated: bool = True
     slow: bool = False
     speculative: bool = False
+    checks: int | None = None
+    approved: bool = False
+
+    @property
+    def siblings(self) -> dict[int, Attempt]:
+        """The running executions, or checks, of its task."""
+        return self.state.running if self.checks is None else self.state.checking
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +156,12 @@ class TaskState:
         wanted: replicas to launch when there are slots; kept by the tracker so that waiting tasks cost little.
         speculative: attempts launched to overtake slow ones; not among the tries.
         owed: replicas of an up-front plan (2f+1) still to be launched, whatever the vote says.
+        strict: executions alone are voted on; else one is executed and checked, until something disagrees (R13).
+        checking: checks that have yet to answer.
+        checks: launched until now; what R3 bounds.
+        checks_wanted: checks to launch when there are slots.
+        speculative_checks: checks launched to overtake slow ones.
+        verdicts: checks that have answered, right or wrong.
         winner: the candidate that won, for good.
         shown: a map's candidate that reduces were given to read before the vote was won (R5).
         offered: a map's copies that a reduce launched now would read; empty while there are none or a dispute.
@@ -151,6 +171,7 @@ class TaskState:
 
     task: Task
     owed: int
+    strict: bool = True
     wanted: int = 0
     ballot: Ballot = field(default_factory=Ballot)
     running: dict[int, Attempt] = field(default_factory=dict)
@@ -165,6 +186,11 @@ class TaskState:
     offered: tuple[Source, ...] = ()
     published: int | None = None
     confirmed: bool = False
+    checking: dict[int, Attempt] = field(default_factory=dict)
+    checks: int = 0
+    checks_wanted: int = 0
+    speculative_checks: int = 0
+    verdicts: list[Attempt] = field(default_factory=list)
 
     def running_domains(self) -> set[str]:
         """Domains of the replicas that have yet to answer."""
@@ -196,6 +222,8 @@ class TaskState:
             seen.append(f"{len(self.ballot.candidates) - 8} more results")
         if self.crashed:
             seen.append(f"{self.crashed} crashed")
+        if rejected := sum(not check.approved for check in self.verdicts):
+            seen.append(f"{rejected} checks rejected it")
         if self.refused:
             seen.append(f"{self.refused} could not read their sources")
         return f"{self.task} after {self.executions} executions: {'; '.join(seen) or 'no results'}"

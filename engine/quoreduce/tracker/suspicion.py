@@ -22,7 +22,8 @@ from typing import Literal
 
 from quoreduce.tracker.messages import Kind
 
-Group = tuple[Kind, int, str]
+Work = Kind | Literal["check"]
+Group = tuple[Work, int, str]
 Known = Literal["quarantined", "probation"]
 Why = Literal["", "test", "votes", "probation", "record"]
 
@@ -38,7 +39,7 @@ class Standing:
         judged: tasks that it voted on and that were won.
         lost: those of them on which a vote of its was lost.
         disputed: tasks on which its answer contradicted another's.
-        tallies: (kind of task, replica, type of CPU) -> votes judged, votes lost, of the first plan.
+        tallies: (kind of task, or check, number of replica or check, type of CPU) -> judged, lost; of the first plan.
         passed, failed: known-answer tests.
         probation: one lost vote or failed test is enough to be named.
         why: how it came to be named; empty if it is not.

@@ -1,4 +1,4 @@
-"""The job tracker: events in, commands out (slides 11-22; rules R1-R11 of ARCHITECTURE.md).
+"""The job tracker: events in, commands out (slides 11-22; rules R1-R11, R13 of ARCHITECTURE.md).
 
 Everything that decides about a job lives in this package, and nothing here knows a clock, a random number or a thread:
 the same events in the same order give the same commands. The law of this file is `handle`: an event changes the state
@@ -6,7 +6,10 @@ through exactly one handler, then free slots are filled, then the job is over or
 
 The way of a task: `Schedule.top_up` queues it while it lacks replicas; `Schedule.schedule` finds slots;
 `Executions.launch`; a reply ends the execution (`Executions.end`, R10) and is cast into the task's ballot; `_judge`
-sees whether somebody won. A map that wins against what reduces have read `_contradict`s them (R5).
+sees whether somebody won. A map that wins against what reduces have read restarts them (`Contradictions`, R5).
+
+A task with a check (R13) is executed once. Its answer makes it *running* still, with f checks of what was stored; those
+that find it right stand behind it as votes do. If anything disagrees, its executions alone are voted on from then on.
 
 =========== ============================================================= ===========================================
 state       meaning                                                       events that leave it
@@ -37,17 +40,18 @@ reduce gathers its sources if they changed since the last launch (O(maps)); a co
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from quoreduce.tracker import invariants, reasons
 from quoreduce.tracker.accusations import Accusations
+from quoreduce.tracker.contradictions import Contradictions
 from quoreduce.tracker.copies import Copies
 from quoreduce.tracker.executions import Executions
 from quoreduce.tracker.messages import (
     Agreed,
     BlockLost,
+    Checked,
     Command,
     Event,
     Executed,
@@ -69,6 +73,7 @@ from quoreduce.tracker.messages import (
 from quoreduce.tracker.placement import Pool
 from quoreduce.tracker.schedule import Schedule
 from quoreduce.tracker.shared import Shared
+from quoreduce.tracker.speculation import Speculation
 from quoreduce.tracker.state import Attempt, Plan, TaskState
 from quoreduce.tracker.suspicion import Known, Standing
 from quoreduce.tracker.vote import Candidate
@@ -94,6 +99,8 @@ class JobTracker:
         self._copies = Copies(self._shared)
         self._executions = Executions(self._shared, self._copies)
         self._schedule = Schedule(self._shared, self._copies, self._executions)
+        self._speculation = Speculation(self._shared, self._copies, self._executions, self._schedule)
+        self._contradictions = Contradictions(self._shared, self._copies, self._executions, self._schedule)
         self._accusations = Accusations(self._shared)
         self.plan, self.ledger, self._attempts = plan, self._shared.ledger, self._shared.attempts
         self._started = self._opened = False
@@ -109,6 +116,7 @@ class JobTracker:
             WorkerLost: self._on_lost,
             Executed: self._on_executed,
             Finished: self._on_finished,
+            Checked: self._on_checked,
             Failed: self._on_failed,
             Refused: self._on_refused,
             BlockLost: self._on_block_lost,
@@ -120,7 +128,8 @@ class JobTracker:
         }
 
     def _state(self, kind: Kind, index: int) -> TaskState:
-        return TaskState(Task(kind, index), owed=self.plan.first if self.plan.upfront else 0)
+        strict = kind not in self.plan.checked or self.plan.need == 1
+        return TaskState(Task(kind, index), owed=self.plan.first if self.plan.upfront else 0, strict=strict)
 
     def start(self) -> list[Command]:
         """Launch what can be launched on the workers that have joined."""
@@ -208,31 +217,83 @@ class JobTracker:
         if attempt is None:
             return
         state, output = attempt.state, event.output
-        if len(output.parts) != (self.plan.reduces if state.task.kind == "map" else 1):
-            self.ledger.malformed += 1
-            self._crash(attempt)
+        if not self._well_formed(state, output) or attempt.checks is not None:
+            self._malformed(attempt)
             return
         candidate = state.ballot.cast(attempt.id, attempt.domain, output.digest, output)
         if attempt.store:
             self._copies.store(attempt, candidate, output)
         self._judge(attempt, candidate)
 
+    def _well_formed(self, state: TaskState, output: Output) -> bool:
+        return len(output.parts) == (self.plan.reduces if state.task.kind == "map" else 1)
+
+    def _malformed(self, attempt: Attempt) -> None:
+        self.ledger.malformed += 1
+        self._crash(attempt)
+
+    def _on_checked(self, event: Checked) -> None:
+        """A checker has summed up the input and the stored output: they agree here, and nowhere else (R13)."""
+        attempt = self._executions.end(event.attempt)
+        if attempt is None:
+            return
+        if not self._well_formed(attempt.state, event.output) or attempt.candidate is None or attempt.checks is None:
+            self._malformed(attempt)
+            return
+        claimed = attempt.candidate.output
+        assert claimed is not None, "errors are not stored"
+        if [part.digest for part in event.output.parts] != [part.digest for part in claimed.parts]:
+            self._reject(attempt, attempt.candidate, rotten=True)  # what is stored was changed: no checker is to blame
+        elif event.output != claimed or event.given != event.found:
+            attempt.state.verdicts.append(attempt)
+            self._reject(attempt, attempt.candidate)
+        else:
+            self._approve(attempt, attempt.candidate)
+
+    def _approve(self, check: Attempt, candidate: Candidate) -> None:
+        state = check.state
+        state.verdicts.append(check)
+        check.approved = True
+        candidate.vouchers[check.id] = check.domain
+        self._try_win(state)
+        self._refresh(state)
+        self._schedule.top_up(state)
+
+    def _reject(self, check: Attempt, candidate: Candidate, rotten: bool = False) -> None:
+        """Something disagrees: the task is voted on, and the copy that was checked is not used."""
+        state = check.state
+        self.ledger.rejected += 1
+        self._accusations.contest(check, candidate)
+        self._schedule.vote(state)
+        if check.checks is not None and self._attempts[check.checks].stored:
+            self._drop([check.checks], rotten)
+        self._refresh(state)
+        self._schedule.top_up(state)
+
     def _on_failed(self, event: Failed) -> None:
         """An error of the user's code is a result: it takes f+1 equal ones to make it the job's own."""
         attempt = self._executions.end(event.attempt)
-        if attempt is not None:
+        if attempt is None:
+            return
+        if attempt.checks is not None and attempt.candidate is not None:
+            attempt.state.verdicts.append(attempt)
+            self._reject(attempt, attempt.candidate)
+        else:
             self.ledger.errors += 1
             candidate = attempt.state.ballot.cast(attempt.id, attempt.domain, event.digest, None, event.error)
             self._judge(attempt, candidate)
 
     def _on_refused(self, event: Refused) -> None:
-        """Drop the copies a reduce could not use and run it again (R6). It may name only what it was told to read."""
+        """Drop the copies that a reduce, or a check, could not use and run it again (R6). It may name only what it was
+        told to read.
+        """
         attempt = self._executions.end(event.attempt)
         if attempt is None:
             return
-        self.ledger.refuse(attempt.state.task.kind, attempt.speculative)
+        if attempt.checks is None:
+            self.ledger.refuse(attempt.state.task.kind, attempt.speculative)
         attempt.state.refused += 1
-        read = {source.attempt for copies in attempt.sources for source in copies}
+        read = {source.attempt for copies in attempt.sources for source in copies} | {attempt.checks}
         self._drop([id_ for id_ in event.bad if id_ in read])
         self._replace(attempt.state)
 
@@ -257,26 +318,8 @@ class JobTracker:
     def _on_slow(self, event: Slow) -> None:
         """Have an overdue attempt overtaken (R9), and those whose answers its worker still owes."""
         attempt = self._executions.seated(event.attempt)
-        if attempt is None:
-            return
-        for id_ in (attempt.id, *self._executions.awaited.get(attempt.worker, ())):
-            if self._attempts[id_].status == "running":
-                self._overtake(self._attempts[id_])
-
-    def _overtake(self, attempt: Attempt) -> None:
-        """Launch one speculative attempt, if those in time cannot do without.
-
-        Only where it is in nobody's way: now, on a free slot of a domain that is new to the task. The slow one goes on,
-        and if it is the first to answer, so much the better.
-        """
-        attempt.slow, state = True, attempt.state
-        if state.speculative >= self.plan.need or self._schedule.wanted(state):
-            return
-        if not self._schedule.lacking(state, state.in_time()):
-            return
-        domain = self._pool.fresh(state.asked)
-        if domain is not None and not (state.task.kind == "reduce" and self._copies.maps_unready):
-            self._executions.launch(state, domain, speculative=True)
+        if attempt is not None:
+            self._speculation.slow(attempt)
 
     def _on_recovered(self, event: Recovered) -> None:
         """A vote of an earlier run stands. While the copy can be read the task is not executed again."""
@@ -289,14 +332,18 @@ class JobTracker:
         for domain in event.domains:
             attempt.candidate = state.ballot.cast(attempt.id, domain, event.output.digest, event.output)
         assert attempt.candidate is not None, "f+1 domains agreed"
+        attempt.candidate.vouchers = {-1 - n: domain for n, domain in enumerate(event.checkers)}
         if event.stored:
             attempt.stored = True
             attempt.candidate.copies.append(attempt.id)
-        state.owed, state.executions, state.winner = 0, self.plan.first, attempt.candidate
+        state.owed, state.executions, state.winner = 0, self._planned(state), attempt.candidate
         if event.task.kind == "map":
             self._map_won(state, attempt.candidate, event.output)
         self._refresh(state)
         self._schedule.top_up(state)
+
+    def _planned(self, state: TaskState) -> int:
+        return self.plan.first if state.strict else 1
 
     def _of(self, task: Task) -> TaskState:
         if task.kind == "sample":
@@ -334,7 +381,7 @@ class JobTracker:
         self._replace(attempt.state)
 
     def _replace(self, state: TaskState) -> None:
-        """Run one that ended without a vote again; an up-front plan always, others if it is missed."""
+        """Run one that ended without a vote again; an up-front plan always, others if it is missed. Checks likewise."""
         if self.plan.upfront and state.winner is None:
             state.owed += 1
         self._schedule.top_up(state)
@@ -344,6 +391,8 @@ class JobTracker:
         state = attempt.state
         attempt.candidate = candidate
         self.ledger.votes += 1
+        if not state.strict and state.winner is None and state.ballot.disputed:
+            self._schedule.vote(state)
         if state.ballot.disputed and len(candidate.attempts) == 1:
             self._accusations.doubt(attempt)
         if state.ballot.disputed and state.ballot.split_along(self._pool.types):
@@ -375,19 +424,17 @@ class JobTracker:
         if not self.plan.upfront:
             # A replica that stores is let finish when the winner has no readable copy: it may bring one.
             surplus = [a for a in state.running.values() if winner.copies or not a.store]
-            for attempt in surplus:
+            for attempt in [*surplus, *state.checking.values()]:
                 self._executions.cancel(attempt)
         if state.task.kind == "map":
             self._map_won(state, winner, output)
         self._copies.tidy(state)
 
     def _map_won(self, state: TaskState, winner: Candidate, output: Output) -> None:
-        self._shared.emit(
-            Agreed(state.task, next(iter(winner.copies or winner.attempts)), output, tuple(winner.domains))
-        )
+        self._agree(state, winner, next(iter(winner.copies or winner.attempts)), output)
         self._maps_unwon -= 1
         if state.shown is not None and state.shown is not winner:
-            self._contradict(state, state.shown, output)
+            self._contradictions.contradict(state, state.shown, output, self._reduces)
         if not self._maps_unwon:
             provisional, self._provisional = self._provisional, {}
             for reduce in provisional.values():
@@ -395,38 +442,11 @@ class JobTracker:
                 self._refresh(reduce)
                 self._schedule.top_up(reduce)
 
-    def _contradict(self, state: TaskState, shown: Candidate, output: Output) -> None:
-        """A map's vote went against what reduces have read: restart those that read a losing partition (R5)."""
-        m, read = state.task.index, shown.output
-        assert read is not None, "only outputs are shown to reduces"
-        for r, reduce in enumerate(self._reduces):
-            if read.parts[r].digest != output.parts[r].digest:
-                self._restart(reduce, m, shown)
-                continue
-            # This partition is right, though others of the same copy are not: let its readers finish.
-            self._copies.hold(shown, m, reduce.running.values())
-
-    def _restart(self, reduce: TaskState, m: int, lost: Candidate) -> None:
-        """Withdraw what a reduce has done on a losing partition of map `m`: running, voted and stored (R5)."""
-
-        def stale(attempt: Attempt) -> bool:
-            return any(source.attempt in lost.attempts for source in attempt.sources[m])
-
-        for attempt in [a for a in reduce.running.values() if stale(a)]:
-            self._executions.cancel(attempt)
-        votes = [self._attempts[id_] for candidate in reduce.ballot.candidates for id_ in candidate.attempts]
-        withdrawn = [attempt.id for attempt in votes if stale(attempt)]
-        for id_ in withdrawn:
-            self._copies.discard(self._attempts[id_])
-        reduce.ballot.withdraw(withdrawn)
-        self.ledger.withdrawn_votes += len(withdrawn)
-        # What is left are the executions that count; the task begins anew with them (R1, R3).
-        left = [a for a in votes if a.id not in withdrawn] + list(reduce.running.values())
-        reduce.asked = dict(Counter(attempt.domain for attempt in left))
-        reduce.tries = len(left)
-        if self.plan.upfront:
-            reduce.owed = max(0, self.plan.first - len(left))
-        self._schedule.top_up(reduce)
+    def _agree(self, state: TaskState, winner: Candidate, attempt: int, output: Output) -> None:
+        checkers: tuple[str, ...] = ()
+        if len(winner.domains) < self.plan.need:
+            checkers = tuple(dict.fromkeys(d for d in winner.vouchers.values() if d not in winner.domains))
+        self._shared.emit(Agreed(state.task, attempt, output, tuple(winner.domains), checkers))
 
     def _refresh(self, state: TaskState) -> None:
         """A task's votes or copies have changed: what can be read of it now?"""
@@ -439,15 +459,15 @@ class JobTracker:
         """Announce the stored attempt of an agreed output that is to be used."""
         assert winner.output is not None, "errors end the job"
         state.published = winner.copies[0]
-        self._shared.emit(Agreed(state.task, state.published, winner.output, tuple(winner.domains)))
+        self._agree(state, winner, state.published, winner.output)
         if state.task.kind == "reduce":
             self._reduces_agreed += 1
         elif not self._opened:
             self._open_gates()
 
-    def _drop(self, ids: Iterable[int]) -> None:
+    def _drop(self, ids: Iterable[int], lost_too: bool = True) -> None:
         """Stored outputs are gone; find other copies, or execute again what is still needed (R6, R9)."""
-        lost = self._copies.drop(ids)
+        lost = self._copies.drop(ids, lost_too)
         for attempt in lost:
             state = attempt.state
             if state.published == attempt.id and state.task.kind == "reduce" and not state.confirmed:

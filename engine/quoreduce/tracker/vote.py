@@ -25,6 +25,7 @@ class Candidate:
         digest: of the output or of the error: the two are voted on in namespaces of their own.
         attempts: attempt -> its domain, in order of arrival.
         domains: domain -> number of its latest vote. Their count is what wins (R1).
+        vouchers: check -> domain in which it found this output right (R13); void once the task is voted on.
         copies: attempts whose stored output can still be read; the first is the one that readers use first (R6).
     """
 
@@ -33,7 +34,13 @@ class Candidate:
     digest: bytes
     attempts: dict[int, str] = field(default_factory=dict)
     domains: dict[str, int] = field(default_factory=dict)
+    vouchers: dict[int, str] = field(default_factory=dict)
     copies: list[int] = field(default_factory=list)
+
+    @property
+    def backers(self) -> AbstractSet[str]:
+        """The distinct domains that produced this output, or checked it."""
+        return self.domains.keys() | self.vouchers.values() if self.vouchers else self.domains.keys()
 
     def holds(self, digest: bytes, output: Output | None) -> bool:
         """Whether an output (or, with None, an error) of this digest belongs here."""
@@ -84,13 +91,13 @@ class Ballot:
     def leader(self) -> Candidate | None:
         """The candidate of most distinct domains; of several such one with a stored copy, then the first."""
         return max(
-            self.candidates, key=lambda candidate: (len(candidate.domains), bool(candidate.copies)), default=None
+            self.candidates, key=lambda candidate: (len(candidate.backers), bool(candidate.copies)), default=None
         )
 
     def winner(self, need: int) -> Candidate | None:
-        """The leader, if `need` = f+1 distinct domains stand behind it (R1)."""
+        """The leader, if `need` = f+1 distinct domains stand behind it (R1, R13)."""
         leader = self.leader()
-        return leader if leader is not None and len(leader.domains) >= need else None
+        return leader if leader is not None and len(leader.backers) >= need else None
 
     def missing(self, running: AbstractSet[str], need: int) -> int:
         """How many more domains must be asked before `need` equal outputs can be reached at all.

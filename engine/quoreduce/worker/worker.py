@@ -9,8 +9,8 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,14 @@ from quoreduce.data.block import Block, Buffer
 from quoreduce.data.digest import Digester, SealedBlock
 from quoreduce.data.formats import parse_format
 from quoreduce.data.inputs import open_records
-from quoreduce.errors import BlockError, HostError, host_errors, one_line
+from quoreduce.errors import HostError, host_errors
 from quoreduce.interrupts import Terminated
 from quoreduce.job import Job, record_width
 from quoreduce.jobs.python import block_style
 from quoreduce.protocol import wire
 from quoreduce.worker.context import MapContext, ReduceContext
-from quoreduce.worker.inspector import inspect_copy, slip
+from quoreduce.worker.inspector import inspect_copy
+from quoreduce.worker.reading import Inputs, Refused
 from quoreduce.worker.spoil import delay_s, spoil_blocks, spoil_bytes, spoil_file
 from quoreduce.worker.store import BlockReader, BlockStore
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from quoreduce.worker.attester import Attester
 
 Fetch = Callable[[wire.StoredCopy], bytes]
-FETCH_TRIES = 2
-CHECKSUM = Digester("checksum")
 COMPUTE_FAULTS = ("flip", "wrong", "stuck", "bad")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
@@ -49,15 +48,6 @@ class Crash(BaseException):
 
 class Hang(BaseException):
     """An injected hang: the executor never answers."""
-
-
-class _Refused(Exception):
-    """The copies of these attempts cannot be used. ``why``: the reason for the last of them."""
-
-    def __init__(self, bad: Sequence[int], why: str) -> None:
-        super().__init__(bad)
-        self.bad = tuple(bad)
-        self.why = why
 
 
 class Worker:
@@ -81,8 +71,8 @@ class Worker:
         start, began = _cpu_s(), time.monotonic()
         try:
             reply = self._run(request)
-        except _Refused as refused:
-            assert isinstance(request, wire.ReduceTask | wire.ProbeTask), "others refuse nothing"
+        except Refused as refused:
+            assert isinstance(request, wire.ReduceTask | wire.CheckTask | wire.ProbeTask), "others refuse nothing"
             reply = wire.InputsRefused(request.attempt, refused.bad, refused.why)
         except (HostError, MemoryError) as error:
             reply = _failure(request, str(error) or "out of memory", host=True)
@@ -114,9 +104,11 @@ class Worker:
             case wire.SampleTask():
                 return self._sample(request)
             case wire.CheckTask():
+                return self._check(request)
+            case wire.RereadTask():
                 with host_errors("cannot read a part"):
                     digest = self._digester.file(Path(request.path), request.stride)
-                return wire.Checked(request.attempt, digest)
+                return wire.Reread(request.attempt, digest)
             case wire.ProbeTask():
                 return self._run(request.task)
             case wire.InspectTask():
@@ -236,10 +228,8 @@ class Worker:
         if task.fault and task.fault.kind in COMPUTE_FAULTS:
             fault, width = task.fault, record_width(self._job.output)
             spoil = lambda data: spoil_bytes(fault, data, width)  # noqa: E731
-        inputs = _Inputs(self, task.watch, tampered=bool(task.fault and task.fault.kind == "wire"))
-        blocks = [inputs.read(copies) for copies in task.sources]
-        if inputs.missing:
-            raise _Refused(inputs.bad, inputs.why)
+        inputs = Inputs(self, task.watch, tampered=bool(task.fault and task.fault.kind == "wire"))
+        blocks = inputs.all(task.sources)
         with ExitStack() as stack:
             files = [_create(path, stack) for path in task.paths]
             ctx = ReduceContext(
@@ -247,7 +237,7 @@ class Worker:
                 files, spoil,
             )  # fmt: skip
             with inputs.unchanged():
-                self._job.reduce([block for block in blocks if block is not None], ctx)
+                self._job.reduce(blocks, ctx)
                 part = wire.PartReply(ctx.finish(), ctx.records, ctx.nbytes, 0)
         if task.fault:
             part = self._after_reduce(task.fault, part, task.paths)
@@ -256,6 +246,20 @@ class Worker:
             slips=tuple(inputs.slips), refetched=inputs.refetched, bytes_in=inputs.nbytes, bytes_shipped=inputs.shipped,
             counters=ctx.counters,
         )  # fmt: skip
+
+    def _check(self, task: wire.CheckTask) -> wire.Summed:
+        from quoreduce.worker.checking import CheckContext, Checker
+
+        assert self._setup is not None
+        assert self._job.check is not None, "the driver asks for checks that the job has"
+        stride = record_width(self._job.output) or 128
+        checker = Checker(self, self._digester, stride, self._format, self.store.folder)
+        ctx = CheckContext(task.index, self._setup.reducers, task.side, task.key)
+        if task.kind == "map":
+            assert self._job.check.map is not None
+            return checker.map(task, self._job.check.map, ctx)
+        assert self._job.check.reduce is not None
+        return checker.reduce(task, self._job.check.reduce, ctx)
 
     def _after_reduce(self, fault: wire.Fault, part: wire.PartReply, paths: Sequence[str]) -> wire.PartReply:
         (part,) = self._after(fault, (part,), "", ())
@@ -309,85 +313,6 @@ class Worker:
     def digest(self, block: Block) -> bytes:
         """Digest a block with the job's algorithm."""
         return self._digester.block(block)
-
-
-class _Inputs:
-    """The partitions that a reduce reads. Digests are recomputed over the very bytes that will be used (R6)."""
-
-    def __init__(self, worker: Worker, watch: bool, tampered: bool) -> None:
-        self._worker = worker
-        self._watch = watch
-        self._tampered = tampered
-        self._shared: list[tuple[Block, bytes, int]] = []
-        self.bad: list[int] = []
-        self.missing = False
-        self.why = ""
-        self.refetched = 0
-        self.slips: list[wire.Slip] = []
-        self.nbytes = 0
-        self.shipped = 0
-
-    def read(self, copies: Sequence[wire.StoredCopy]) -> Block | None:
-        """Check all copies and return the first that is right; None if there is none."""
-        good: Block | None = None
-        for stored in copies:
-            block = self._checked(stored)
-            if block is None:
-                self.bad.append(stored.attempt)
-            elif good is None:
-                good = block
-        if good is None:
-            self.missing = True
-        return good
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """At the end, refuse if a watched copy on this node has changed since it was checked (R6).
-
-        Replicas on a node read the same memory. A bit that flips there after all of them have checked it gives all of
-        them the same wrong bytes, and they would agree. Checksums find it, because it is an accident; they are taken
-        before the digest.
-        """
-        try:
-            yield
-        finally:
-            changed = [attempt for block, mark, attempt in self._shared if CHECKSUM.block(block) != mark]
-            if changed:
-                raise _Refused([*self.bad, *changed], "it changed while it was read")
-
-    def _checked(self, stored: wire.StoredCopy) -> Block | None:
-        first: Buffer | None = None
-        for attempt in range(FETCH_TRIES):
-            try:
-                raw = self._spoiled(self._worker.read(stored))
-                self.nbytes += stored.nbytes
-                self.shipped += stored.nbytes if stored.worker != self._worker.name else 0
-                block = Block.open(raw)
-                shared = self._watch and stored.node in ("", self._worker.node)
-                mark = (
-                    CHECKSUM.block(block) if shared else b""
-                )  # before the digest: nothing flips unseen between the two
-                if self._worker.digest(block) == stored.digest:
-                    self.refetched += attempt
-                    if shared:
-                        self._shared.append((block, mark, stored.attempt))
-                    if first is not None and len(self.slips) < wire.SLIPS_MAX:
-                        self.slips.append(slip(stored.attempt, first, raw))
-                    return block
-                first, self.why = raw, "its digest is not the one that was agreed on"
-            except BlockError as error:
-                first, self.why = raw, one_line(error)
-            except OSError as error:
-                self.why = one_line(f"{error.strerror or error}: {stored.path}")
-        return None
-
-    def _spoiled(self, raw: Buffer) -> Buffer:
-        if not self._tampered:
-            return raw
-        self._tampered = False
-        copy = bytearray(raw)
-        copy[len(copy) // 2] ^= 1
-        return copy
 
 
 def _cpu_s() -> float:

@@ -92,8 +92,8 @@ class Watched:
         """Pass a request on."""
         self.inner.submit(worker, raw)
         request = wire.decode_request(raw)
-        if isinstance(request, wire.SampleTask | wire.MapTask | wire.ReduceTask | wire.CheckTask):
-            self._asked[request.attempt, isinstance(request, wire.CheckTask)] = time.perf_counter(), request
+        if isinstance(request, wire.SampleTask | wire.MapTask | wire.ReduceTask | wire.RereadTask):
+            self._asked[request.attempt, isinstance(request, wire.RereadTask)] = time.perf_counter(), request
 
     def wait(self, timeout_s: float) -> list[Arrival]:
         """Pass replies on."""
@@ -101,9 +101,9 @@ class Watched:
         for arrival in arrivals:
             if arrival.raw is not None:
                 reply = wire.decode_reply(arrival.raw)
-                if not isinstance(reply, wire.Done | wire.Checked):
+                if not isinstance(reply, wire.Done | wire.Reread):
                     continue
-                asked = self._asked.pop((reply.attempt, isinstance(reply, wire.Checked)), None)
+                asked = self._asked.pop((reply.attempt, isinstance(reply, wire.Reread)), None)
                 if asked is not None:
                     self.seen.append(_seen(asked[1], reply, now - asked[0]))
         return arrivals
@@ -115,7 +115,7 @@ class Watched:
         return seen
 
 
-def _seen(request: wire.Request, reply: wire.Done | wire.Checked, took_s: float) -> TimedExecution:
+def _seen(request: wire.Request, reply: wire.Done | wire.Reread, took_s: float) -> TimedExecution:
     parts = reply.parts if isinstance(reply, wire.Done) else ()
     made = sum(part.nbytes for part in parts)
     match request:
@@ -126,7 +126,7 @@ def _seen(request: wire.Request, reply: wire.Done | wire.Checked, took_s: float)
             return TimedExecution(
                 "reduce", bool(request.paths), reply.cpu_s, took_s, sum(s.nbytes for s in copies), made, len(copies)
             )
-        case wire.CheckTask():
+        case wire.RereadTask():
             return TimedExecution("check", False, reply.cpu_s, took_s, 0, 0, 0)
     return TimedExecution("sample", False, reply.cpu_s, took_s, 0, 0, 0)
 

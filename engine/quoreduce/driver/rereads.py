@@ -1,4 +1,4 @@
-"""Parts are checked before they are published (R8): by whom, and which checks are under way."""
+"""Parts are read again before they are published (R8): by whom, and what is being read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quoreduce.tracker import messages as m
 
 
 @dataclass(slots=True)
-class Checking:
+class Rereading:
     """A part's digest that is being recomputed by ``worker`` before the part is published; its time is as in
     ``underway``.
     """
@@ -26,13 +26,13 @@ class Checking:
     grace: float = 0.0
 
 
-class Checks:
-    """The checks that are under way in a job. Times in seconds of the driver's clock.
+class Rereads:
+    """The parts of a job that are being read again. Times in seconds of the driver's clock.
 
     Args:
         stride: width of the records in a part, in bytes.
-        limit_s: for one check, which may have to wait for a task.
-        bound: checks of one task, and losses of those who do them included (R3).
+        limit_s: for one part, which may have to wait for a task.
+        bound: readings of one part, and losses of those who do them included (R3).
 
     Attributes:
         unread: why what a task stored could not be read back the last time.
@@ -44,45 +44,49 @@ class Checks:
         self._limit_s = limit_s
         self._bound = bound
         self._begun: Counter[m.Task] = Counter()
-        self._under_way: dict[int, Checking] = {}
+        self._under_way: dict[int, Rereading] = {}
         self.unread: dict[m.Task, str] = {}
 
     @property
     def waiting(self) -> bool:
-        """Whether a check is under way."""
+        """Whether a part is being read."""
         return bool(self._under_way)
 
     def begin(
         self, agreed: m.Agreed, path: str, writer: WorkerInfo, usable: Collection[WorkerInfo], running: Iterable[str],
         late: Collection[str], now: float,
     ) -> bool:  # fmt: skip
-        """Have a part checked; False if no worker can. The other arguments are those of :func:`checker`.
+        """Have a part read again; False if no worker can. The other arguments are those of :func:`reader`.
 
         Args:
             agreed, path: the part, and the file that ``writer`` wrote.
 
         Raises:
-            HostError: the bound on checks of this task is reached (R3).
+            HostError: the bound on readings of this part is reached (R3).
         """
         task = agreed.task
         if self._begun[task] >= self._bound:
-            why = self.unread.get(task, "workers that were to check it died or hung")
-            raise HostError(f"{task}: cannot read back what was written, after {self._bound} checks of {path}: {why}")
-        chosen = checker(writer, usable, running, (one.worker for one in self._under_way.values()), late)
+            why = self.unread.get(task, "workers that were to read it died or hung")
+            raise HostError(
+                f"{task}: cannot read back what was written, after {self._bound} attempts to read {path}: {why}"
+            )
+        chosen = reader(writer, usable, running, (one.worker for one in self._under_way.values()), late)
         if chosen is None:
             return False
         self._begun[task] += 1
-        self._under_way[agreed.attempt] = Checking(agreed, chosen, now + self._limit_s, self._executor.waited_s(chosen))
-        self._executor.submit(chosen, wire.encode(wire.CheckTask(agreed.attempt, path, self._stride)))
+        self._under_way[agreed.attempt] = Rereading(
+            agreed, chosen, now + self._limit_s, self._executor.waited_s(chosen)
+        )
+        self._executor.submit(chosen, wire.encode(wire.RereadTask(agreed.attempt, path, self._stride)))
         return True
 
-    def ended(self, worker: str, attempt: int) -> Checking | None:
-        """The check that a worker has answered; None if this worker was not asked for one of this attempt."""
+    def ended(self, worker: str, attempt: int) -> Rereading | None:
+        """The reading that a worker has answered; None if this worker was not to read that attempt's part."""
         one = self._under_way.get(attempt)
         return self._under_way.pop(attempt) if one is not None and one.worker == worker else None
 
     def lost(self, worker: str) -> list[m.Agreed]:
-        """A worker is gone; return the parts that it was to check."""
+        """A worker is gone; return the parts that it was to read."""
         gone = [one.agreed for one in self._under_way.values() if one.worker == worker]
         for agreed in gone:
             del self._under_way[agreed.attempt]
@@ -94,11 +98,11 @@ class Checks:
             one.deadline += away_s
 
     def next_due(self) -> float:
-        """The first deadline; infinity if no check is under way."""
+        """The first deadline; infinity if no part is being read."""
         return min((one.deadline for one in self._under_way.values()), default=float("inf"))
 
     def expired(self, now: float) -> list[str]:
-        """Workers whose check is past its deadline. Each is reported once: its deadline moves far into the future."""
+        """Workers that are past their deadline. Each is reported once: its deadline moves far into the future."""
         waited = self._executor.waited_s
         late = [one for one in self._under_way.values() if is_late(one, one.worker, now, waited)]
         for one in late:
@@ -106,24 +110,24 @@ class Checks:
         return [one.worker for one in late]
 
 
-def checker(
-    writer: WorkerInfo, workers: Collection[WorkerInfo], running: Iterable[str], checking: Iterable[str],
+def reader(
+    writer: WorkerInfo, workers: Collection[WorkerInfo], running: Iterable[str], reading: Iterable[str],
     late: Collection[str] = (),
 ) -> str | None:  # fmt: skip
-    """Choose the worker that checks a part; None if there is no worker.
+    """Choose the worker that reads a part again; None if there is no worker.
 
     A worker in another domain than the writer's comes first, then the one with the least to do, then the one in whose
-    domain the fewest checks are under way: parts are large, and reach a node through its one network card.
+    domain the fewest parts are being read: parts are large, and reach a node through its one network card.
 
     Args:
         writer: wrote the part.
-        workers: may check it.
-        running, checking: the worker of each execution, and of each check, that is under way.
+        workers: may read it.
+        running, reading: the worker of each execution, and of each reading, that is under way.
         late: workers that are still busy with cancelled executions. They may never answer, so they are asked last.
     """
     at = {w.name: w.domain for w in workers}
-    checks = list(checking)
-    todo, there = Counter([*running, *checks]), Counter(at[name] for name in checks if name in at)
+    reads = list(reading)
+    todo, there = Counter([*running, *reads]), Counter(at[name] for name in reads if name in at)
 
     def rank(w: WorkerInfo) -> tuple[bool, bool, int, int, str]:
         return w.domain == writer.domain, w.name in late, todo[w.name], there[w.domain], w.name
