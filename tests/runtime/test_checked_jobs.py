@@ -100,6 +100,7 @@ def test_a_check_that_is_wrong_costs_one_more_execution(
     assert result.rejected == 1
     assert sum(result.lost_votes.values()) == 1
     assert sum(result.executions.values()) == SPLITS + REDUCERS + 1
+    assert result.reexecutions == 1
     assert [one.kind for one in result.diagnoses] == ["compute"]
 
 

@@ -11,6 +11,8 @@ from quoreduce.tracker import (
     Agreed,
     BlockLost,
     Cancel,
+    Check,
+    Checked,
     Discard,
     Executed,
     Failed,
@@ -89,6 +91,13 @@ class Play:
         c = next(c for c in running if replica in (None, c.replica))
         return self.reply(c.attempt, how, error)
 
+    def check(self, task: str, lie: str = "") -> list[Any]:
+        """The first check of a task that is under way answers: honestly, or it lies (`CheckAnswers.check`)."""
+        flying = self.cluster.flying
+        k = next(k for k, c in enumerate(flying) if isinstance(c, Check) and str(c.task) == task)
+        self.cluster.check(k, lie)
+        return self.last
+
     def execute(self, task: str, replica: int | None = None) -> list[Any]:
         """A running replica ends, but its answer is to come."""
         c = next(c for c in self.running(task) if replica in (None, c.replica))
@@ -148,6 +157,9 @@ def _event(event: Any) -> str:
             return f"#{attempt} finished: {_output(output)}"
         case Executed(attempt):
             return f"#{attempt} executed"
+        case Checked(attempt, output, given, found):
+            sums = "equal sums" if given == found else "different sums"
+            return f"#{attempt} checked: {_output(output)}, {sums}"
         case Failed(attempt, error, _):
             return f"#{attempt} raised: {error}"
         case Refused(attempt, bad):
@@ -174,12 +186,17 @@ def _command(command: Any) -> str:
             return (
                 f"launch #{attempt}: {task}, replica {replica}, on {worker}{stores}{' reading ' + read if read else ''}"
             )
+        case Check(attempt, task, replica, worker, stored, sources):
+            read = " ".join("+".join(f"#{s.attempt}" for s in copies) for copies in sources)
+            reading = f" reading {read}" if read else ""
+            return f"check #{attempt}: of #{stored} of {task}, number {replica}, on {worker}{reading}"
         case Cancel(attempt):
             return f"cancel #{attempt}"
         case Discard(attempt):
             return f"discard #{attempt}"
-        case Agreed(task, attempt, output, domains):
-            return f"agreed: {task} is {_output(output)} (#{attempt}; {', '.join(domains)})"
+        case Agreed(task, attempt, output, domains, checkers):
+            checked = f"; checked by {', '.join(checkers)}" if checkers else ""
+            return f"agreed: {task} is {_output(output)} (#{attempt}; {', '.join(domains)}{checked})"
         case Accused(task, attempt, domain):
             return f"accused: {domain}, for #{attempt} of {task}"
         case Retest(test, domain, worker):

@@ -195,6 +195,58 @@ def the_driver_dies_before_it_has_published() -> Play:
     return job
 
 
+CHECKED = frozenset(("map", "reduce"))
+
+
+@scenario
+def checked_without_faults() -> Play:
+    """M+R executions and f(M+R) checks, each where the task was not executed (R13)."""
+    job = Play(domains=3, slots=1, maps=2, reduces=1, checked=CHECKED)
+    job.finish()
+    return job
+
+
+@scenario
+def a_check_rejects_a_wrong_map() -> Play:
+    """The sums differ: the map is voted on, the wrong copy is not used, and what has read it begins anew (R5, R13)."""
+    job = Play(domains=3, slots=2, maps=1, reduces=1, checked=CHECKED)
+    job.answer("map 0", 0, "alone")
+    job.check("map 0")
+    job.finish()
+    return job
+
+
+@scenario
+def a_checker_rejects_what_is_right() -> Play:
+    """One more execution tells who was wrong: the checker (R11, R13)."""
+    job = Play(domains=3, slots=2, maps=1, reduces=1, checked=CHECKED)
+    job.answer("map 0", 0)
+    job.check("map 0", "reject")
+    job.finish()
+    return job
+
+
+@scenario
+def what_was_stored_rots_before_its_check() -> Play:
+    """The checker has summed up other bytes than were voted for: nobody is accused, the copy is made again (R13)."""
+    job = Play(domains=3, slots=2, maps=1, reduces=1, checked=CHECKED)
+    job.answer("map 0", 0)
+    job.cluster.blocks[0].spoilt = True
+    job.check("map 0")
+    job.finish()
+    return job
+
+
+@scenario
+def a_checker_dies() -> Play:
+    """Another domain checks (R9, R13)."""
+    job = Play(domains=3, slots=1, maps=1, reduces=1, checked=CHECKED)
+    job.answer("map 0", 0)
+    job.cluster.crash("w1", blocks_lost=False)
+    job.finish()
+    return job
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, golden: Callable[[str, str], None]) -> None:
     job = SCENARIOS[name]()

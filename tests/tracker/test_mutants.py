@@ -142,8 +142,8 @@ MUTANTS = {
     ),
     "what was agreed on in an earlier life is planned again": (
         "tracker",
-        "state.owed, state.executions, state.winner = 0, self._planned(state), attempt.candidate",
-        "state.executions, state.winner = self._planned(state), attempt.candidate",
+        "state.owed, state.executions, state.winner = 0, self.plan.planned(event.task.kind), attempt.candidate",
+        "state.executions, state.winner = self.plan.planned(event.task.kind), attempt.candidate",
     ),
     "copies of an earlier life are not used": ("tracker", "        if event.stored:\n", "        if False:\n"),
     "copies of an earlier life are there even if they are lost": (

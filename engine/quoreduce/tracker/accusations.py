@@ -103,7 +103,8 @@ class Accusations:
         self._shared.emit(Accused(state.task, id_, domain))
 
     def _compare(self, attempt: Attempt, lost: bool) -> None:
-        kind: Work = attempt.state.task.kind if attempt.checks is None else "check"
-        if attempt.replica < self._plan.first:
-            group = kind, attempt.replica, self._pool.types[attempt.domain]
+        kind, planned = attempt.state.task.kind, self._plan.planned(attempt.state.task.kind)
+        work: Work = kind if attempt.checks is None else "check"
+        if attempt.replica < (planned if attempt.checks is None else self._plan.need - 1):
+            group = work, attempt.replica, self._pool.types[attempt.domain]
             self._pool.compare(attempt.domain, group, lost)

@@ -44,7 +44,7 @@ class Executions:
         state.tries += not speculative
         state.speculative += speculative
         state.owed = max(0, state.owed - 1)
-        self._ledger.launch(task.kind, replica < self._plan.first, speculative)
+        self._ledger.launch(task.kind, replica < self._plan.planned(task.kind), speculative)
         self._shared.emit(Launch(id_, task, replica, worker, store, sources))
 
     def check(self, state: TaskState, domain: Domain, stored: Attempt, speculative: bool = False) -> None:

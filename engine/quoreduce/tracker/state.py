@@ -90,6 +90,14 @@ class Plan:
         """Replicas of a task in the first plan."""
         return replicas_planned(self.f, self.mode, self.deferred)
 
+    def planned(self, kind: Kind) -> int:
+        """Executions of a task of a kind in the first plan: one if it is checked (R13)."""
+        return 1 if self.is_checked(kind) else self.first
+
+    def is_checked(self, kind: Kind) -> bool:
+        """Whether tasks of a kind are checked, as long as nothing disagrees."""
+        return kind in self.checked and self.need > 1
+
     @property
     def eager(self) -> bool:
         """Whether reduces may read unvoted map outputs (slide 20)."""

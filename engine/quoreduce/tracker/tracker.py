@@ -128,8 +128,8 @@ class JobTracker:
         }
 
     def _state(self, kind: Kind, index: int) -> TaskState:
-        strict = kind not in self.plan.checked or self.plan.need == 1
-        return TaskState(Task(kind, index), owed=self.plan.first if self.plan.upfront else 0, strict=strict)
+        owed = self.plan.first if self.plan.upfront else 0
+        return TaskState(Task(kind, index), owed, strict=not self.plan.is_checked(kind))
 
     def start(self) -> list[Command]:
         """Launch what can be launched on the workers that have joined."""
@@ -336,14 +336,11 @@ class JobTracker:
         if event.stored:
             attempt.stored = True
             attempt.candidate.copies.append(attempt.id)
-        state.owed, state.executions, state.winner = 0, self._planned(state), attempt.candidate
+        state.owed, state.executions, state.winner = 0, self.plan.planned(event.task.kind), attempt.candidate
         if event.task.kind == "map":
             self._map_won(state, attempt.candidate, event.output)
         self._refresh(state)
         self._schedule.top_up(state)
-
-    def _planned(self, state: TaskState) -> int:
-        return self.plan.first if state.strict else 1
 
     def _of(self, task: Task) -> TaskState:
         if task.kind == "sample":
