@@ -227,4 +227,6 @@ def _given_up(vm: Vm, active: Active) -> Tell:
     if not active.sweeping:
         return Tell(vm.vmid, how_to_resume(vm, active.heard), "failed")
     text = f"{vm.name} is {vm.phase}; {left_text(vm)}: {active.sweeping} it again when that server answers"
-    return Tell(vm.vmid, text, "failed" if active.sweeping == "terminate" else active.outcome)
+    if active.failed:
+        return Tell(vm.vmid, f"{active.failed}; {text}", "failed")
+    return Tell(vm.vmid, text, "failed" if active.sweeping == "terminate" else "done")

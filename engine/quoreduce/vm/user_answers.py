@@ -202,8 +202,10 @@ class UserAnswers:
         keep = self._orders.keep(vm)
         if vm.left and vm.phase in ("running", "terminated"):
             wanted = active.sweeps if active else ""
-            if wanted == "resolve" or (wanted and verdict.end == "done"):
-                return [keep, Tell(vm.vmid, text), *self._orders.sweep(vm, at, wanted, verdict.end)]
+            if wanted and verdict.end == "done":
+                return [keep, Tell(vm.vmid, text), *self._orders.sweep(vm, at, wanted)]
+            if wanted == "resolve":
+                return [keep, *self._orders.sweep(vm, at, wanted, failed=text)]
             if vm.phase == "terminated" and verdict.end == "done":
                 return [keep, Tell(vm.vmid, f"{text}; {left_text(vm)}: terminate it again", "failed")]
         return [keep, Tell(vm.vmid, text, verdict.end)]
@@ -219,7 +221,8 @@ class UserAnswers:
         self._orders.active.pop(vm.vmid)
         if active.sweeping == "terminate" and vm.phase == "lost":
             vm = vm.with_(phase="terminated")
-        return [self._orders.keep(vm), Tell(vm.vmid, text, active.outcome)]
+        last = [Tell(vm.vmid, active.failed, "failed")] if active.failed else []
+        return [self._orders.keep(vm), Tell(vm.vmid, text, "" if last else "done"), *last]
 
     def _asked(
         self, vm: Vm, active: Active, server: str, status: wire.Status, found: AttestedFacts

@@ -44,7 +44,7 @@ class Active:
         resolving: orders to settle are out.
         sweeps: once it is known where the VM is, the copies that it left elsewhere are ended too, for this request.
         sweeping: the copies are being ended now.
-        outcome: of the request, once they are.
+        failed: what the user is told once they are: that the order under way had come to nothing.
         nonce, stream: of the offer that was accepted: n_T, and what seals the image.
         settles, queries: the open questions: orders by server, and servers by nonce.
         heard: the phase that each server attested.
@@ -59,7 +59,7 @@ class Active:
     resolving: bool = False
     sweeps: Sweeps = ""
     sweeping: Sweeps = ""
-    outcome: Literal["done", "failed"] = "done"
+    failed: str = ""
     nonce: bytes = b""
     stream: StreamSealer | None = None
     settles: dict[str, SettleOrder] = field(default_factory=dict)
@@ -140,11 +140,9 @@ class UserOrders:
         signed = self.signed(order)
         return SettleOrder(signed, wire.digest(signed.body), order.number)
 
-    def sweep(
-        self, vm: Vm, at: datetime, sweeps: Sweeps, outcome: Literal["done", "failed"] = "done"
-    ) -> list[UserCommand]:
+    def sweep(self, vm: Vm, at: datetime, sweeps: Sweeps, failed: str = "") -> list[UserCommand]:
         """Have each server that may still have a copy end it."""
-        active = self.active[vm.vmid] = Active(at, at, resolving=True, sweeping=sweeps, outcome=outcome)
+        active = self.active[vm.vmid] = Active(at, at, resolving=True, sweeping=sweeps, failed=failed)
         return self.end_there(vm, active, vm.left, at)
 
     def end_there(self, vm: Vm, active: Active, left: Iterable[LeftCopy], at: datetime) -> list[UserCommand]:
