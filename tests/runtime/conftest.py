@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attesting import Root
 from runs import WORDCOUNT, Runner, coreutils
 
 from quoreduce import Options, Session
+from quoreduce.commands.attest.command import worker_environment
 from quoreduce.protocol.compile import ensure_kernels
 from quoreduce.protocol.options import Place
+from quoreduce.trust.measure import environment
+from quoreduce.trust.node import setup_node
 
 KJV_LINES = 400  # 25 kB or so
 
@@ -96,3 +101,16 @@ def records_sorted(records: Path) -> bytes:
     """The records in order of their keys; those with equal keys in the order of the input."""
     raw = records.read_bytes()
     return b"".join(sorted((raw[i : i + 100] for i in range(0, len(raw), 100)), key=lambda record: record[:10]))
+
+
+@pytest.fixture(scope="session")
+def environments() -> tuple[str, ...]:
+    """Digests of the environments of this process, where the workers of ``inline`` are, and of a worker process."""
+    return tuple(sha256(document).hexdigest() for document in (environment(), worker_environment()))
+
+
+@pytest.fixture(scope="session")
+def software(environments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """µTPMs, which vouch for the workers of this machine."""
+    state = tmp_path_factory.mktemp("software") / "state"
+    return Root("utpm", state, setup_node(state, "utpm", environments))

@@ -5,16 +5,7 @@ from __future__ import annotations
 import pytest
 from play import Play
 
-from quoreduce.tracker import (
-    Agreed,
-    BlockLost,
-    Cancel,
-    Discard,
-    JobDone,
-    Launch,
-    Refused,
-    Task,
-)
+from quoreduce.tracker import Agreed, BlockLost, Cancel, Discard, JobDone, Launch, Refused, Task
 
 
 def test_r5_reduces_start_on_the_first_copy_of_every_map() -> None:

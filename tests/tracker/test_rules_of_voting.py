@@ -6,18 +6,7 @@ import pytest
 from play import Play
 from simulator import output_of
 
-from quoreduce.tracker import (
-    Agreed,
-    Finished,
-    JobFailed,
-    JobTracker,
-    Launch,
-    Output,
-    Part,
-    Plan,
-    Task,
-    WorkerJoined,
-)
+from quoreduce.tracker import Agreed, Finished, JobFailed, JobTracker, Launch, Output, Part, Plan, Task, WorkerJoined
 
 
 def test_r1_a_domain_that_repeats_itself_counts_once() -> None:

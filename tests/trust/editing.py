@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from attested import (
-    Attested,
-)
+from attested import Attested
 from msgspec.structs import replace as put
 
 from quoreduce.trust import verifier

@@ -5,13 +5,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from attested import (
-    CHALLENGE,
-    DOCUMENT,
-    NOW,
-    Authority,
-    launch_of,
-)
+from attested import CHALLENGE, DOCUMENT, NOW, Authority, launch_of
 from editing import OTHER_NONCE
 from msgspec.structs import replace as put
 
@@ -19,14 +13,7 @@ from quoreduce.errors import AttestationError, EvidenceError
 from quoreduce.trust import evidence, merkle
 from quoreduce.trust.batcher import Batch
 from quoreduce.trust.eventlog import Event, encode_binary
-from quoreduce.trust.evidence import (
-    Follower,
-    LateLaunch,
-    begin,
-    check_batch,
-    commit,
-    launch_log,
-)
+from quoreduce.trust.evidence import Follower, LateLaunch, begin, check_batch, commit, launch_log
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.verifier import check_launch, verify_quote
 from quoreduce.trust.wire import SIGN, PcrSelection, Public, encode_pcrs_file, sized

@@ -6,20 +6,11 @@ from base64 import b64decode
 from hashlib import sha256
 
 import pytest
-from attested import (
-    CHALLENGE,
-    DOCUMENT,
-    Attested,
-    attested,
-    output_of,
-)
+from attested import CHALLENGE, DOCUMENT, Attested, attested, output_of
 from blake3 import blake3
 
 from quoreduce.trust import evidence, receipt
-from quoreduce.trust.evidence import (
-    QuotedBatch,
-    task_leaf,
-)
+from quoreduce.trust.evidence import QuotedBatch, task_leaf
 from quoreduce.trust.receipt import Receipt
 from quoreduce.trust.utpm import MicroTpm
 

@@ -10,35 +10,13 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from attested import (
-    CHALLENGE,
-    DOCUMENT,
-    ENDED,
-    NOW,
-    OTHER_DOCUMENT,
-    STARTED,
-    Attested,
-    Authority,
-    attested,
-    digest_of,
-)
-from editing import (
-    CLAIMS,
-    OTHER_NONCE,
-    refused,
-    with_batch,
-    with_entry,
-    with_hardware,
-    with_launch,
-    with_utpm,
-)
+from attested import CHALLENGE, DOCUMENT, ENDED, NOW, OTHER_DOCUMENT, STARTED, Attested, Authority, attested, digest_of
+from editing import CLAIMS, OTHER_NONCE, refused, with_batch, with_entry, with_hardware, with_launch, with_utpm
 from msgspec.structs import replace as put
 
 from quoreduce.trust import evidence, receipt, verifier
 from quoreduce.trust.eventlog import encode_binary
-from quoreduce.trust.evidence import (
-    launch_log,
-)
+from quoreduce.trust.evidence import launch_log
 from quoreduce.trust.receipt import TaskEntry, job_id
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.verifier import verify_quote

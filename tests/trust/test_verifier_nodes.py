@@ -5,14 +5,7 @@ from datetime import timedelta
 from hashlib import sha256
 
 import pytest
-from attested import (
-    CHALLENGE,
-    DOCUMENT,
-    NOW,
-    Attested,
-    Authority,
-    attested,
-)
+from attested import CHALLENGE, DOCUMENT, NOW, Attested, Authority, attested
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -23,9 +16,7 @@ from msgspec.structs import replace as put
 from quoreduce.trust import chain as ek_chain
 from quoreduce.trust import evidence
 from quoreduce.trust.eventlog import Event, encode_binary
-from quoreduce.trust.evidence import (
-    launch_log,
-)
+from quoreduce.trust.evidence import launch_log
 from quoreduce.trust.receipt import job_id
 from quoreduce.trust.utpm import MicroTpm
 from quoreduce.trust.wire import FIXED_PARENT, FIXED_TPM, SIGN, Public, sized

@@ -5,14 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attested import (
-    ENDED,
-    STARTED,
-    Attested,
-    attested,
-    digest_of,
-    manifest_of,
-)
+from attested import ENDED, STARTED, Attested, attested, digest_of, manifest_of
 from blake3 import blake3
 from editing import refused, swap, with_batch, with_entry, with_receipt, with_utpm
 from msgspec.structs import replace as put
