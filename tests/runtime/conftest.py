@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from attesting import Root
-from runs import WORDCOUNT, Runner, coreutils
+from durables import SPLIT_MB, interrupted
+from runs import WORDCOUNT, Runner, Sessions, coreutils, parts_of
 
 from quoreduce import Options, Session
 from quoreduce.commands.attest.command import worker_environment
@@ -21,8 +22,6 @@ from quoreduce.trust.measure import environment
 from quoreduce.trust.node import setup_node
 
 KJV_LINES = 400  # 25 kB or so
-
-Sessions = Callable[..., Session]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,3 +113,38 @@ def software(environments: tuple[str, ...], tmp_path_factory: pytest.TempPathFac
     """µTPMs, which vouch for the workers of this machine."""
     state = tmp_path_factory.mktemp("software") / "state"
     return Root("utpm", state, setup_node(state, "utpm", environments))
+
+
+@pytest.fixture
+def sessions(request: pytest.FixtureRequest) -> Sessions:
+    """``sessions(executor, workers=2)``: the shared ones."""
+    return lambda on, n=2: request.getfixturevalue("actors" if on == "ray" else "processes")(on, n)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The path of an output, in a folder of its own."""
+    (tmp_path / "outputs").mkdir()
+    return tmp_path / "outputs" / "out"
+
+
+@pytest.fixture
+def expected(sessions: Sessions, verses: Path, tmp_path: Path) -> list[bytes]:
+    """The parts of the small text's word count as durable jobs run it, without interruptions."""
+    session = sessions("inline")
+    session.run(WORDCOUNT, [str(verses)], str(tmp_path / "expected"), Options(reducers=3, split_mb=SPLIT_MB))
+    return parts_of(tmp_path / "expected")
+
+
+@pytest.fixture
+def half_done(sessions: Sessions, verses: Path, out: Path) -> Session:
+    """A session, and a durable job that was interrupted when all of its maps were agreed on and some of its reduces."""
+    return interrupted(
+        "half done", sessions("inline"), verses, out, lambda done: any(kind == "reduce" for kind, _ in done)
+    )
+
+
+@pytest.fixture
+def one_mapped(sessions: Sessions, verses: Path, out: Path) -> Session:
+    """The same, interrupted when a map or two were agreed on."""
+    return interrupted("one mapped", sessions("inline"), verses, out, lambda done: len(done) > 0)
