@@ -1,10 +1,9 @@
 """The house rules that ruff and import-linter do not know: sizes, cycles between modules, doubles, and dividers.
 
 Usage: python .ci/rules.py [FOLDER], the root of a checkout (default: this one); run by `make lint`. Prints what breaks
-a rule; exit code 1 if anything does. Three tables in pyproject.toml name exceptions, each with its reason:
-[tool.house-rules.longer-files] names files, [tool.house-rules.longer-classes] names classes, and
-[tool.house-rules.late-imports] names imports in functions that close a cycle. An exception that is not needed breaks
-the rule, too. The width of lines is ruff's (E501), layers are import-linter's.
+a rule; exit code 1 if anything does. Sizes have no exceptions. [tool.house-rules.late-imports] in pyproject.toml names
+imports in functions that close a cycle, each with its reason; one that is not needed breaks the rule, too. The width of
+lines is ruff's (E501), layers are import-linter's.
 """
 
 from __future__ import annotations
@@ -41,37 +40,25 @@ def parsed(path: Path) -> tuple[list[str], list[ast.AST]]:
     return text.splitlines(), list(ast.walk(ast.parse(text)))
 
 
-def exceptions(root: Path, kind: str) -> set[str]:
-    """The exceptions of a kind that pyproject.toml names."""
+def late_imports(root: Path) -> set[str]:
+    """The imports in functions that may close a cycle: ``here -> there``, as pyproject.toml names them."""
     path = root / "pyproject.toml"
     settings = tomllib.loads(path.read_text()) if path.exists() else {}
-    return set(settings.get("tool", {}).get("house-rules", {}).get(kind, {}))
-
-
-def unneeded(names: set[str]) -> Iterator[str]:
-    """A line for each exception that is not needed."""
-    return (f"{name}: has no need of its exception in pyproject.toml" for name in sorted(names))
+    return set(settings.get("tool", {}).get("house-rules", {}).get("late-imports", {}))
 
 
 def too_long(root: Path) -> Iterator[str]:
     """Files, classes and functions that are too long."""
-    longer, needed = exceptions(root, "longer-files") | exceptions(root, "longer-classes"), set()
     for path in files(root, CHECKED):
         name = str(path.relative_to(root))
         lines, nodes = parsed(path)
-        if len(lines) > FILE_LINES_MAX and name in longer:
-            needed.add(name)
-        elif len(lines) > FILE_LINES_MAX:
+        if len(lines) > FILE_LINES_MAX:
             yield f"{name}: {len(lines)} lines of at most {FILE_LINES_MAX}: divide it"
         for node in nodes:
             if (most := _lines_max(node, name)) is None:
                 continue
-            size, named = node.end_lineno - node.lineno + 1, f"{name}:{node.name}"
-            if size > most and isinstance(node, ast.ClassDef) and named in longer:
-                needed.add(named)
-            elif size > most:
+            if (size := node.end_lineno - node.lineno + 1) > most:
                 yield f"{name}:{node.lineno}: {node.name} has {size} lines of at most {most}: divide it"
-    yield from unneeded(longer - needed)
 
 
 def _lines_max(node: ast.AST, name: str) -> int | None:
@@ -117,7 +104,7 @@ def _for_types(node: ast.AST) -> bool:
 
 def cycles(root: Path) -> Iterator[str]:
     """A line for each cycle of imports that a search in depth meets."""
-    graph, allowed = imports(root), exceptions(root, "late-imports")
+    graph, allowed = imports(root), late_imports(root)
     named = {one: one.split(" -> ") for one in allowed}
     needed = {
         text for text, (here, there) in named.items() if there in graph.get(here, ()) and here in reached(graph, there)
@@ -136,7 +123,7 @@ def cycles(root: Path) -> Iterator[str]:
 
     for name in sorted(graph):
         yield from search(name, ())
-    yield from unneeded(allowed - needed)
+    yield from (f"{name}: has no need of its exception in pyproject.toml" for name in sorted(allowed - needed))
 
 
 def reached(graph: Mapping[str, set[str]], start: str) -> set[str]:

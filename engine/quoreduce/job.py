@@ -76,7 +76,8 @@ class Job:
         output: ``text`` (``key<TAB>value`` lines), ``fixed:N`` (records of N bytes) or ``sequence`` (a SequenceFile of
             Text).
         style: ``python`` or ``blocks``; set by the constructor used.
-        part_bytes, check: block style only, see :meth:`of_blocks`.
+        part_bytes: block style only, see :meth:`of_blocks`.
+        check: block style only, see :meth:`of_blocks`.
     """
 
     name: str

@@ -18,7 +18,7 @@ import numpy as np
 
 from quoreduce_kernels.intrinsics import address_of, bit_length, bswap, ld8, ld16, ld32, ld64, prefetch
 from quoreduce_kernels.options import cold_part, kernel, part
-from quoreduce_kernels.records import _radix_sort
+from quoreduce_kernels.radix import sort_u64
 
 _SMALL = 16  # rows: insertion sort up to here
 _AHEAD = 8  # rows between a prefetch and its use
@@ -176,7 +176,7 @@ def sort_rows(rows, order, words, other):
         down = max(bits + place_bits, _U(64)) - _U(64)
         for i in range(low, high):
             words[i] = (((words[i] - smallest) >> down) << place_bits) | _U(i - low)
-        _radix_sort(words, other, low, high, _U(0), (((largest - smallest) >> down) << place_bits) | places)
+        sort_u64(words, other, low, high, _U(0), (((largest - smallest) >> down) << place_bits) | places)
         for i in range(low, high):
             words[i] = order[_U(low) + (other[i] & places)]
             other[i] >>= place_bits

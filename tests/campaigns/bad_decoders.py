@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable
 
 from decoders import Target
@@ -50,7 +50,7 @@ def _die(raw: bytes) -> None:
 
 
 def _hang(_: bytes) -> None:
-    time.sleep(1000)
+    threading.Event().wait()
 
 
 TARGETS = {

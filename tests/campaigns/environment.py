@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ending import left_after
 from resume import processes
 
 from quoreduce.protocol.compile import use_kernels
@@ -46,7 +47,7 @@ OURS = ("quoreduce: ", "the record of suspects", "what was seen of suspects", "c
 COUNT = 2000
 TEXT_BYTES, RECORDS = 60_000, 600
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EINTR", "ESTALE")
-ENDS_IN_S, GONE_IN_S, POLL_S = 60.0, 20.0, 0.002
+ENDS_IN_S, GONE_IN_S = 60.0, 20.0
 COMPILED_IN_S = 300.0  # if nothing of the kernel cache can be read, or kept, every kernel is compiled anew
 CODES = {0, 2, 4}  # that fit: 1 is nobody's, 3 was not asked for, and neither the job nor a proof of it is to blame
 # What removes things may fail in these, so that something stays.
@@ -332,11 +333,8 @@ class Campaign:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _nobody_is_left(self) -> None:
-        until = time.monotonic() + GONE_IN_S
-        while left := list(processes(str(self._folder))):
-            if time.monotonic() > until:
-                raise Wrong(f"left behind: {left}")
-            time.sleep(POLL_S)
+        if left := left_after(lambda: processes(str(self._folder)), GONE_IN_S):
+            raise Wrong(f"left behind: {left}")
 
     def _command(self, scenario: Scenario, failing: dict[str, str], ends_in_s: float = ENDS_IN_S) -> Ended:
         """Run a command in a forked process, whose calls fail as said."""

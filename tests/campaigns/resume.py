@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import signal
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ending import left_after
 
 from quoreduce.data.journal import Begun, Decided, Launched, Record, decode
 from quoreduce.protocol.compile import use_kernels
@@ -38,7 +41,8 @@ TEXT_BYTES, RECORDS = 160_000, 1500
 JOBS = {"wordcount": "0.005", "sort": "0.005"}  # and their --split-mb
 REDUCERS = 5
 PLACES = {"inline": ("--inline", "--workers", "3"), "local": ("--on", "local", "--workers", "2", "--domain", "worker")}
-LIFE_MAX_S, GONE_MAX_S, POLL_S = 120.0, 20.0, 0.0002
+LIFE_MAX_S, GONE_MAX_S = 120.0, 20.0
+LOOKS_S = 0.0002  # between two looks at the journal
 PHASES = ("before the journal", "nothing agreed on", "maps", "reduces", "all agreed on", "output in place")
 
 
@@ -276,11 +280,14 @@ class Campaign:
 
     def _nothing_is_left(self) -> None:
         until = time.monotonic() + GONE_MAX_S
-        while left := [*processes(str(self._folder)), *(str(path) for path in self._store.rglob("*"))]:
+        while True:  # again only if a driver was killed while it started a worker, which nothing names yet
+            running = left_after(lambda: processes(str(self._folder)), until - time.monotonic())
             sweep(self._store)  # as the next session does, of those whose processes were all killed
+            left = [*running, *(str(path) for path in self._store.rglob("*"))]
+            if not left:
+                return
             if time.monotonic() > until:
                 raise Wrong(f"left behind: {left}")
-            time.sleep(0.01)
 
     def _driver(self, words: Sequence[str], due: Callable[[float, int], bool] | None) -> Ended:
         """Run the command line in a forked process, and kill it when it is ``due``."""
@@ -289,24 +296,25 @@ class Campaign:
         pid = os.fork()
         if pid == 0:
             _be_the_command(words, said, error)
-        largest = 0
-        while True:
-            now_s = time.monotonic() - start
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                return Ended(False, code, said.read_text(), error.read_text(), now_s, largest)
-            largest = max(largest, self._journal_bytes())
-            if now_s > LIFE_MAX_S or (due is not None and due(now_s, largest)):
-                os.kill(pid, signal.SIGKILL)
-                _, status = os.waitpid(pid, 0)
-                if now_s > LIFE_MAX_S:
-                    raise Wrong(f"{' '.join(words)} hangs")
-                if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
-                    return Ended(True, -signal.SIGKILL, "", "", now_s)
-                code = os.waitstatus_to_exitcode(status)  # it ended in the same moment
-                return Ended(False, code, said.read_text(), error.read_text(), now_s, largest)
-            time.sleep(POLL_S)
+        end, largest = os.pidfd_open(pid), 0
+        try:
+            while True:
+                ended, _, _ = select.select([end], [], [], LOOKS_S)
+                now_s = time.monotonic() - start
+                if ended:
+                    break
+                largest = max(largest, self._journal_bytes())
+                if now_s > LIFE_MAX_S or (due is not None and due(now_s, largest)):
+                    os.kill(pid, signal.SIGKILL)
+                    break
+        finally:
+            os.close(end)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if not ended and now_s > LIFE_MAX_S:
+            raise Wrong(f"{' '.join(words)} hangs")
+        if not ended and code == -signal.SIGKILL:
+            return Ended(True, code, "", "", now_s)
+        return Ended(False, code, said.read_text(), error.read_text(), now_s, largest)  # perhaps as it was to be killed
 
     def _journal_bytes(self) -> int:
         for path in self._output.parent.glob(".out.*.staging/journal"):

@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ending import left_after
+
 from quoreduce import scratch
 from quoreduce.data.commit import OutputDir
 
@@ -34,7 +36,6 @@ TEXT = Path(__file__).parents[1] / "data" / "kjv.txt"
 TEXT_BYTES = 600_000
 LIFE_MAX_S = 120.0
 GONE_MAX_S = 30.0
-POLL_S = 0.02
 RAY_EVERY = 8  # a Ray takes seconds to start
 GENTLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SWEEP = "from quoreduce import scratch; import sys; from pathlib import Path; scratch.sweep(Path(sys.argv[1]))"
@@ -200,11 +201,8 @@ class Campaign:
         """After SIGKILL, the next session and the next run that writes there have been."""
         if killed and case.on == "ray":
             self._sweep()  # its agents look for it for a minute
-        until = time.monotonic() + GONE_MAX_S
-        while running := list(processes(self._mark)):
-            if time.monotonic() > until:
-                raise Wrong(f"processes live on: {running}")
-            time.sleep(POLL_S)
+        if running := left_after(lambda: processes(self._mark), GONE_MAX_S):
+            raise Wrong(f"processes live on: {running}")
         if killed:
             self._sweep()
             self._write_there_again()

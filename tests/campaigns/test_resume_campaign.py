@@ -48,6 +48,23 @@ def test_it_would_see_a_process_that_is_left(tmp_path: Path) -> None:
     assert list(campaign.processes(str(tmp_path))) == []
 
 
+def test_processes_are_waited_for_and_named_if_they_do_not_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print(flush=True); input()", str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        (left,) = campaign.left_after(lambda: campaign.processes(str(tmp_path)), 0.0)
+        assert left.startswith(f"{process.pid}:")
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert campaign.left_after(lambda: campaign.processes(str(tmp_path)), TIMEOUT_S) == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_it_would_see_another_output_and_what_is_left_beside_it(tmp_path: Path) -> None:
     trial = campaign.Campaign(tmp_path, 1)
     out = tmp_path / "outputs" / "out"

@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / ".ci" / "rules.py"
 WELL = "sizes, cycles, doubles and dividers: all well\n"
-EXCEPTED = '[tool.house-rules.longer-files]\n"engine/long.py" = "a reason"\n'
 
 
 def numbered(count: int, indent: str = "") -> str:
@@ -92,26 +91,6 @@ def test_lines_that_are_nearly_the_same_and_imports_may_stand_twice(tmp_path: Pa
     names = "from os import (\n" + "".join(f"    {name},\n" for name in dir(os)[:20]) + ")\n"
     plant(tmp_path, a=names + nine, b=names + nine)
     assert (checked(tmp_path).returncode, checked(tmp_path).stdout) == (0, WELL)
-
-
-def test_a_longer_file_is_allowed_by_name_as_long_as_it_needs_that(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(EXCEPTED)
-    plant(tmp_path, long=numbered(601))
-    assert checked(tmp_path).returncode == 0
-    plant(tmp_path, long=numbered(600))
-    assert (checked(tmp_path).returncode, checked(tmp_path).stdout) == (
-        1, "engine/long.py: has no need of its exception in pyproject.toml\n",
-    )  # fmt: skip
-
-
-def test_a_longer_class_is_allowed_by_name_as_long_as_it_needs_that(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[tool.house-rules.longer-classes]\n"engine/a.py:C" = "a reason"\n')
-    plant(tmp_path, a="class C:\n" + numbered(300, "    "))
-    assert checked(tmp_path).returncode == 0
-    plant(tmp_path, a="class C:\n" + numbered(299, "    "))
-    assert (checked(tmp_path).returncode, checked(tmp_path).stdout) == (
-        1, "engine/a.py:C: has no need of its exception in pyproject.toml\n",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("width", "refused"), [(120, False), (121, True)])

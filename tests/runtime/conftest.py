@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runs import WORDCOUNT, Runner, coreutils
+from attesting import Root
+from durables import SPLIT_MB, interrupted
+from runs import WORDCOUNT, Runner, Sessions, coreutils, parts_of
 
 from quoreduce import Options, Session
+from quoreduce.commands.attest.command import worker_environment
 from quoreduce.protocol.compile import ensure_kernels
 from quoreduce.protocol.options import Place
+from quoreduce.trust.measure import environment
+from quoreduce.trust.node import setup_node
 
 KJV_LINES = 400  # 25 kB or so
-
-Sessions = Callable[..., Session]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,3 +100,51 @@ def records_sorted(records: Path) -> bytes:
     """The records in order of their keys; those with equal keys in the order of the input."""
     raw = records.read_bytes()
     return b"".join(sorted((raw[i : i + 100] for i in range(0, len(raw), 100)), key=lambda record: record[:10]))
+
+
+@pytest.fixture(scope="session")
+def environments() -> tuple[str, ...]:
+    """Digests of the environments of this process, where the workers of ``inline`` are, and of a worker process."""
+    return tuple(sha256(document).hexdigest() for document in (environment(), worker_environment()))
+
+
+@pytest.fixture(scope="session")
+def software(environments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """µTPMs, which vouch for the workers of this machine."""
+    state = tmp_path_factory.mktemp("software") / "state"
+    return Root("utpm", state, setup_node(state, "utpm", environments))
+
+
+@pytest.fixture
+def sessions(request: pytest.FixtureRequest) -> Sessions:
+    """``sessions(executor, workers=2)``: the shared ones."""
+    return lambda on, n=2: request.getfixturevalue("actors" if on == "ray" else "processes")(on, n)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The path of an output, in a folder of its own."""
+    (tmp_path / "outputs").mkdir()
+    return tmp_path / "outputs" / "out"
+
+
+@pytest.fixture
+def expected(sessions: Sessions, verses: Path, tmp_path: Path) -> list[bytes]:
+    """The parts of the small text's word count as durable jobs run it, without interruptions."""
+    session = sessions("inline")
+    session.run(WORDCOUNT, [str(verses)], str(tmp_path / "expected"), Options(reducers=3, split_mb=SPLIT_MB))
+    return parts_of(tmp_path / "expected")
+
+
+@pytest.fixture
+def half_done(sessions: Sessions, verses: Path, out: Path) -> Session:
+    """A session, and a durable job that was interrupted when all of its maps were agreed on and some of its reduces."""
+    return interrupted(
+        "half done", sessions("inline"), verses, out, lambda done: any(kind == "reduce" for kind, _ in done)
+    )
+
+
+@pytest.fixture
+def one_mapped(sessions: Sessions, verses: Path, out: Path) -> Session:
+    """The same, interrupted when a map or two were agreed on."""
+    return interrupted("one mapped", sessions("inline"), verses, out, lambda done: len(done) > 0)

@@ -71,7 +71,7 @@ def test_a_wrong_output_is_rejected_and_voted_down(
 ) -> None:
     result, parts = run("local", JOB, numbers, workers=3, faults=(f"{fault}:{kind}:1@first",), **OPTIONS)
     assert parts == right
-    assert result.rejected >= 1
+    assert result.rejected >= 1 or (kind, fault) == ("map", "lie")  # which a reduce may find first
     assert result.faults.masked >= 1
     assert sum(result.lost_votes.values()) == 1
     assert result.executions[kind] == {"map": SPLITS, "reduce": REDUCERS}[kind] + 2
@@ -159,7 +159,7 @@ def test_a_wrong_word_count_is_rejected(run: Runner, verses: Path, fault: str, k
     faults = (f"{fault}:{kind}:1@first",)
     result, parts = run("local", WORDCOUNT, verses, workers=3, **options, assurance="checked", faults=faults)
     assert parts == right
-    assert result.rejected >= 1 or fault == "swap"  # which a reduce may find first
+    assert result.rejected >= 1 or (kind == "map" and fault in ("lie", "swap"))  # which a reduce may find first
     assert result.faults.masked >= 1
 
 

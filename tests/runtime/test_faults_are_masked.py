@@ -167,7 +167,8 @@ def test_two_faulty_replicas_of_a_task_at_f_2(on: str, kind: str, run: Runner, t
     assert parts == right
     assert result.faults.injected == REDUCES + 1
     extra = more_than_planned(result, 3)
-    assert extra["map"] == 0
+    # On Ray all three actors may be dead at once: then nobody is there who could serve what the maps have stored.
+    assert extra["map"] <= (MAPS if (on, kind) == ("ray", "crash") else 0)
     assert REDUCES + 1 <= extra["reduce"] <= (REDUCES + 1) * (1 if kind == "crash" else 2)
 
 

@@ -15,8 +15,8 @@ from quoreduce.jobs.sort import JOB as SORT
 from quoreduce.jobs.wordcount import JOB as WORDCOUNT
 
 __all__ = [
-    "EXECUTORS", "SORT", "WORDCOUNT", "Runner", "beginning", "coreutils", "counted", "left_in", "parts_of", "poll",
-    "running",
+    "EXECUTORS", "SORT", "WORDCOUNT", "Runner", "Sessions", "beginning", "coreutils", "counted", "left_in", "parts_of",
+    "poll", "running",
 ]  # fmt: skip
 
 EXECUTORS = ("inline", "local", pytest.param("ray", marks=pytest.mark.ray))
