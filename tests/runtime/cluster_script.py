@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from blocking import Gate
-from runs import WORDCOUNT, left_in, parts_of, running
+from runs import WORDCOUNT, left_in, parts_of
 from test_killed_in_the_middle import Running
 
 import quoreduce.runtime.ray  # noqa: F401 - sets Ray's environment, which counts only before Ray is imported
 from quoreduce import Options, Result, Session
 from quoreduce.driver import detective
+from quoreduce.machine import readable
 from quoreduce.protocol.options import Place
 
 NODES = 4
 REDUCES = 3
 SPLIT_MB = 0.004
+END_MAX_S = 10.0
 
 
 def figures(result: Result, output: Path) -> dict[str, Any]:
@@ -66,6 +68,18 @@ def kill_a_node(session: Session, cluster: Any, folder: Path) -> dict[str, Any]:
     return {**seen, "right": seen["parts"] == [gate.right.decode()], "lost": lost.domain}
 
 
+def lives_on(pid: int) -> bool:
+    """Whether a process has not ended a while after its cluster did: Ray kills workers, and does not wait for them."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return not readable(fd, END_MAX_S)
+    finally:
+        os.close(fd)
+
+
 def main(text: str, folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
@@ -95,7 +109,7 @@ def main(text: str, folder: Path) -> None:
     seen["left"] = sorted(str(path.relative_to(store)) for path in store.rglob("*"))
     ray.shutdown()
     cluster.shutdown()
-    seen["alive"] = [pid for pid in pids if running(pid)]
+    seen["alive"] = [pid for pid in pids if lives_on(pid)]
     print(json.dumps(seen))
 
 
