@@ -45,8 +45,9 @@ class CheckedCache(NullCache):  # type: ignore[misc]
     kernels.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], variant: str = "") -> None:
         self._function = function
+        self._variant = variant
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled kernel, or None: it has to be compiled."""
@@ -72,19 +73,24 @@ class CheckedCache(NullCache):  # type: ignore[misc]
     def _name(self, sig: Any, codegen: Any) -> str:
         """The file of a kernel: it says for which signature, code, CPU and version of numba."""
         code = self._function.__code__
-        key = repr((sig, codegen.magic_tuple(), numba.__version__, hashlib.sha256(code.co_code).hexdigest()))
+        made_of = (sig, codegen.magic_tuple(), numba.__version__, hashlib.sha256(code.co_code).hexdigest())
+        key = repr((*made_of, self._variant) if self._variant else made_of)
         module = self._function.__module__.rpartition(".")[2]
-        return f"{module}.{code.co_name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}{cache.SUFFIX}"
+        name = f"{code.co_name}.{self._variant}" if self._variant else code.co_name
+        return f"{module}.{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}{cache.SUFFIX}"
 
 
-def kernel(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate an entry point: compiled (or loaded) at import for exactly this signature."""
+def kernel(signature: Any, variant: str = "") -> Callable[[Callable[..., Any]], Any]:
+    """Decorate an entry point: compiled (or loaded) at import for exactly this signature.
+
+    ``variant`` tells apart functions of the same code that close over other parts.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher: Any = njit(**DETERMINISTIC)(function)
         if config.DISABLE_JIT:
             return dispatcher
-        dispatcher._cache = CheckedCache(function)
+        dispatcher._cache = CheckedCache(function, variant)
         with register_dispatcher(dispatcher):  # it may call itself
             dispatcher.compile(signature)
         dispatcher.disable_compile()

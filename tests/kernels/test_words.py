@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from guarded import before_guard_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quoreduce_kernels import intrinsics, reference, words
 from quoreduce_kernels.words import WordCounter, format_counts, hash64, merge_counts
-
-PAGE = mmap.PAGESIZE
 
 # Texts rich in what matters: separators, NULs, lengths about 8 and 15 and 16, words that are prefixes of others.
 _bytes = st.sampled_from(
@@ -63,20 +58,6 @@ def check_count(counter: WordCounter, text: bytes, partitions: int = 3) -> None:
     assert counter.count(np.frombuffer(text, np.uint8)) == len(expected)
     assert filled(counter, 1) == [expected]
     assert filled(counter, partitions) == reference.partitions_of(expected, partitions)
-
-
-@contextlib.contextmanager
-def before_guard_page(text: bytes) -> Iterator[np.ndarray]:
-    """The text in the last bytes before a page that nobody may read."""
-    size = -(-max(1, len(text)) // PAGE) * PAGE
-    mapping = mmap.mmap(-1, size + PAGE)
-    array = np.frombuffer(mapping, np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    guard = ctypes.c_void_p(array.ctypes.data + size)
-    assert libc.mprotect(guard, ctypes.c_size_t(PAGE), 0) == 0
-    mapping[size - len(text) : size] = text
-    yield array[size - len(text) : size]
-    assert libc.mprotect(guard, ctypes.c_size_t(PAGE), mmap.PROT_READ | mmap.PROT_WRITE) == 0
 
 
 @given(st.binary(max_size=80))

@@ -23,6 +23,7 @@ from quoreduce.jobs.streaming import stream_job
 from quoreduce.protocol import vectors
 from quoreduce.protocol.selftest import ALL, ANSWERS, DIGEST_BYTES, answer, failures, names_for, schedule
 from quoreduce.protocol.wire import Fault, SelfTest
+from quoreduce_kernels import check_reference as check
 from quoreduce_kernels import gridgen, textgen
 from quoreduce_kernels import reference as slow
 
@@ -156,6 +157,18 @@ def grid() -> bytes:
     return b"".join(made)
 
 
+def sums_bytes(sums: Iterable[check.Triple | None]) -> bytes:
+    return b"".join(struct.pack("<QQQ", *one) for one in sums if one)
+
+
+def word_sums() -> bytes:
+    runs = slow.partitions_of(slow.count_words(TEXT), 4)
+    sums = [check.sum_counts(run, r, 4, vectors.CHECK_KEY) for r, run in enumerate(runs)]
+    sums += [check.sum_text(data, vectors.CHECK_KEY) for data in (TEXT, vectors.many_words().tobytes())]
+    sums.append(check.sum_lines(slow.format_counts(sorted(runs[0])), 0, 4, vectors.CHECK_KEY)[0])  # type: ignore[index]
+    return sums_bytes(sums) + b"0"
+
+
 TWINS: dict[str, Callable[[], bytes]] = {
     "blake3": lambda: b"".join(blake3(bytes(i % 251 for i in range(n))).digest() for n in vectors.BLAKE3_LENGTHS),
     "words": lambda: b"".join(map(run_bytes, slow.partitions_of(slow.count_words(TEXT), 4))),
@@ -183,6 +196,7 @@ TWINS: dict[str, Callable[[], bytes]] = {
     "prefix": prefixes,
     "crc": lambda: b"%d %d" % (slow.crc_sum(RECORDS), zlib.crc32(TEXT)),
     "pairs": pairs,
+    "word sums": word_sums,
     "integers": integers,
     "floats": floats,
 }

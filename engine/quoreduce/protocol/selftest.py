@@ -42,6 +42,7 @@ ANSWERS = {
     "generated": "2ffe27199a359eccd1741e203d5a6bcc",
     "text": "33a2f6de01aa7b254ed1dbbc4f6448e7",
     "grid": "d7359f17fc2341a0f4a5699b20347a49",
+    "word sums": "11dbe904d1b626391d146af850a120cb",
     "integers": "919eaa9e8ac62581cf2a1f1e14b81839",
     "floats": "97a874d081570b73ecba2716fcbd9281",
 }

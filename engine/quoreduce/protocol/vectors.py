@@ -33,6 +33,7 @@ BLAKE3_LENGTHS = (
     300001,
 )  # to 102400: official vectors
 KEY = b"known-answer-key"
+CHECK_KEY = b"known-answer-key".ljust(32, b".")
 PIECE_RECORDS = 64
 SHORT_WORDS, LONG_WORDS = 2200, 1050  # more than a new table has room for
 CHUNK_BYTES = 777
@@ -351,6 +352,22 @@ def _grid() -> bytes:
     return b"".join(made)
 
 
+def _word_sums() -> bytes:
+    """Checks of a word count: of its text, its blocks, its part, and an entry that is refused."""
+    from quoreduce_kernels import check_hash, word_sums, words
+
+    runs = _counted(_counter(), text())
+    sums = [word_sums.sum_counts(*run, r, len(runs), CHECK_KEY) for r, run in enumerate(runs)]
+    part = words.format_counts(*words.merge_counts(runs[:1]))
+    sums += [word_sums.sum_text(text(), CHECK_KEY), word_sums.sum_text(many_words(), CHECK_KEY)]
+    sums.append(word_sums.sum_lines(part, 0, len(runs), CHECK_KEY)[0])
+    try:
+        word_sums.sum_lines(part[::-1].copy(), 0, 1, CHECK_KEY)
+    except check_hash.Refused as refused:
+        return np.array(sums, np.uint64).tobytes() + b"%d" % refused.at
+    return b""
+
+
 def integers() -> NDArray[np.uint64]:
     """numpy's own loops over whole numbers: multiply, shift, add, sort."""
     z = numbers(3, 2000)
@@ -369,6 +386,7 @@ CASES: dict[str, Callable[[], bytes]] = {
     "fingerprints": _fingerprints, "multiset": _multiset, "prefix": _prefix,
     "pairs": _pairs, "columns": _columns, "kept": _kept, "sequence": _sequence,
     "crc": _crc, "generated": _generated, "text": _text, "grid": _grid,
+    "word sums": _word_sums,
     "integers": lambda: integers().tobytes() + hashlib.sha256(text().data).digest(),
     "floats": lambda: floats().tobytes(),
 }  # fmt: skip
