@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quoreduce_kernels.check_form import load_few
 from quoreduce_kernels.check_intrinsics import (
     LEVEL,
     aes1_native,
@@ -53,32 +54,15 @@ from quoreduce_kernels.check_intrinsics import (
     sum_strip,
 )
 from quoreduce_kernels.check_keys import ALL_BYTES, FINAL, PIECES, SHORT, STEP, TABLE, expand
-from quoreduce_kernels.intrinsics import cttz, ld8, ld32, ld64, popcount, st16, st64
+from quoreduce_kernels.intrinsics import cttz, ld64, popcount, st16, st64
 from quoreduce_kernels.options import kernel, part
 
 U64Array = NDArray[np.uint64]
 U = np.uint64
 
-SHORT_BYTES_MAX = 15
 MESSAGE_WORDS = 5  # address and length of the key, address and length of the value, place
 LIKELY_ENDS = 14  # separators in 64 bytes
 BLOCKS = 4  # blocks are encrypted in groups of so many
-
-
-@part
-def load_few(address, length):
-    """(low, high) of up to 16 bytes, filled up with zeros. Reads nothing else."""
-    low, high = U(0), U(0)
-    if length >= U(8):
-        low = ld64(address)
-        if length > U(8):
-            high = ld64(address + length - U(8)) >> (U(8) * (U(16) - length))
-    elif length >= U(4):
-        low = ld32(address) | (ld32(address + length - U(4)) << (U(8) * (length - U(4))))
-    else:
-        for i in range(length):
-            low |= ld8(address + i) << (U(8) * i)
-    return low, high
 
 
 class Pieces(NamedTuple):
@@ -225,6 +209,29 @@ def _add_weighted(blocks, weights, n, total):
         high += weights[i] * ld64(at + U(8))
         count += weights[i]
     total[0], total[1], total[2] = low, high, count
+
+
+@kernel("void(u8, i8, u8[::1])")
+def add_blocks(blocks, n, total):
+    """total u64[3] += (sum of n blocks, n)."""
+    low, high = total[0], total[1]
+    for i in range(n):
+        at = blocks + U(16) * U(i)
+        low += ld64(at)
+        high += ld64(at + U(8))
+    total[0], total[1] = low, high
+    total[2] += U(n)
+
+
+@kernel("void(u8, i8[::1], i8, u8[:, ::1])")
+def add_at(blocks, ids, n, totals):
+    """totals[ids[i]] += (block i, 1)."""
+    for i in range(n):
+        at = blocks + U(16) * U(i)
+        k = ids[i]
+        totals[k, 0] += ld64(at)
+        totals[k, 1] += ld64(at + U(8))
+        totals[k, 2] += U(1)
 
 
 class Refused(Exception):

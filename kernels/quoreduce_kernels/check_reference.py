@@ -13,7 +13,17 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from quoreduce_kernels.reference import MASK64, MASK128, Run, halves, hash64, partition_of, split_words
+from quoreduce_kernels.reference import (
+    MASK64,
+    MASK128,
+    Run,
+    halves,
+    hash64,
+    key_of,
+    partition_ids,
+    partition_of,
+    split_words,
+)
 
 Triple = tuple[int, int, int]
 
@@ -166,3 +176,88 @@ def sum_lines(text: bytes, partition: int, partitions: int, key: bytes) -> tuple
     run = [(match[1], int(match[2])) for match in found if match]
     total = _sum_run(run, partition, partitions, key) if all(a < b for (a, _), (b, _) in pairwise(run)) else None
     return total and (total, len(run))
+
+
+def sum_split(records: Sequence[bytes], splits: Sequence[bytes], key: bytes, placed: bool = False) -> list[Triple]:
+    """Twin of ``record_sums.sum_split``."""
+    ids = partition_ids(records, splits)
+    parts = [[record for record, p in zip(records, ids, strict=True) if p == r] for r in range(len(splits) + 1)]
+    return [sum_records(part, key, 0 if placed else None) for part in parts]
+
+
+def sum_records(records: Sequence[bytes], key: bytes, first: int | None = None) -> Triple:
+    """Twin of ``record_sums.sum_records``."""
+    keys = expand(key)
+    places = [0 if first is None else first + i for i in range(len(records))]
+    return total_of((hash_record(record, place, keys), 1) for record, place in zip(records, places, strict=True))
+
+
+def sum_sorted(records: Sequence[bytes], key: bytes, previous: bytes = b"") -> tuple[Triple, int, int]:
+    """Twin of ``record_sums.sum_sorted``."""
+    keys = ([previous] if previous else []) + [key_of(record) for record in records]
+    neighbours = list(pairwise(keys))
+    return sum_records(records, key), sum(b < a for a, b in neighbours), sum(a == b for a, b in neighbours)
+
+
+def tied_keys(records: Sequence[bytes]) -> list[bytes]:
+    """Twin of ``record_sums.tied_keys``."""
+    return sorted(one for one, times_ in Counter(map(key_of, records)).items() if times_ > 1)
+
+
+def sum_tied(records: Sequence[bytes], tied: Sequence[bytes], key: bytes) -> Triple:
+    """Twin of ``record_sums.sum_tied``."""
+    keys, some = expand(key), [(record, i) for i, record in enumerate(records) if key_of(record) in tied]
+    return total_of((hash_record(record, place, keys), 1) for record, place in some)
+
+
+def sum_witnessed(
+    records: Sequence[bytes], witness: Sequence[tuple[int, int]], map_count: int, key: bytes
+) -> tuple[list[Triple], int] | None:
+    """Twin of ``record_sums.sum_witnessed`` for a sorted part; None if the witness is not of its tied records."""
+    tied = set(tied_keys(records))
+    some = [record for record in records if key_of(record) in tied]
+    if len(some) != len(witness) or any(m >= map_count for m, _ in witness):
+        return None
+    keys, rows = expand(key), list(zip(some, witness, strict=True))
+    sums = [
+        total_of((hash_record(one, place, keys), 1) for one, (m, place) in rows if m == k) for k in range(map_count)
+    ]
+    return sums, sum(key_of(a) == key_of(b) and y <= x for (a, x), (b, y) in pairwise(rows))
+
+
+Pair = tuple[bytes, bytes]
+
+
+def sum_pairs(pairs: Sequence[Pair], key: bytes, first: int | None = None) -> Triple:
+    """Twin of ``pair_sums.sum_pairs``, of pairs of the partition; of ``sum_pairs_text``, of what is in the text."""
+    keys = expand(key)
+    places = [0 if first is None else first + i for i in range(len(pairs))]
+    return total_of((hash_pair(*pair, place, keys), 1) for pair, place in zip(pairs, places, strict=True))
+
+
+def sum_pair_lines(
+    text: bytes,
+    partition: int,
+    partitions: int,
+    key: bytes,
+    witness: tuple[Sequence[tuple[int, int]], int] | None = None,
+) -> tuple[list[Triple], int] | None:
+    """Twin of ``pair_sums.sum_pair_lines``."""
+    lines = text.split(b"\n")
+    if lines.pop() or not all(b"\t" in line for line in lines):
+        return None
+    pairs = [(one, value) for one, _, value in (line.partition(b"\t") for line in lines)]
+    order, map_count = witness or ([(0, i) for i in range(len(pairs))], 1)
+    if len(order) != len(pairs) or any(m >= map_count for m, _ in order):
+        return None
+    ranks = [(one, place) for (one, _), place in zip(pairs, order, strict=True)]
+    foreign = any(partition_of(one, partitions) != partition for one, _ in pairs)
+    if foreign or any(b <= a for a, b in pairwise(ranks)):
+        return None
+    ties = sum(a == b for (a, _), (b, _) in pairwise(pairs))
+    if witness is None:
+        return [sum_pairs(pairs, key)], ties
+    keys, rows = expand(key), list(zip(pairs, order, strict=True))
+    return [
+        total_of((hash_pair(*pair, place, keys), 1) for pair, (m, place) in rows if m == k) for k in range(map_count)
+    ], ties

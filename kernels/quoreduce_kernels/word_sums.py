@@ -24,16 +24,24 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from quoreduce_kernels.check_form import (
+    SHORT_BYTES_MAX,
+    check_partition,
+    load_few,
+    long_hash64,
+    precedes,
+    short_hash64,
+    vector,
+    word_end,
+)
 from quoreduce_kernels.check_hash import (
     BLOCKS,
     MESSAGE_WORDS,
-    SHORT_BYTES_MAX,
     Hasher,
     Refused,
     Sum,
     U64Array,
     address,
-    load_few,
     pieces,
     sum_of,
 )
@@ -44,19 +52,13 @@ from quoreduce_kernels.check_intrinsics import (
     fold_strip,
     list_longs32,
     place_strip,
-    separators64,
     short_word,
 )
 from quoreduce_kernels.check_keys import FINAL, PIECES, SHORT
 from quoreduce_kernels.intrinsics import (
-    SALT_HIGH,
-    SALT_LOW,
-    bswap,
-    cttz,
     ld8,
     ld16,
     ld64,
-    mulfold,
     mulhi,
     popcount,
     st16,
@@ -69,12 +71,10 @@ U8Array = NDArray[np.uint8]
 I64Array = NDArray[np.int64]
 
 COUNT_MAX = 2**32 - 1
-PARTITIONS_MAX = 1 << 16
 TAB, LINE_FEED = 9, 10
 BATCH_BYTES = 4096  # of a text, whose ends of words are listed before these are hashed; below 2^16
 MARGIN_BYTES = 32  # that are readable after the last whole block of a text
 ENTRIES = 4096  # of a block or a part, checked before their words are hashed
-_GOLDEN = 0x9E3779B97F4A7C15
 
 # Scratch of a text's kernel: offsets of its parts, in bytes.
 _LONGS_MAX = BATCH_BYTES // (SHORT_BYTES_MAX + 2) + 2  # words of 16 bytes or more that can end in a batch, and one more
@@ -296,60 +296,10 @@ _sum_blocks, _sum_word = text_kernels(LEVEL)
 
 
 @part
-def _short_hash64(low, high, length):
-    """hash64 of a word of up to 15 bytes from its (low, high), filled up with zeros."""
-    return mulfold(low ^ U(SALT_LOW), (high | (length << U(56))) ^ U(SALT_HIGH))
-
-
-@cold_part
-def _long_hash64(at, length):
-    """hash64 of a word of 16 bytes or more. Reads nothing but the word."""
-    h, end = length * U(_GOLDEN), at + length
-    while end - at > U(16):
-        h = mulfold(h ^ ld64(at), ld64(at + U(8)) ^ U(SALT_HIGH))
-        at += U(16)
-    return mulfold(h ^ ld64(end - U(16)), ld64(end - U(8)) ^ U(SALT_HIGH))
-
-
-@cold_part
-def word_end(at, end):
-    """Address of the first separator in [at, end), or end. Reads nothing beyond."""
-    while end - at >= U(64):
-        mask = separators64(at)
-        if mask:
-            return at + cttz(mask)
-        at += U(64)
-    while at < end:
-        c = ld8(at)
-        if c == U(32) or (c - U(9) < U(5) and c != U(11)):
-            return at
-        at += U(1)
-    return end
-
-
-@cold_part
-def precedes(a, a_bytes, b, b_bytes):
-    """Whether a comes before b in the order of memcmp, a prefix first. Reads nothing but the two."""
-    common = min(a_bytes, b_bytes)
-    k = U(0)
-    while common - k >= U(8):
-        x, y = ld64(a + k), ld64(b + k)
-        if x != y:
-            return bswap(x) < bswap(y)
-        k += U(8)
-    while k < common:
-        x, y = ld8(a + k), ld8(b + k)
-        if x != y:
-            return x < y
-        k += U(1)
-    return a_bytes < b_bytes
-
-
-@part
 def _take_word(at, length, readable, block):
     """(hash64, whether a separator is in it) of a word; stores its block if it is short."""
     if length > U(SHORT_BYTES_MAX):
-        return _long_hash64(at, length), word_end(at, at + length) != at + length
+        return long_hash64(at, length), word_end(at, at + length) != at + length
     source = at
     if at + U(16) > readable:
         low, high = load_few(at, length)
@@ -357,7 +307,7 @@ def _take_word(at, length, readable, block):
         st64(block, low)
         st64(block + U(8), high)
     low, high, bad = short_word(source, length, block)
-    return _short_hash64(low, high, length), bad != U(0)
+    return short_hash64(low, high, length), bad != U(0)
 
 
 @part
@@ -481,19 +431,6 @@ class _Entries:
         return sum_of(self._total)
 
 
-def _vector(name: str, array: NDArray[Any], dtype: type, size: int | None = None) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1 or not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be a contiguous vector of {np.dtype(dtype).name}")
-    if size is not None and array.size != size:
-        raise ValueError(f"{name} must have {size} elements, not {array.size}")
-
-
-def check_partition(partition: int, partitions: int) -> None:
-    """ValueError unless there is such a partition."""
-    if not 0 <= partition < partitions <= PARTITIONS_MAX:
-        raise ValueError(f"there is no partition {partition} of {partitions}; there are at most {PARTITIONS_MAX}")
-
-
 def sum_text(data: U8Array, key: bytes, *, level: str = LEVEL) -> Sum:
     """Add up the words of a text; ``items`` is how many there are.
 
@@ -505,7 +442,7 @@ def sum_text(data: U8Array, key: bytes, *, level: str = LEVEL) -> Sum:
     Raises:
         ValueError: data is no contiguous vector of uint8, or the key has another length.
     """
-    _vector("data", data, np.uint8)
+    vector("data", data, np.uint8)
     blocks, word = (_sum_blocks, _sum_word) if level == LEVEL else text_kernels(level)
     hasher = Hasher(key, level)
     begin, size = address(data), data.size
@@ -554,9 +491,9 @@ def sum_counts(
         Refused: an entry is out of form or order, of another partition, or its count is not in 1 to 2^32 - 1.
         ValueError: wrong dtypes or sizes, no such partition, or a key of another length.
     """
-    _vector("data", data, np.uint8)
-    _vector("counts", counts, np.uint64)
-    _vector("offsets", offsets, np.int64, counts.size + 1)
+    vector("data", data, np.uint8)
+    vector("counts", counts, np.uint64)
+    vector("offsets", offsets, np.int64, counts.size + 1)
     check_partition(partition, partitions)
     if offsets[0] != 0 or offsets[-1] != data.size:
         raise Refused(0, WHY[_EMPTY])
@@ -584,7 +521,7 @@ def sum_lines(text: U8Array, partition: int, partitions: int, key: bytes, *, lev
         Refused: a line is out of form or order, of another partition, or its count is not in 1 to 2^32 - 1.
         ValueError: text is no contiguous vector of uint8, no such partition, or a key of another length.
     """
-    _vector("text", text, np.uint8)
+    vector("text", text, np.uint8)
     check_partition(partition, partitions)
     end = address(text) + text.size
     entries = _Entries(address(text), key, level)

@@ -169,6 +169,30 @@ def word_sums() -> bytes:
     return sums_bytes(sums) + b"0"
 
 
+def record_sums() -> bytes:
+    key = vectors.CHECK_KEY
+    order = slow.sort_runs([RECORDS])
+    part, tied = [RECORDS[i] for i in order], check.tied_keys(RECORDS)
+    witness = [(i % 3, i) for i in order if RECORDS[i][:10] in tied]
+    sums = [one for placed in (False, True) for one in check.sum_split(RECORDS, SPLITS, key, placed)]
+    sums += [check.sum_records(RECORDS, key, first) for first in (None, 5)]
+    sums += [check.sum_sorted(rows, key)[0] for rows in (part, RECORDS)]
+    sums.append(check.sum_tied(RECORDS, tied, key))
+    witnessed = check.sum_witnessed(part, witness, 3, key)
+    assert witnessed is not None
+    more = check.sum_sorted(RECORDS, key)[1:]
+    return sums_bytes(sums + witnessed[0]) + b"%d %d %d %d" % (len(tied), witnessed[1], *more)
+
+
+def pair_sums() -> bytes:
+    key, rows = vectors.CHECK_KEY, slow.split_pairs(TEXT)
+    order, _ = slow.sort_pairs(rows)
+    part = slow.format_pairs(rows[i] for i in order)
+    sums = [check.sum_pairs(rows, key, first) for first in (None, 0, 3)]
+    found = [check.sum_pair_lines(part, 0, 1, key, one) for one in (None, ([(0, i) for i in order], 1))]
+    return sums_bytes(sums + [one[0][0] for one in found if one]) + b"%d" % found[0][1]  # type: ignore[index]
+
+
 TWINS: dict[str, Callable[[], bytes]] = {
     "blake3": lambda: b"".join(blake3(bytes(i % 251 for i in range(n))).digest() for n in vectors.BLAKE3_LENGTHS),
     "words": lambda: b"".join(map(run_bytes, slow.partitions_of(slow.count_words(TEXT), 4))),
@@ -197,6 +221,8 @@ TWINS: dict[str, Callable[[], bytes]] = {
     "crc": lambda: b"%d %d" % (slow.crc_sum(RECORDS), zlib.crc32(TEXT)),
     "pairs": pairs,
     "word sums": word_sums,
+    "record sums": record_sums,
+    "pair sums": pair_sums,
     "integers": integers,
     "floats": floats,
 }

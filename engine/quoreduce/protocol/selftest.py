@@ -43,6 +43,8 @@ ANSWERS = {
     "text": "33a2f6de01aa7b254ed1dbbc4f6448e7",
     "grid": "d7359f17fc2341a0f4a5699b20347a49",
     "word sums": "11dbe904d1b626391d146af850a120cb",
+    "record sums": "2c0d18b19d05edabe19cf3efa44487ad",
+    "pair sums": "f90a048f2ded8c2eaa20fceb28ea0f2f",
     "integers": "919eaa9e8ac62581cf2a1f1e14b81839",
     "floats": "97a874d081570b73ecba2716fcbd9281",
 }

@@ -368,6 +368,41 @@ def _word_sums() -> bytes:
     return b""
 
 
+def _record_sums() -> bytes:
+    """Checks of a sort: of its split, blocks, part, and of the witness of its ties."""
+    from quoreduce_kernels import record_sums
+
+    part = _sorted([records()])
+    order = np.array([row.tobytes() for row in records()[:, :10]]).argsort(kind="stable").astype(np.uint32)
+    tied = record_sums.tied_keys(part)
+    chosen = order[[row[:10].tobytes() in set(map(bytes, tied)) for row in part]]
+    sums = [
+        one for placed in (False, True) for one in record_sums.sum_split(records(), splits(), CHECK_KEY, placed=placed)
+    ]
+    sums += [record_sums.sum_records(records(), CHECK_KEY, first=first) for first in (None, 5)]
+    sums += [record_sums.sum_sorted(rows, CHECK_KEY)[0] for rows in (part, records())]
+    sums.append(record_sums.sum_tied(records(), tied, CHECK_KEY))
+    witnessed, defects = record_sums.sum_witnessed(part, chosen % 3, chosen, 3, CHECK_KEY)
+    more = record_sums.sum_sorted(records(), CHECK_KEY)[1:]
+    return np.array(sums + witnessed, np.uint64).tobytes() + b"%d %d %d %d" % (len(tied), defects, *more)
+
+
+def _pair_sums() -> bytes:
+    """Checks of a sort of pairs: of a text, a block, and a part without and with a witness."""
+    from quoreduce_kernels import pair_sums, pairs
+
+    table = pairs.lines(text())
+    order, _ = pairs.sort(table)
+    part = np.concatenate([chunk for chunk, _ in pairs.text_chunks(table, order, np.empty(text().size, np.uint8))])
+    block = [column([pair[c] for pair in table.pairs()]) for c in (0, 1)]
+    sums = [pair_sums.sum_pairs_text(text(), CHECK_KEY, placed=placed) for placed in (False, True)]
+    sums.append(pair_sums.sum_pairs(*block[0], *block[1], 0, 1, CHECK_KEY, first=3))
+    witness = np.zeros(order.size, np.uint32), order.astype(np.uint32), 1
+    found = [pair_sums.sum_pair_lines(part, 0, 1, CHECK_KEY, witness=one) for one in (None, witness)]
+    sums += [one.sums[0] for one in found]
+    return np.array(sums, np.uint64).tobytes() + b"%d" % found[0].ties
+
+
 def integers() -> NDArray[np.uint64]:
     """numpy's own loops over whole numbers: multiply, shift, add, sort."""
     z = numbers(3, 2000)
@@ -386,7 +421,7 @@ CASES: dict[str, Callable[[], bytes]] = {
     "fingerprints": _fingerprints, "multiset": _multiset, "prefix": _prefix,
     "pairs": _pairs, "columns": _columns, "kept": _kept, "sequence": _sequence,
     "crc": _crc, "generated": _generated, "text": _text, "grid": _grid,
-    "word sums": _word_sums,
+    "word sums": _word_sums, "record sums": _record_sums, "pair sums": _pair_sums,
     "integers": lambda: integers().tobytes() + hashlib.sha256(text().data).digest(),
     "floats": lambda: floats().tobytes(),
 }  # fmt: skip
