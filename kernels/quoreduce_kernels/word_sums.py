@@ -10,11 +10,11 @@ a second key.
 
 Beside the sums stands the form: no word is empty or holds a separator, counts are 1 to 2^32 - 1, words are in order
 (hence none occurs twice) and belong to the partition. If the form holds and both sides add up to the same, the output
-is the only right one, except with a probability of at most 2^(2v - 128) for words of up to 15 bytes, v being log2 of
-the largest count, and at most k * 2^-64 for k wrong words of 16 bytes and more. The first: the difference of the two
-sums is sum of d_i * h(w_i) over distinct words with 0 < |d_i| < 2^32; d_i = 2^t * odd with t < 32 leaves h(w_i)
-uniform in 2^(64 - t) values for each half. The second: two long words collide in NH with probability 2^-64 for each
-pair.
+is the only right one, except with a small probability over the key, AES-128 (or SipHash) taken for random. Words of up
+to 15 bytes: at most 2^(2v - 128), v being log2 of the largest count. For the difference of the two sums is the sum of
+d_i * h(w_i) over distinct words with 0 < |d_i| < 2^32, and d_i = 2^t * odd with t < 32 leaves d_i * h(w_i) uniform in
+2^(64 - t) values for each half. Words of 16 to 128 bytes, one strip: two of them collide in NH with a probability of
+2^-64. For longer words, whose strips are chained, no bound is proved here.
 
 These kernels share no code that finds words with those that count them (``words``): they find each other's mistakes.
 """
